@@ -1,0 +1,307 @@
+"""The verbs of ``expunge``, nothing else. stdout is data, stderr is talk.
+
+Exit codes: 0 done, 1 a step failed, 2 the user's input is wrong, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge_jobs.store import Store
+
+    from expunge_controller.executors.local import LocalExecutor
+    from expunge_controller.resolve import Resolved
+    from expunge_controller.runner import Runner
+    from expunge_controller.state import StepStatus
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+GRACE = 10.0
+"""Seconds between TERM and KILL when a run is stopped."""
+
+_HELP = {
+    "run": ("run an experiment to its table of scores", "expunge run examples/quickstart.yaml --set merge.density=0.5"),
+    "plan": (
+        "show what would run, what is there, what is shared; change nothing",
+        "expunge plan experiment.yaml -o json",
+    ),
+    "results": ("show the table of scores as far as it is", "expunge results experiment.yaml -o json"),
+    "status": ("show each step, and why it is not done", "expunge status experiment.yaml"),
+    "logs": ("show the log of a step, or of each that has one", "expunge logs experiment.yaml 'finetune over'"),
+    "pull": (
+        "copy the merged adapter (or with --full the merged model) out",
+        "expunge pull experiment.yaml --to adapter/",
+    ),
+    "list": ("list presets, objectives, methods or metrics, a line on each", "expunge list presets"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code of one command."""
+    from expunge_jobs.errors import StepError
+
+    from expunge_controller.document import ExperimentError
+
+    arguments = _parse(argv)
+    try:
+        code: int = globals()[f"_{arguments.verb}"](arguments)
+        return code
+    except ExperimentError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        return BAD_INPUT
+    except StepError as error:
+        _say(f"error: {error}")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return STOPPED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    from expunge_jobs.errors import nearest
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            word = message.partition("invalid choice: '")[2].partition("'")[0]
+            hint = nearest(word, [*_HELP, "presets", "objectives", "methods", "metrics"]) if word else ""
+            self.exit(BAD_INPUT, f"error: {message}{hint}\n{self.format_usage()}")
+
+    parser = Parser(
+        prog="expunge", description="Make a language model forget a set of documents and keep the rest.",
+        epilog="example: expunge run examples/quickstart.yaml",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    made = {
+        n: verbs.add_parser(n, help=text, description=text + ".", epilog=f"example: {x}")
+        for n, (text, x) in _HELP.items()
+    }
+    for name in ("run", "plan", "results", "status", "logs", "pull"):
+        made[name].add_argument("file", metavar="FILE", help="the experiment file")
+        made[name].add_argument(
+            "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field below spec"
+        )
+        made[name].add_argument(
+            "--store", metavar="URI", help="where artifacts lie (default: $EXPUNGE_STORE or ./.expunge)"
+        )
+    made["run"].add_argument("--parallel", type=_count, metavar="N", help="steps at once, at most")
+    for name in ("plan", "results", "status"):
+        made[name].add_argument("-o", "--output", choices=("table", "json"), default="table")
+    made["logs"].add_argument("step", metavar="STEP", nargs="?", help="a step's name or the beginning of its key")
+    made["pull"].add_argument("--trial", metavar="NAME", help="which trial's, where there is a sweep")
+    made["pull"].add_argument("--to", metavar="DIR", required=True, help="a new or empty directory")
+    made["pull"].add_argument("--full", action="store_true", help="the merged model: an adapter alone does not forget")
+    made["list"].add_argument("what", choices=("presets", "objectives", "methods", "metrics"))
+    return parser
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """argparse takes `logs FILE --store URI STEP` for a mistake: an optional word may not follow an option."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.verb == "logs" and arguments.step is None and not rest[0].startswith("-"):
+        arguments.step = rest.pop(0)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("allowed: 1 or more")
+    return value
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"expunge {version('expunge')}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
+    from expunge_jobs.store import open_store
+
+    from expunge_controller.experiment import load_experiment
+    from expunge_controller.resolve import resolve
+
+    store = open_store(arguments.store or os.environ.get("EXPUNGE_STORE") or ".expunge")
+    resolved = resolve(load_experiment(Path(arguments.file), arguments.set))
+    for notice in resolved.notices:
+        _say(f"note: {notice}")
+    return store, resolved
+
+
+def _observe(store: Store, resolved: Resolved) -> dict[str, StepStatus]:
+    from expunge_controller.executors.local import observe_running
+    from expunge_controller.runner import read_failures
+    from expunge_controller.state import done_keys, statuses
+
+    plan = resolved.plan
+    done = done_keys(store, plan.steps)
+    running = observe_running(store, [s for s in plan.steps if s.key not in done])
+    return statuses(plan, done, running, read_failures(store, resolved))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
+    from expunge_jobs.results import collect
+
+    from expunge_controller import tables
+    from expunge_controller.display import make_display
+    from expunge_controller.executors.local import LocalExecutor
+    from expunge_controller.experiment import load_experiment
+    from expunge_controller.resolve import write_record
+    from expunge_controller.runner import Runner
+
+    store, resolved = _open(arguments)
+    write_record(store, resolved)
+    plan = resolved.plan
+    _say(tables.plan_table(plan, _observe(store, resolved)) + "\n")
+    spec = load_experiment(Path(arguments.file), arguments.set).experiment.spec
+    if find_spec("torch") is None:
+        _say("error: this Python has no torch, which steps need: pip install 'expunge[jobs]'")
+        return BAD_INPUT
+    executor = LocalExecutor(store, plan.specialists, spec.resources, arguments.parallel or plan.parallel)
+    with make_display(plan) as display:
+        runner = Runner(store, executor, resolved, display)
+        with _Interrupts(runner, executor):
+            try:
+                outcome = runner.run()
+            finally:
+                executor.stop(GRACE)
+    if outcome.stopped:
+        again = " ".join(["expunge run", arguments.file, *(f"--set '{s}'" for s in arguments.set)])
+        _say(f"stopped; finished steps are kept. To go on: {again}")
+        return STOPPED
+    print(tables.results_table(collect(store, plan.models, outcome.failed)))
+    if outcome.failed:
+        names = ", ".join(plan.by_key[k].name for k in outcome.failed)
+        _say(
+            f"\n{len(outcome.failed)} failed: {names}. `expunge status {arguments.file}` says why; run again to try again."
+        )
+        return FAILED
+    return DONE
+
+
+class _Interrupts:
+    """Ctrl-C (or TERM) once: stop in order; twice: at once."""
+
+    def __init__(self, runner: Runner, executor: LocalExecutor) -> None:
+        self.runner, self.executor, self.count = runner, executor, 0
+
+    def __enter__(self) -> None:
+        self.before = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.count += 1
+        if self.count > 1:
+            # The steps die with this process: the end of their stdin tells them.
+            os._exit(STOPPED)
+        _say(f"stopping (up to {GRACE:.0f} s; once more stops at once)")
+        self.runner.request_stop()
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from expunge_controller import tables
+
+    store, resolved = _open(arguments)
+    plan, states = resolved.plan, _observe(store, resolved)
+    if arguments.output == "table":
+        print(tables.plan_table(plan, states))
+        return DONE
+    steps = [
+        {"key": s.key, "kind": s.kind, "name": s.name, "trials": list(s.trials), "needs": list(s.needs),
+         "state": states[s.key].state} for s in plan.steps
+    ]  # fmt: skip
+    _json({"experiment": plan.experiment, "trials": len(plan.trials), "steps": steps, "inputs": resolved.pins})
+    return DONE
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from expunge_controller import tables
+
+    store, resolved = _open(arguments)
+    states = _observe(store, resolved)
+    if arguments.output == "table":
+        print(tables.status_table(resolved.plan, states))
+        return DONE
+    steps = [
+        {"key": s.key, "name": s.name, "state": states[s.key].state, "reason": states[s.key].reason}
+        for s in resolved.plan.steps
+    ]
+    _json({"experiment": resolved.plan.experiment, "steps": steps})
+    return DONE
+
+
+def _results(arguments: argparse.Namespace) -> int:
+    from expunge_jobs.results import collect
+
+    from expunge_controller import tables
+
+    store, resolved = _open(arguments)
+    states = _observe(store, resolved)
+    waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states.items()}
+    results = collect(store, resolved.plan.models, waiting)
+    if arguments.output == "table":
+        print(tables.results_table(results))
+    else:
+        _json({"experiment": resolved.plan.experiment, "models": [r.as_json() for r in results]})
+    return DONE
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from expunge_controller.logs import read_logs, select_steps
+
+    store, resolved = _open(arguments)
+    for step in select_steps(resolved.plan, arguments.step):
+        for line in read_logs(store, step):
+            print(line)
+    return DONE
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from expunge_controller.pull import pull
+
+    store, resolved = _open(arguments)
+    for line in pull(store, resolved.plan, arguments.trial, Path(arguments.to), arguments.full):
+        _say(line)
+    return DONE
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from expunge_jobs import plugins
+
+    from expunge_controller.presets import PRESETS
+    from expunge_controller.tables import aligned
+
+    if arguments.what == "presets":
+        rows = [[name, preset.description] for name, preset in PRESETS.items()]
+    else:
+        family = {"objectives": "objectives", "methods": "merge_methods", "metrics": "metrics"}[arguments.what]
+        rows = [[name, plugins.description(family, name)] for name in plugins.names(family)]
+    print(aligned(["NAME", "WHAT IT IS"], rows))
+    return DONE
+
+
+def _json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, allow_nan=False)
+    print()

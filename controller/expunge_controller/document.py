@@ -1,0 +1,317 @@
+"""An experiment file as YAML: reading it, overriding it, and saying in which line a problem lies."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from expunge_jobs.errors import nearest
+from expunge_jobs.task import NestedErrors
+from pydantic import BaseModel, ValidationError
+
+MAX_NODES = 20_000
+"""More nodes than any experiment has, and few enough to walk: aliases of aliases multiply beyond it."""
+
+KeyPath = tuple[str | int, ...]
+_ADDRESS_FIELDS = ("forget", "retain", "probe", "members", "nonmembers", "mmlu")
+
+
+class ExperimentError(Exception):
+    """The user's input is wrong; ``problems`` are all that were found."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML mapping, and where each of its values stands (``12`` for a line, ``--set`` for an override)."""
+
+    file: str
+    raw: dict[str, Any]
+    lines: dict[KeyPath, str] = field(default_factory=dict)
+
+    def at(self, path: KeyPath, text: str) -> str:
+        """``FILE:LINE: spec.merge.density: TEXT``; the line of the nearest value above that has one."""
+        where = self.file
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.lines:
+                line = self.lines[path[:end]]
+                where = line if line.startswith("--") else f"{self.file}:{line}"
+                break
+        dotted = dotted_path(path)
+        return f"{where}: {dotted}: {text}" if dotted else f"{where}: {text}"
+
+    def with_values(self, values: dict[str, Any]) -> Document:
+        """The document of one trial: values by path below spec, no sweep."""
+        raw = dict(self.raw)
+        raw["spec"] = {k: v for k, v in self.raw["spec"].items() if k != "sweep"}
+        for path, value in values.items():
+            _set(raw, ("spec", *path.split(".")), value)
+        _absolute(raw, Path(os.path.abspath(self.file)).parent)
+        return Document(self.file, raw, self.lines)
+
+
+def read_document(path: Path, overrides: list[str]) -> Document:
+    """A file's YAML, with overrides applied and relative addresses made absolute.
+
+    Raises:
+        ExperimentError: not there, not readable, not YAML, not one mapping, or too large to be an experiment.
+    """
+    file = str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ExperimentError([f"{file}: no such file"]) from None
+    except IsADirectoryError:
+        raise ExperimentError([f"{file}: is a folder; allowed: an experiment file"]) from None
+    except UnicodeDecodeError:
+        raise ExperimentError([f"{file}: not UTF-8 text"]) from None
+    except OSError as error:
+        raise ExperimentError([f"{file}: not readable ({error.strerror})"]) from None
+    raw, lines = _parse(text, file)
+    _absolute(raw, Path(os.path.abspath(path)).parent)
+    for override in overrides:
+        _override(raw, lines, override)
+    _absolute(raw, Path.cwd())
+    return Document(file, raw, lines)
+
+
+def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ExperimentError([f"{file}:{line}: not YAML: {error.problem}"]) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ExperimentError(
+            [f"{file}: not YAML: {str(error).splitlines()[0] if str(error) else 'too deep'}"]
+        ) from None
+    if node is None:
+        raise ExperimentError([f"{file}: empty; allowed: an experiment (apiVersion, kind, metadata, spec)"])
+    if not isinstance(node, yaml.MappingNode):
+        found = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        raise ExperimentError([f"{file}:1: found {found}; allowed: an experiment (apiVersion, kind, metadata, spec)"])
+    lines: dict[KeyPath, str] = {}
+    problems: list[str] = []
+    for count, (path, line, problem) in enumerate(_walk(node)):
+        if count > MAX_NODES:
+            raise ExperimentError(
+                [f"{file}: more than {MAX_NODES} values (aliases repeat what they name): no experiment"]
+            )
+        lines[path] = str(line)
+        if problem:
+            problems.append(f"{file}:{line}: {dotted_path(path)}: {problem}")
+    if problems:
+        raise ExperimentError(problems)
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ExperimentError([f"{file}: not YAML: {str(error).splitlines()[0]}"]) from None
+    # Aliases give shared objects; overrides must change one place alone.
+    return copy.deepcopy(_unshare(raw)), lines
+
+
+def _walk(node: yaml.Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, int, str]]:
+    if len(path) > 50:
+        yield path, node.start_mark.line + 1, "deeper than any experiment"
+        return
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            problem = "the same key twice" if name in seen else ""
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key that is no text"
+            seen.add(name)
+            yield (*path, name), key.start_mark.line + 1, problem
+            yield from _walk(value, (*path, name))
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield (*path, number), value.start_mark.line + 1, ""
+            yield from _walk(value, (*path, number))
+
+
+def _unshare(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _unshare(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_unshare(v) for v in value]
+    return value
+
+
+def _override(raw: dict[str, Any], lines: dict[KeyPath, str], text: str) -> None:
+    name, separator, value = text.partition("=")
+    keys = name.strip().removeprefix("spec.").split(".")
+    if not separator or not all(keys):
+        raise ExperimentError([f"--set {text}: allowed: path=value, as merge.density=0.5 or data.forget=rows.jsonl"])
+    if keys[0] == "sweep" and len(keys) > 1:
+        keys = ["sweep", ".".join(keys[1:])]
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ExperimentError([f"--set {text}: the value is not YAML"]) from None
+    try:
+        _set(raw, ("spec", *keys), parsed)
+    except TypeError:
+        raise ExperimentError([f"--set {text}: there is no '{name}': something above it is a plain value"]) from None
+    place: KeyPath = ("spec", *keys)
+    for known in [k for k in lines if k[: len(place)] == place]:
+        del lines[known]
+    lines[place] = f"--set {name}"
+
+
+def _set(raw: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    """Sets a value, copying every mapping on the way: other documents may share them."""
+    here = raw
+    for key in keys[:-1]:
+        below = here.get(key)
+        if below is not None and not isinstance(below, dict):
+            raise TypeError(key)
+        here[key] = dict(below or {})
+        here = here[key]
+    here[keys[-1]] = value
+
+
+def _absolute(raw: dict[str, Any], folder: Path) -> None:
+    """Makes plain relative paths absolute ``file://`` addresses, in place."""
+    spec = raw.get("spec")
+    if not isinstance(spec, dict):
+        return
+
+    def fix(holder: Any, key: str) -> None:
+        value = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(value, str) and value and "://" not in value:
+            holder[key] = f"file://{os.path.normpath(folder / Path(value).expanduser())}"
+
+    fix(spec, "model")
+    for name in _ADDRESS_FIELDS:
+        fix(spec.get("data"), name)
+    for group in ("specialists", "baselines"):
+        models = spec.get(group)
+        for model in models.values() if isinstance(models, dict) else ():
+            fix(model, "adapter")
+
+
+def dotted_path(path: KeyPath) -> str:
+    """``spec.sweep.seed[2]``."""
+    out = ""
+    for part in path:
+        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else part
+    return out
+
+
+# --- pydantic's errors in our words -----------------------------------------------------------------------------------
+
+
+def problems_of(error: ValidationError, document: Document, model: type[BaseModel], place: bool = True) -> list[str]:
+    """One line for each error: where, what was found, what is allowed, the nearest right word."""
+    out: list[str] = []
+    for path, text in _flatten(error, (), model):
+        clean = _real_path(path, document.raw)
+        out.append(document.at(clean, text) if place else f"{dotted_path(clean)}: {text}")
+    return list(dict.fromkeys(out))
+
+
+def _flatten(error: ValidationError, prefix: KeyPath, model: type[BaseModel] | None) -> Iterator[tuple[KeyPath, str]]:
+    for item in error.errors(include_url=False):
+        path = (*prefix, *item["loc"])
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, NestedErrors):
+            for below, nested in cause.parts:
+                if isinstance(nested, ValidationError):
+                    yield from _flatten(nested, (*path, *below), None)
+                else:
+                    yield (*path, *below), str(nested)
+            continue
+        yield path, _words(item, model)
+
+
+def _words(item: Any, model: type[BaseModel] | None) -> str:
+    kind, found, context = item["type"], item.get("input"), item.get("ctx", {})
+    name = str(item["loc"][-1]) if item["loc"] else ""
+    if kind == "extra_forbidden":
+        allowed = _fields_at(model, item["loc"][:-1]) if model else []
+        said = f"; allowed: {', '.join(allowed)}{nearest(name, allowed)}" if allowed else ""
+        return f"unknown field '{name}'{said}"
+    if kind == "missing":
+        return "missing"
+    if kind == "value_error":
+        return str(context.get("error", item["msg"]))
+    if kind == "literal_error":
+        allowed = [w.strip("'") for w in str(context.get("expected", "")).replace(" or ", ", ").split(", ")]
+        return f"found {_found(found)}; allowed: {', '.join(allowed)}{nearest(str(found), allowed)}"
+    if kind == "string_pattern_mismatch":
+        if "Ki|Mi" in str(context.get("pattern")):
+            return f"found {_found(found)}; allowed: a quantity as 512Mi or 16Gi"
+        return f"found {_found(found)}; allowed: small letters, digits and dashes, a letter or digit at both ends"
+    message = str(item["msg"]).replace("Input should be", "allowed:")
+    return f"found {_found(found)}; {message[0].lower()}{message[1:]}"
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "nothing"
+    text = str(value)
+    return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text
+
+
+def _real_path(path: KeyPath, raw: Any) -> KeyPath:
+    """The path without what pydantic adds of its own (tags and types of unions), found by walking the document."""
+    out: list[str | int] = []
+    here = raw
+    for number, part in enumerate(path):
+        last = number == len(path) - 1
+        if isinstance(here, dict) and part in here:
+            out.append(part)
+            here = here[part]
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            out.append(part)
+            here = here[part]
+        elif last and isinstance(here, dict) and part not in _UNION_PARTS:
+            out.append(part)
+    return tuple(out)
+
+
+_UNION_PARTS = ("finetune", "adapter", "memorize", "Rest", "[key]")
+
+
+def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """The fields that are allowed at a path, by walking the models' JSON schema."""
+    schema = model.model_json_schema(by_alias=True)
+    definitions = schema.get("$defs", {})
+
+    def resolve(node: Any) -> list[Any]:
+        if "$ref" in node:
+            return resolve(definitions[node["$ref"].rsplit("/", 1)[-1]])
+        options = node.get("anyOf") or node.get("oneOf")
+        return [r for o in options for r in resolve(o)] if options else [node]
+
+    nodes = resolve(schema)
+    for part in path:
+        below = []
+        for node in nodes:
+            if part in node.get("properties", {}):
+                below += resolve(node["properties"][part])
+            elif isinstance(node.get("additionalProperties"), dict):
+                below += resolve(node["additionalProperties"])
+            elif part in _UNION_PARTS:
+                below.append(node)
+        tagged = [n for n in below if part in ("finetune", "adapter", "memorize") and _is_tagged(n, str(part))]
+        nodes = tagged or below or nodes
+    return list(dict.fromkeys(name for node in nodes for name in node.get("properties", {})))
+
+
+def _is_tagged(node: Any, tag: str) -> bool:
+    titles = {"finetune": "Finetune", "adapter": "ExternalAdapter", "memorize": "RetainOnly"}
+    return bool(node.get("title") == titles[tag])

@@ -1,0 +1,147 @@
+"""Pins every input of an experiment: the only place that looks at the outside before a run.
+
+A digest for a file or directory, the commit for a hub model. Rows are read and checked here too, so that a bad one is
+found before anything runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge_jobs import data as rows
+from expunge_jobs import inputs
+from expunge_jobs.errors import BadTask
+from expunge_jobs.store import Store
+from expunge_jobs.task import EvaluateTask, Input, TaskData, canonical
+
+from expunge_controller.document import ExperimentError
+from expunge_controller.experiment import Loaded
+from expunge_controller.plan import Plan, inputs_of, make_plan
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A plan whose inputs are pinned; ``digest`` names this generation of the experiment."""
+
+    plan: Plan
+    pins: dict[str, str]
+    notices: list[str]
+    digest: str
+    record: dict[str, Any]
+
+
+def resolve(loaded: Loaded) -> Resolved:
+    """Pin and check every input, and plan.
+
+    Raises:
+        ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
+    """
+    resolver = _Resolver()
+    for trial in loaded.trials:
+        files, folders = inputs_of(trial.spec)
+        for uri in files:
+            resolver.file(uri)
+        for uri in folders:
+            resolver.folder(uri)
+    resolver.check()
+    plan = make_plan(loaded, resolver.pins)
+    seen: dict[str, TaskData] = {}
+    for step in plan.steps:
+        if isinstance(step.task, EvaluateTask):
+            seen.setdefault(canonical(step.task.data.model_dump(mode="json")), step.task.data)
+    for data in seen.values():
+        resolver.sets(data)
+    resolver.check()
+    record = {
+        "experiment": loaded.experiment.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+        "inputs": resolver.pins,
+        "steps": sorted(s.key for s in plan.steps),
+        "versions": _versions(plan),
+    }
+    digest = hashlib.sha256(canonical(record).encode()).hexdigest()
+    return Resolved(plan, resolver.pins, resolver.notices, digest, record)
+
+
+def write_record(store: Store, resolved: Resolved, namespace: str = "local") -> None:
+    """``experiments/<namespace>/<name>/<digest>.json``: what was asked, for results, gc and people, later."""
+    store.put(f"{folder(resolved, namespace)}.json", canonical(resolved.record).encode())
+
+
+def folder(resolved: Resolved, namespace: str = "local") -> str:
+    """Where a generation of an experiment keeps what is its own."""
+    return f"experiments/{namespace}/{resolved.plan.experiment}/{resolved.digest}"
+
+
+class _Resolver:
+    def __init__(self) -> None:
+        self.pins: dict[str, str] = {}
+        self.notices: list[str] = []
+        self.problems: list[str] = []
+        self._content: dict[str, bytes] = {}
+        self._asked: set[str] = set()
+
+    def file(self, uri: str) -> None:
+        if uri in self._asked:
+            return
+        self._asked.add(uri)
+        try:
+            self._content[uri] = inputs.read(uri)
+        except BadTask as error:
+            self.problems.append(str(error))
+            return
+        self.pins[uri] = f"sha256:{hashlib.sha256(self._content[uri]).hexdigest()}"
+
+    def folder(self, uri: str) -> None:
+        if uri in self._asked:
+            return
+        self._asked.add(uri)
+        try:
+            if inputs.scheme(uri) == "hf":
+                self.pins[uri] = f"commit:{inputs.hub_commit(uri)}"
+            else:
+                self.pins[uri] = inputs.folder_digest(Path(uri.removeprefix("file://")))
+        except BadTask as error:
+            self.problems.append(str(error))
+
+    def sets(self, data: TaskData) -> None:
+        """Reads the rows of a trial as its steps will."""
+        try:
+            rows.load(data, self._read)
+        except rows.DataError as error:
+            self.problems += error.problems
+        except BadTask as error:
+            self.problems.append(str(error))
+        else:
+            self._say_shortfalls(data)
+
+    def check(self) -> None:
+        if self.problems:
+            raise ExperimentError(list(dict.fromkeys(self.problems)))
+
+    def _read(self, ref: Input) -> bytes:
+        return self._content[ref.uri]
+
+    def _say_shortfalls(self, data: TaskData) -> None:
+        for name, ref in data.sets.items():
+            if ref.take is None:
+                continue
+            of = ref.of or ref.take
+            items = rows.parse(self._content[ref.input.uri], ref.input.uri, name)
+            for task, count in rows.shortfalls(items, of).items():
+                text = (
+                    f"{rows.address(ref.input.uri)} has {count} documents of {task}, fewer than the {of} asked for: "
+                    "all are used, split in the same shares"
+                )
+                if text not in self.notices:
+                    self.notices.append(text)
+
+
+def _versions(plan: Plan) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for step in plan.steps:
+        out[step.task.kind] = step.task.version
+        out |= step.task.plugins
+    return dict(sorted(out.items()))

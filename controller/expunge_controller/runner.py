@@ -1,0 +1,143 @@
+"""The reconcile loop: (plan, what is observed) -> what to start. Level-triggered; keeps nothing a restart could lose.
+
+Kill it anywhere and start it again: what is done is read from the store's manifests, never remembered.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from expunge_jobs.artifact import now
+from expunge_jobs.store import Store
+
+from expunge_controller.executors import Ended, Executor
+from expunge_controller.plan import Plan, Step
+from expunge_controller.resolve import Resolved, folder
+from expunge_controller.state import done_keys, is_done, wanted_keys
+
+ATTEMPTS = 3
+BACKOFF = (1.0, 4.0)
+POLL = 0.25
+"""Seconds between looks at steps that another runner has, and between two pictures of the progress."""
+
+
+class Observer(Protocol):
+    """Who is told how a run goes."""
+
+    def started(self, step: Step) -> None: ...
+    def progress(self, running: dict[str, dict[str, float]]) -> None: ...
+    def finished(self, step: Step, seconds: float) -> None: ...
+    def failed(self, step: Step, reason: str, again: bool) -> None: ...
+    def elsewhere(self, step: Step) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended: failures by key, steps that they block, and whether the user stopped it."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
+    started: int = 0
+
+
+def ready(plan: Plan, done: Collection[str], busy: Collection[str], failed: Collection[str]) -> list[Step]:
+    """Steps to start now, in order: wanted, everything they need done, neither running nor failed. Pure."""
+    wanted = wanted_keys(plan, set(done))
+    return [
+        s for s in plan.steps
+        if s.key in wanted and s.key not in busy and s.key not in failed and all(n in done for n in s.needs)
+    ]  # fmt: skip
+
+
+class Runner:
+    """Runs a plan to its end on an executor."""
+
+    def __init__(self, store: Store, executor: Executor, resolved: Resolved, observer: Observer) -> None:
+        self.store, self.executor, self.observer = store, executor, observer
+        self.resolved, self.plan = resolved, resolved.plan
+        self._stop = False
+        self._tries: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+        self._elsewhere: set[str] = set()
+
+    def request_stop(self) -> None:
+        """Ask the loop to stop; safe in a signal handler."""
+        self._stop = True
+
+    def run(self) -> Outcome:
+        """Until everything wanted is done, has failed, or is blocked by what failed; or until a stop is asked for."""
+        outcome = Outcome()
+        self.forget_failures()
+        done = done_keys(self.store, self.plan.steps)
+        while not self._stop and self._act(done, outcome):
+            for ended in self.executor.wait(POLL):
+                self._take(ended, done, outcome)
+            self.observer.progress(self.executor.running())
+            self._look_elsewhere(done)
+        outcome.stopped = self._stop
+        return outcome
+
+    def _act(self, done: set[str], outcome: Outcome) -> bool:
+        """Start what can be started. False: nothing is left that could be, and nothing runs."""
+        pending = ready(self.plan, done, self.executor.running(), outcome.failed)
+        for step in pending:
+            if self._not_before.get(step.key, 0.0) > time.monotonic():
+                continue
+            became = self.executor.start(step)
+            if became == "started":
+                self._elsewhere.discard(step.key)
+                self._began[step.key] = time.monotonic()
+                outcome.started += 1
+                self.observer.started(step)
+            elif became == "elsewhere" and step.key not in self._elsewhere:
+                self._elsewhere.add(step.key)
+                self.observer.elsewhere(step)
+        return bool(pending or self.executor.running())
+
+    def _take(self, ended: Ended, done: set[str], outcome: Outcome) -> None:
+        step = self.plan.by_key[ended.key]
+        # The manifest is the verdict, whatever the exit code says.
+        if is_done(self.store, step):
+            done.add(ended.key)
+            self.observer.finished(step, time.monotonic() - self._began[ended.key])
+            return
+        if self._stop:
+            return
+        reason = ended.reason or "ended well, but without an artifact"
+        tries = self._tries[ended.key] = self._tries.get(ended.key, 0) + 1
+        again = not ended.final and tries < ATTEMPTS
+        if again:
+            self._not_before[ended.key] = time.monotonic() + BACKOFF[tries - 1]
+        else:
+            outcome.failed[ended.key] = reason
+            self._record_failure(ended.key, reason)
+        self.observer.failed(step, reason, again)
+
+    def _look_elsewhere(self, done: set[str]) -> None:
+        """Steps that another runner has: their manifests tell when they are done."""
+        for key in [k for k in self._elsewhere if is_done(self.store, self.plan.by_key[k])]:
+            self._elsewhere.discard(key)
+            done.add(key)
+            self.observer.finished(self.plan.by_key[key], 0.0)
+
+    def _record_failure(self, key: str, reason: str) -> None:
+        record = json.dumps({"key": key, "reason": reason, "failed": now()}).encode()
+        self.store.put(f"{folder(self.resolved)}/failed/{key}.json", record)
+
+    def forget_failures(self) -> None:
+        """A failure belongs to the run that met it: a new run tries again."""
+        self.store.delete([e.path for e in self.store.list(f"{folder(self.resolved)}/failed")])
+
+
+def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
+    """Reasons by key, as the last run of this generation recorded them."""
+    out: dict[str, str] = {}
+    for entry in list(store.list(f"{folder(resolved)}/failed")):
+        record = json.loads(store.get(entry.path)[0])
+        out[str(record["key"])] = str(record["reason"])
+    return out

@@ -1,0 +1,191 @@
+"""Artifacts, attempts and the manifest that is written last.
+
+    artifacts/<kind>/<key>/attempts/<attempt>.json     the attempt's record, written first
+    artifacts/<kind>/<key>/attempts/<attempt>/...      its files, log and end.json
+    artifacts/<kind>/<key>/manifest.json               only if none is there: the artifact is whole
+
+A manifest exists if and only if the artifact is whole; two attempts never mix their files; the first to finish wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from expunge_jobs.errors import DamagedInput
+from expunge_jobs.store import Conflict, NotFound, Store
+from expunge_jobs.task import ArtifactRef, Model, Task, canonical
+
+
+class StoredFile(Model):
+    """``path`` is the file's name in the artifact; it lies in the folder of the attempt that won."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(Model):
+    """A finished step's receipt: what was made, from what, by which versions, where and when (UTC)."""
+
+    format: Literal[1] = 1
+    kind: str
+    key: str
+    attempt: str
+    task: dict[str, Any]
+    files: tuple[StoredFile, ...]
+    figures: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    device: str = "cpu"
+    threads: int = 1
+    started: str
+    ended: str
+
+
+class Record(Model):
+    """An attempt's first words; attempts are counted by these."""
+
+    attempt: str
+    started: str
+    host: str = ""
+    pid: int = 0
+
+
+class End(Model):
+    """How an attempt ended that did not win: exit code or signal, and the reason in words."""
+
+    exit_code: int | None = None
+    signal: str | None = None
+    reason: str
+    ended: str
+
+
+def now() -> str:
+    """UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def folder(ref: ArtifactRef) -> str:
+    """The artifact's folder in the store."""
+    return f"artifacts/{ref.kind}/{ref.key}"
+
+
+def manifest_path(ref: ArtifactRef) -> str:
+    """Where the manifest lies, if the artifact is whole."""
+    return f"{folder(ref)}/manifest.json"
+
+
+def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
+    """The manifest, or None while the artifact is not whole.
+
+    Raises:
+        DamagedInput: something is there that is no manifest.
+    """
+    try:
+        data, _ = store.get(manifest_path(ref))
+    except NotFound:
+        return None
+    try:
+        return Manifest.model_validate_json(data)
+    except ValueError:
+        raise DamagedInput(f"{store.uri}/{manifest_path(ref)} is not a manifest: delete it and run again") from None
+
+
+def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
+    """The records of every attempt at this step, oldest first."""
+    prefix = f"{folder(ref)}/attempts"
+    depth = prefix.count("/") + 1
+    paths = [e.path for e in store.list(prefix) if e.path.count("/") == depth and e.path.endswith(".json")]
+    records = [Record.model_validate_json(store.get(p)[0]) for p in paths]
+    return sorted(records, key=lambda r: (r.started, r.attempt))
+
+
+def fetch(store: Store, ref: ArtifactRef, into: Path) -> Path:
+    """The artifact's files (of ``ref.folder`` alone, if it names one) as a local folder, each checked.
+
+    Raises:
+        DamagedInput: no manifest, a file missing, or bytes that are not the manifest's; says which, and what to do.
+    """
+    manifest = read_manifest(store, ref)
+    if manifest is None:
+        raise DamagedInput(f"the {ref.kind} artifact {ref.key[:16]} is not there: run the experiment again")
+    prefix = f"{ref.folder}/" if ref.folder else ""
+    files = [f for f in manifest.files if f.path.startswith(prefix)]
+    for file in files:
+        path = f"{folder(ref)}/attempts/{manifest.attempt}/{file.path}"
+        place = store.local_path(path)
+        try:
+            if place is None:
+                place = into / ref.key / file.path
+                store.get_file(path, place)
+            found = sha256_of(place)
+        except (NotFound, FileNotFoundError):
+            found = "missing"
+        if found != file.sha256:
+            what = "is missing" if found == "missing" else "is not what was written (SHA-256 differs)"
+            raise DamagedInput(
+                f"damaged artifact: {store.uri}/{path} {what}; "
+                f"delete {store.uri}/{manifest_path(ref)} and run again to make it anew"
+            )
+    attempt = f"{folder(ref)}/attempts/{manifest.attempt}"
+    local = store.local_path(f"{attempt}/{ref.folder}" if ref.folder else attempt)
+    return local if local is not None else into / ref.key / ref.folder
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex, with bounded memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Attempt:
+    """One try at a step. Use: ``begin``, write files into a local folder, ``publish``; else ``end``."""
+
+    def __init__(self, store: Store, ref: ArtifactRef, attempt: str) -> None:
+        self.store, self.ref, self.id = store, ref, attempt
+        self.folder = f"{folder(ref)}/attempts/{attempt}"
+        self.started = now()
+
+    def begin(self, host: str, pid: int) -> None:
+        """Write the record: from here on this attempt counts."""
+        record = Record(attempt=self.id, started=self.started, host=host, pid=pid)
+        self.store.put(f"{self.folder}.json", record.model_dump_json().encode())
+
+    def publish(
+        self, task: Task, source: Path, figures: dict[str, Any], versions: dict[str, str], device: str, threads: int
+    ) -> bool:
+        """Upload every file below ``source``, then the manifest, if none is there. True: this attempt won."""
+        files = []
+        for file in sorted(p for p in source.rglob("*") if p.is_file()):
+            name = file.relative_to(source).as_posix()
+            self.store.put_file(f"{self.folder}/{name}", file)
+            files.append(StoredFile(path=name, size=file.stat().st_size, sha256=sha256_of(file)))
+        manifest = Manifest(
+            kind=self.ref.kind, key=self.ref.key, attempt=self.id, task=task.model_dump(mode="json"), files=tuple(files),
+            figures=figures, versions=versions, device=device, threads=threads, started=self.started, ended=now(),
+        )  # fmt: skip
+        try:
+            self.store.put(
+                manifest_path(self.ref), canonical(manifest.model_dump(mode="json")).encode(), if_absent=True
+            )
+        except Conflict:
+            winner = read_manifest(self.store, self.ref)
+            if winner is None or winner.attempt == self.id:
+                return winner is not None
+            self.store.delete(self.own_files())
+            return False
+        return True
+
+    def own_files(self) -> list[str]:
+        """What this attempt has written so far, but its log."""
+        return [e.path for e in self.store.list(self.folder) if not e.path.endswith(("/log.jsonl", "/end.json"))]
+
+    def end(self, reason: str, exit_code: int | None = None, signal: str | None = None) -> None:
+        """Say how the attempt ended, and drop the files that it leaves half done."""
+        self.store.delete(self.own_files())
+        end = End(exit_code=exit_code, signal=signal, reason=reason, ended=now())
+        self.store.put(f"{self.folder}/end.json", end.model_dump_json().encode())

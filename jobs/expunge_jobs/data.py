@@ -1,0 +1,261 @@
+"""Data files -> rows, checked. Loads no torch, so that bad rows are found before anything runs.
+
+No message here holds a row's text or id: a row is named by its file and line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from expunge_jobs.errors import BadTask
+from expunge_jobs.task import Input, RowsRef, SetName, TaskData, stable_hash
+
+MAX_PROBLEMS = 20
+_FIELDS = ("id", "input", "output", "task", "kind", "document", "subject", "question", "choices", "answer", "split")
+_KIND_AT_END = re.compile(r"(sc|qa)\d+(?=\"?$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """``kind`` sc: a sentence completion (regurgitation); qa: a question (knowledge)."""
+
+    id: str
+    document: str
+    kind: Literal["sc", "qa"]
+    task: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One whole text, for membership inference."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One multiple-choice question of MMLU (Hendrycks et al., arXiv 2009.03300); ``answer`` is 0 to 3."""
+
+    id: str
+    subject: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    split: Literal["dev", "test"]
+
+
+Item = Row | Document | Question
+
+
+class DataError(BadTask):
+    """A data file is not usable; ``problems`` are all that were found, up to ``MAX_PROBLEMS``."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems[:MAX_PROBLEMS]
+        more = len(problems) - len(self.problems)
+        super().__init__("\n".join([*self.problems, *([f"... and {more} more"] if more > 0 else [])]))
+
+
+def parse(content: bytes, name: str, role: str = "forget") -> list[Item]:
+    """The rows of a JSON Lines file, or of one JSON object of columns (``{"id": {...} | [...], ...}``).
+
+    Raises:
+        DataError: every bad row, by file, line and field, never by content.
+    """
+    records, problems = _records(content, name)
+    if not records and not problems:
+        problems.append(f"{name}: no rows; allowed: JSON Lines with id, input, output, task")
+    items: list[Item] = []
+    seen: dict[str, int] = {}
+    for line, record in records:
+        found: list[str] = []
+        item = _item(record, found, role)
+        problems += [f"{name}:{line}: {text}" for text in found]
+        if item is None:
+            continue
+        if item.id in seen:
+            problems.append(f"{name}:{line}: id: the same id as in line {seen[item.id]}; each row has its own")
+        seen.setdefault(item.id, line)
+        items.append(item)
+    if problems:
+        raise DataError(problems)
+    return items
+
+
+def _records(content: bytes, name: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError([f"{name}: not UTF-8 text (byte {error.start})"]) from None
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        whole = None
+    # One object whose fields are columns, as pandas writes it; a single JSON Lines row has plain values instead.
+    if isinstance(whole, dict) and whole and all(isinstance(v, dict | list) for v in whole.values()):
+        return _columns(whole, name)
+    records: list[tuple[int, dict[str, Any]]] = []
+    problems: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            problems.append(f"{name}:{number}: not JSON; allowed: one JSON object a line")
+            continue
+        if isinstance(value, dict):
+            records.append((number, value))
+        else:
+            problems.append(f"{name}:{number}: found a JSON {type(value).__name__}; allowed: one JSON object a line")
+    return records, problems
+
+
+def _columns(whole: dict[str, Any], name: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+    first = next(iter(whole.values()))
+    # pandas writes each column as an object by row index; another order in one of them is the same column.
+    indexed = all(isinstance(v, dict) and v.keys() == first.keys() for v in whole.values())
+    columns = {
+        k: [v[i] for i in first] if indexed else list(v.values()) if isinstance(v, dict) else v
+        for k, v in whole.items()
+    }
+    lengths = {k: len(v) for k, v in columns.items()}
+    if not indexed and (len(set(lengths.values())) != 1 or all(isinstance(v, dict) for v in whole.values())):
+        # Of a file that is something else the names of its fields may be content.
+        named = [f"{k} {n}" for k, n in lengths.items() if k in _FIELDS]
+        return [], [f"{name}: columns with different rows: {', '.join(named) or 'none is a known field'}"]
+    count = next(iter(lengths.values()))
+    return [(i + 1, {k: v[i] for k, v in columns.items()}) for i in range(count)], []
+
+
+def _item(record: dict[str, Any], problems: list[str], role: str) -> Item | None:
+    def text(field: str, empty: bool = False) -> str:
+        value = record.get(field)
+        if field not in record:
+            problems.append(f"{field}: missing")
+        elif not isinstance(value, str):
+            problems.append(f"{field}: found {type(value).__name__}; allowed: text")
+        elif not empty and not value.strip():
+            problems.append(f"{field}: empty")
+        else:
+            return value
+        return ""
+
+    if role == "mmlu":
+        return _question(record, text, problems)
+    if role in ("members", "nonmembers") and "document" in record and "output" not in record:
+        values = text("id"), text("document")
+        return None if problems else Document(*values)
+    identity, source, output, task = text("id"), text("input"), text("output"), text("task")
+    kind: Any = record.get("kind")
+    suffix = _KIND_AT_END.search(identity)
+    if kind is None:
+        kind = suffix.group(1) if suffix else None
+        if kind is None and identity:
+            problems.append("id: does not end in sc<k> or qa<k>, so the row's kind is not known; say kind: sc or qa")
+    elif kind not in ("sc", "qa"):
+        problems.append("kind: allowed: sc, qa")
+    if problems:
+        return None
+    document = identity[: suffix.start()] + identity[suffix.end() :] if suffix else identity
+    return Row(identity, document, kind, task, source, output)
+
+
+def _question(record: dict[str, Any], text: Callable[[str], str], problems: list[str]) -> Question | None:
+    subject, question = text("subject"), text("question")
+    choices, answer, split = record.get("choices"), record.get("answer"), record.get("split", "test")
+    if not (isinstance(choices, list) and len(choices) == 4 and all(isinstance(c, str) for c in choices)):
+        problems.append("choices: allowed: a list of four texts")
+    if isinstance(answer, str) and answer in "ABCD" and len(answer) == 1:
+        answer = "ABCD".index(answer)
+    if isinstance(answer, bool) or answer not in (0, 1, 2, 3):
+        problems.append("answer: allowed: 0 to 3 or A to D")
+    if split not in ("dev", "test"):
+        problems.append("split: allowed: dev, test")
+    if problems or not isinstance(choices, list):
+        return None
+    identity = f"{split}/{subject}/{stable_hash(question, *choices)}"
+    return Question(identity, subject, question, tuple(choices), int(answer or 0), split)
+
+
+def select(items: list[Item], ref: RowsRef) -> list[Item]:
+    """The items of ``ref``'s documents, in the file's order (see ``RowsRef``)."""
+    if ref.take is None:
+        return items
+    by_task: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        by_task[_task(item)].add(_document(item))
+    wanted: set[tuple[str, str]] = set()
+    for task, documents in by_task.items():
+        ordered = sorted(documents, key=lambda d: (stable_hash("place", ref.seed, d), d))
+        of = ref.of or ref.skip + ref.take
+        scale = min(1.0, len(ordered) / of)
+        first, last = round(ref.skip * scale), round((ref.skip + ref.take) * scale)
+        wanted.update((task, d) for d in ordered[first:last])
+    return [i for i in items if (_task(i), _document(i)) in wanted]
+
+
+def shortfalls(items: list[Item], of: int) -> dict[str, int]:
+    """Tasks with fewer documents than ``of``, and how many they have."""
+    counts = Counter(task for task, _ in {(_task(i), _document(i)) for i in items})
+    return {task: n for task, n in sorted(counts.items()) if n < of}
+
+
+def load(
+    data: TaskData, read: Callable[[Input], bytes], only: tuple[SetName, ...] | None = None
+) -> dict[SetName, list[Item]]:
+    """Every set of the task (or only some), selected, with forget and retain told apart.
+
+    ``read`` gives the bytes of an input, checked against its digest.
+
+    Raises:
+        DataError: as ``parse``; or a row in forget and in retain that ``overlap`` does not allow.
+    """
+    sets: dict[SetName, list[Item]] = {}
+    for name, ref in data.sets.items():
+        sets[name] = select(parse(read(ref.input), address(ref.input.uri), name), ref)
+        if not sets[name]:
+            raise DataError([f"{address(ref.input.uri)}: no rows are left for the set {name}: too few documents"])
+    if "forget" in sets and "retain" in sets:
+        sets["retain"] = _without_overlap(sets, data)
+    return {n: rows for n, rows in sets.items() if only is None or n in only}
+
+
+def _without_overlap(sets: Mapping[SetName, list[Item]], data: TaskData) -> list[Item]:
+    forget_ids = {i.id for i in sets["forget"]}
+    forget_texts = {(i.input, i.output) for i in sets["forget"] if isinstance(i, Row)}
+
+    def shared(item: Item) -> bool:
+        return item.id in forget_ids or (isinstance(item, Row) and (item.input, item.output) in forget_texts)
+
+    kept = [i for i in sets["retain"] if not shared(i)]
+    lost = len(sets["retain"]) - len(kept)
+    name = address(data.sets["retain"].input.uri)
+    if lost and data.overlap == "refuse":
+        at = next(n for n, i in enumerate(sets["retain"], 1) if shared(i))
+        said = f"{name}: {lost} rows are in forget and in retain (the first is retain's row {at})"
+        raise DataError([f"{said}; remove them, or say data.overlap: drop_from_retain"])
+    if not kept:
+        raise DataError([f"{name}: every retain row is in forget too: nothing is left to retain"])
+    return kept
+
+
+def address(uri: str) -> str:
+    """A URI as people write it: ``file://`` paths without their scheme."""
+    return uri.removeprefix("file://")
+
+
+def _task(item: Item) -> str:
+    return item.task if isinstance(item, Row) else ""
+
+
+def _document(item: Item) -> str:
+    return item.document if isinstance(item, Row) else item.id

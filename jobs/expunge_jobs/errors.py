@@ -1,0 +1,54 @@
+"""What can go wrong in a step, and the exit code that says so to whoever started it.
+
+Exception
+└── StepError                 exit 1    may be tried again
+    ├── BadTask               exit 65   cannot succeed however often it is tried
+    ├── DamagedInput          exit 66   an artifact it needs is damaged: make that one again
+    └── Preempted             exit 143  ended by SIGTERM from outside; worth trying again
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``python -m expunge_jobs``; the first two numbers above 1 are BSD's ``sysexits``."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_TASK = 65
+    DAMAGED_INPUT = 66
+    PREEMPTED = 143
+
+
+class StepError(Exception):
+    """A step failed; its message is for the user and never holds a row's text."""
+
+    exit_code = ExitCode.FAILED
+
+
+class BadTask(StepError):
+    """The task cannot succeed however often it is tried."""
+
+    exit_code = ExitCode.BAD_TASK
+
+
+class DamagedInput(StepError):
+    """An artifact that the task needs is not what its manifest says."""
+
+    exit_code = ExitCode.DAMAGED_INPUT
+
+
+class Preempted(StepError):
+    """The step was ended by SIGTERM."""
+
+    exit_code = ExitCode.PREEMPTED
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest of the allowed words, or nothing when none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, allowed, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,188 @@
+"""Asks a model every row once: greedy generation, log-probabilities, row scores -> ``rows.jsonl``.
+
+Figures are made from these lines alone (``metrics``), so a new one needs no GPU. Generation is the SemEval-2025
+Task 4 script's: greedy, at most 256 new tokens, the prompt raw; decoded without special tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from expunge_jobs import metrics
+from expunge_jobs.data import Document, Item, Question, Row, load
+from expunge_jobs.encode import Encoded, Encoder
+from expunge_jobs.metrics import EvaluatedRow
+from expunge_jobs.model import batches, end_token, load_for_evaluation, logits_at
+from expunge_jobs.task import EvaluateTask, SetName
+from expunge_jobs.work import Work
+
+ASKED: tuple[SetName, ...] = ("forget", "retain", "probe")
+_CHOICES = (" A", " B", " C", " D")
+SHOTS = 5
+
+
+def run(task: EvaluateTask, work: Work) -> dict[str, Any]:
+    """Evaluate; returns every metric's figures."""
+    model, tokenizer = load_for_evaluation(task.model, work, task.dtype)
+    sets = load(task.data, work.read)
+    evaluator = Evaluator(model, tokenizer, task, work)
+    rows = evaluator.all(sets)
+    with (work.out / "rows.jsonl").open("w") as file:
+        file.writelines(json.dumps(_compact(r), ensure_ascii=False) + "\n" for r in rows)
+    return {"metrics": metrics.compute_all(rows), "rows": len(rows)}
+
+
+class Evaluator:
+    """One model, asked."""
+
+    def __init__(self, model: Any, tokenizer: Any, task: EvaluateTask, work: Work) -> None:
+        self.model, self.tokenizer, self.task, self.work = model, tokenizer, task, work
+        self.encoder = Encoder(tokenizer, task.data, end_token(model, tokenizer))
+        self.limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+    @torch.no_grad()
+    def all(self, sets: dict[SetName, list[Item]]) -> list[EvaluatedRow]:
+        """Every set of the task, in the files' order."""
+        asked = [(n, r) for n in ASKED for r in sets.get(n, []) if isinstance(r, Row)]
+        members = [("members", d) for d in _documents(sets.get("members", []))]
+        nonmembers = [("nonmembers", d) for d in _documents(sets.get("nonmembers", []))]
+        questions = [q for q in sets.get("mmlu", []) if isinstance(q, Question)]
+        self._total, self._done = len(asked) * 2 + len(members) + len(nonmembers) + len(questions), 0
+        generations = self.generate([r for _, r in asked])
+        probabilities = self.probabilities([r for _, r in asked])
+        rows = []
+        for (name, row), (text, ended), figures in zip(asked, generations, probabilities, strict=True):
+            score = metrics.row_score(row.kind, row.output, text)
+            rows.append(EvaluatedRow(
+                set=name, id=row.id, document=row.document, task=row.task, kind=row.kind, generation=text, ended=ended,
+                score=score, **figures,
+            ))  # fmt: skip
+        for other, document in [*members, *nonmembers]:
+            rows.append(EvaluatedRow(set=other, id=document.id, document=document.id, kind="document",
+                                     document_nll=self.document_nll(document.text)))  # fmt: skip
+        return rows + self.multiple_choice(questions)
+
+    def generate(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
+        """(text, whether the model ended it) for each row, batched by length of prompt; prompts are padded left."""
+        prompts = [self.encoder.prompt(r.input) for r in rows]
+        order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))
+        out: list[tuple[str, bool]] = [("", False)] * len(rows)
+        size = self.task.settings.batch_size
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            for index, tokens in zip(chosen, self._generate_batch([prompts[i] for i in chosen]), strict=True):
+                ended = bool(tokens) and tokens[-1] in self._ends
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+                out[index] = (text, ended)
+            self._tick(len(chosen))
+        return out
+
+    @property
+    def _ends(self) -> set[int]:
+        given = self.model.generation_config.eos_token_id
+        return {self.encoder.end, *(given if isinstance(given, list) else [given] if given is not None else [])}
+
+    def _generate_batch(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        from transformers import GenerationConfig
+
+        # A configuration of its own: a checkpoint's may sample or punish repetition.
+        config = GenerationConfig(
+            max_new_tokens=self.task.settings.max_new_tokens, do_sample=False, num_beams=1,
+            eos_token_id=sorted(self._ends), pad_token_id=self.encoder.end,
+        )  # fmt: skip
+        longest = max(len(p) for p in prompts)
+        where = next(self.model.parameters()).device
+        ids = torch.tensor([[self.encoder.end] * (longest - len(p)) + p for p in prompts], device=where)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=where)
+        tokens = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, longest:].tolist()
+        return [_until_end(t, self._ends) for t in tokens]
+
+    def probabilities(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """For each row: NLL of its label tokens and their number, extraction strength, NLL of the whole text but its
+        first token (what membership reads), all from one packed pass."""
+        encoded = self.encoder.rows(rows, self.limit)
+        out = []
+        for chunk in batches(encoded):
+            members = [encoded[i] for i in chunk]
+            positions = [range(len(r.ids) - 1) for r in members]
+            for row, logits in zip(members, logits_at(self.model, members, positions), strict=True):
+                ids = torch.tensor(row.ids[1:], device=logits.device)
+                nll = cross_entropy(logits, ids, reduction="none")
+                right = (logits.argmax(-1) == ids)[row.prompt - 1 :].tolist()
+                without_end = nll[:-1] if len(nll) > 1 else nll
+                out.append({
+                    "output_nll": float(nll[row.prompt - 1 :].sum()), "output_tokens": len(row.labels),
+                    "extraction": extraction_strength(right), "document_nll": float(without_end.mean()),
+                })  # fmt: skip
+            self._tick(len(chunk))
+        return out
+
+    def document_nll(self, text: str) -> float:
+        """Mean NLL of all tokens of a text but the first."""
+        ids = tuple(self.tokenizer(text)["input_ids"][: self.limit])
+        self._tick(1)
+        if len(ids) < 2:
+            return 0.0
+        row = Encoded(ids, 1)
+        logits = logits_at(self.model, [row], [range(len(ids) - 1)])[0]
+        return float(cross_entropy(logits, torch.tensor(ids[1:], device=logits.device)))
+
+    def multiple_choice(self, questions: Sequence[Question]) -> list[EvaluatedRow]:
+        """MMLU: the letter with the highest probability, after five questions of the subject's own dev rows."""
+        letters = [self.tokenizer(c, add_special_tokens=False)["input_ids"][-1] for c in _CHOICES]
+        out = []
+        for question in (q for q in questions if q.split == "test"):
+            shots = [q for q in questions if q.split == "dev" and q.subject == question.subject][:SHOTS]
+            subject = question.subject.replace("_", " ")
+            head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+            text = head + "".join(_ask(q) + f"{_CHOICES[q.answer]}\n\n" for q in shots) + _ask(question)
+            ids = tuple(self.tokenizer(text)["input_ids"][-self.limit :])
+            logits = logits_at(self.model, [Encoded(ids, len(ids))], [range(len(ids) - 1, len(ids))])[0][0]
+            chosen = max(range(4), key=lambda i: float(logits[letters[i]]))
+            right = float(chosen == question.answer)
+            out.append(EvaluatedRow("mmlu", question.id, question.id, "choice", task=question.subject, score=right))
+            self._tick(1)
+        return out
+
+    def _tick(self, count: int) -> None:
+        self._done += count
+        self.work.progress(self._done, self._total)
+
+
+def extraction_strength(right: Sequence[bool]) -> float:
+    """1 - k/n for the shortest prefix of k of an output's n tokens after which every next token is the greedy one
+    (Carlini et al. 2021; Wang et al., arXiv 2410.23249). ``right`` says for each token whether it is the greedy one."""
+    known = 0
+    for value in reversed(right):
+        if not value:
+            break
+        known += 1
+    return known / len(right) if right else 0.0
+
+
+def _documents(items: Sequence[Item]) -> list[Document]:
+    """Documents as given, or made of completion rows: input, blank, output."""
+    out = [d for d in items if isinstance(d, Document)]
+    return out + [Document(r.id, f"{r.input} {r.output}") for r in items if isinstance(r, Row) and r.kind == "sc"]
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    for place, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: place + 1]
+    return tokens
+
+
+def _ask(question: Question) -> str:
+    options = "".join(f"{letter}. {choice}\n" for letter, choice in zip("ABCD", question.choices, strict=True))
+    return f"{question.question}\n{options}Answer:"
+
+
+def _compact(row: EvaluatedRow) -> dict[str, Any]:
+    return {k: v for k, v in asdict(row).items() if v is not None}

@@ -1,0 +1,152 @@
+"""Inputs from outside the store: reading them, and the digests that pin them. Loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from expunge_jobs import builtin
+from expunge_jobs.artifact import sha256_of
+from expunge_jobs.errors import BadTask, nearest
+from expunge_jobs.task import Input
+
+SCHEMES = ("hf", "file", "builtin")
+
+
+def scheme(uri: str) -> str:
+    """The scheme of an input.
+
+    Raises:
+        BadTask: one that nobody here reads.
+    """
+    found, separator, _ = uri.partition("://")
+    if not separator or found not in SCHEMES:
+        allowed = ", ".join(f"{s}://" for s in SCHEMES)
+        raise BadTask(
+            f"{uri}: unknown scheme '{found}://'; allowed: {allowed} or a path{nearest(found, list(SCHEMES))}"
+        )
+    return found
+
+
+def read(uri: str) -> bytes:
+    """The bytes of a data file.
+
+    Raises:
+        BadTask: missing, a folder, not readable, or a scheme that holds no data files.
+    """
+    kind = scheme(uri)
+    if kind == "builtin":
+        return builtin.read(uri)
+    if kind == "hf":
+        raise BadTask(f"{uri}: data files are read from file:// or builtin://; hf:// is for models")
+    path = Path(uri.removeprefix("file://"))
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise BadTask(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise BadTask(f"{path}: is a folder; allowed: a file of rows") from None
+    except OSError as error:
+        raise BadTask(f"{path}: not readable ({error.strerror})") from None
+    if not content.strip():
+        raise BadTask(f"{path}: empty; allowed: JSON Lines with id, input, output, task")
+    return content
+
+
+def read_checked(ref: Input) -> bytes:
+    """The bytes of a pinned data file.
+
+    Raises:
+        BadTask: it is not what was pinned.
+    """
+    content = read(ref.uri)
+    if f"sha256:{hashlib.sha256(content).hexdigest()}" != ref.digest:
+        raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
+    return content
+
+
+def folder_digest(folder: Path) -> str:
+    """``sha256:`` over the names and digests of a model's or adapter's files.
+
+    Raises:
+        BadTask: no such folder, or it holds no such files.
+    """
+    if not folder.is_dir():
+        raise BadTask(
+            f"{folder}: " + ("is a file; allowed: a model directory" if folder.exists() else "no such directory")
+        )
+    digest = hashlib.sha256()
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
+    if not files:
+        raise BadTask(f"{folder}: no model or adapter in it (no .json, .safetensors, .model, .txt or .jinja files)")
+    for file in files:
+        digest.update(f"{file.name}\0{sha256_of(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+_MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+_HUB_PATTERNS = [f"*{suffix}" for suffix in _MODEL_FILES]
+
+
+def local_folder(ref: Input) -> Path:
+    """The folder of a pinned model or adapter; a hub model comes from, or goes through, the hub's own cache.
+
+    Raises:
+        BadTask: it is not what was pinned, or the hub does not have it.
+    """
+    if scheme(ref.uri) == "hf":
+        name, commit = hub_name(ref.uri)[0], ref.digest.removeprefix("commit:")
+        return hub_snapshot(name, commit)
+    folder = Path(ref.uri.removeprefix("file://"))
+    if folder_digest(folder) != ref.digest:
+        raise BadTask(f"the input {folder} has changed since the run was planned: run again")
+    return folder
+
+
+def hub_name(uri: str) -> tuple[str, str]:
+    """``hf://org/name@revision`` -> (``org/name``, revision); without one, ``main``.
+
+    Raises:
+        BadTask: not of that form.
+    """
+    name, _, revision = uri.removeprefix("hf://").partition("@")
+    if len(name.split("/")) != 2 or not all(name.split("/")):
+        raise BadTask(f"{uri}: not a hub model; allowed: hf://org/name@revision")
+    return name, revision or "main"
+
+
+def hub_commit(uri: str) -> str:
+    """The commit that a hub model's revision names now: the hub's answer, or without a network its cache's.
+
+    Raises:
+        BadTask: neither knows it.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    name, revision = hub_name(uri)
+    if len(revision) == 40 and all(c in "0123456789abcdef" for c in revision):
+        return revision
+    try:
+        commit = HfApi().model_info(name, revision=revision, timeout=20).sha
+        if commit:
+            return commit
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    else:
+        reason = "the hub gave no commit"
+    cached = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", revision)
+    if cached.is_file():
+        return cached.read_text().strip()
+    raise BadTask(f"{uri}: neither the hub nor its cache here knows this model and revision ({reason})")
+
+
+def hub_snapshot(name: str, commit: str) -> Path:
+    """The local folder of a hub model at a commit, downloaded unless it is in the cache; safetensors only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=commit, allow_patterns=_HUB_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BadTask(f"hf://{name}@{commit}: cannot be had: {str(error).strip().splitlines()[0]}") from None

@@ -1,0 +1,73 @@
+"""Merge methods, one a file. Pure tensor functions over A (or B) of every adapter for one module.
+
+A method's module states, beside what every plugin states (see ``plugins``):
+
+    RANDOM   whether it draws at random (only then is the seed part of a merge's key)
+    merge    (tensors, weights, parameters, generator) -> tensor: float32 tensors of one shape
+
+They act on A and B each for itself, as PEFT's ``add_weighted_adapter`` does. The primitives that they share are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from expunge_jobs.task import Float, Model
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+Density = Annotated[Float, Field(gt=0, le=1)]
+
+
+class NoParameters(Model):
+    """A method without parameters."""
+
+
+class DensityParameters(Model):
+    """``density`` is the share of each tensor's values that is kept, by magnitude or at random."""
+
+    density: Density = 0.8
+
+
+def keep_largest(tensor: Tensor, density: float) -> Tensor:
+    """The tensor with all but its ``int(density x count)`` largest magnitudes set to 0 (TIES, step 1: trim)."""
+    import torch
+
+    if density >= 1:
+        return tensor
+    flat = tensor.reshape(-1)
+    kept = torch.zeros_like(flat)
+    largest = flat.abs().topk(int(density * flat.numel())).indices
+    kept[largest] = flat[largest]
+    return kept.reshape(tensor.shape)
+
+
+def drop_and_rescale(tensor: Tensor, density: float, generator: Generator) -> Tensor:
+    """Each value kept with probability ``density`` and divided by it (DARE, arXiv 2311.03099, equation 3)."""
+    import torch
+
+    kept = torch.bernoulli(torch.full_like(tensor, density), generator=generator)
+    return tensor * kept / density
+
+
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum of weight x tensor."""
+    import torch
+
+    return torch.stack([t * w for t, w in zip(tensors, weights, strict=True)]).sum(0)
+
+
+def elect_and_average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """TIES (arXiv 2306.01708), steps 2 and 3: the sign of each value is elected on the unweighted sum (0 counts as
+    positive); the weighted values of that sign are averaged over how many there are."""
+    import torch
+
+    stacked = torch.stack(list(tensors))
+    elected = torch.where(stacked.sum(0) >= 0, 1.0, -1.0)
+    agrees = stacked.sign() == elected
+    total = torch.stack([t * w for t, w in zip(tensors, weights, strict=True)]).mul(agrees).sum(0)
+    return total / agrees.sum(0).clamp(min=1)

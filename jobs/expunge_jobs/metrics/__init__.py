@@ -1,0 +1,93 @@
+"""Metrics, one a file: figures made from an evaluation's rows alone. Loads no torch.
+
+A metric's module states, beside what every plugin states (see ``plugins``):
+
+    compute   (rows) -> {figure: a number, or why there is none}
+
+A figure that cannot be computed is a ``Missing`` with the reason, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from expunge_jobs import plugins
+
+
+@dataclass(slots=True)
+class EvaluatedRow:
+    """One line of ``rows.jsonl``."""
+
+    set: str
+    id: str
+    document: str
+    kind: str
+    task: str = ""
+    generation: str | None = None
+    ended: bool | None = None
+    """Whether the model ended its generation itself."""
+    score: float | None = None
+    """sc: ROUGE-L recall; qa: 1 if equal; choice: 1 if right."""
+    output_nll: float | None = None
+    """Sum of -log p over the label tokens, in nats."""
+    output_tokens: int | None = None
+    extraction: float | None = None
+    document_nll: float | None = None
+    """Mean of -log p over all tokens of input, separator and output but the first, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Why a figure could not be computed."""
+
+    reason: str
+
+
+Figures = dict[str, float | Missing]
+Rows = Sequence[EvaluatedRow]
+
+
+def compute_all(rows: Rows) -> dict[str, Any]:
+    """Every metric's figures as JSON: {metric: {"version", "values": {figure: number or null}, "reasons": {...}}}."""
+    out = {}
+    for name in plugins.names("metrics"):
+        figures = plugins.load("metrics", name).compute(rows)
+        out[name] = {
+            "version": plugins.version("metrics", name),
+            "values": {k: None if isinstance(v, Missing) else v for k, v in figures.items()},
+            "reasons": {k: v.reason for k, v in figures.items() if isinstance(v, Missing)},
+        }
+    return out
+
+
+def cells(rows: Rows, kind: str) -> dict[tuple[str, str], list[float]]:
+    """Row scores of one kind by (set, task), for the forget and retain sets."""
+    out: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row.kind == kind and row.set in ("forget", "retain") and row.score is not None:
+            out[row.set, row.task].append(row.score)
+    return dict(sorted(out.items()))
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean of at least one value."""
+    return sum(values) / len(values)
+
+
+def row_score(kind: str, expected: str, generated: str) -> float:
+    """sc: ROUGE-L recall with stemming (Google's rouge_score, as the SemEval task's script); qa: 1 if the whole
+    generation equals the output but for case and outer blanks."""
+    if kind == "qa":
+        return float(generated.strip().lower() == expected.strip().lower())
+    return float(_scorer().score(expected, generated)["rougeL"].recall)
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score import rouge_scorer
+
+    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)

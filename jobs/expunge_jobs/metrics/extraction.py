@@ -1,0 +1,18 @@
+"""Extraction strength: the share of an output that follows greedily from the rest of it, by set.
+
+1 - k/n for the shortest prefix of k of n tokens after which every next token is the greedy one.
+"""
+
+from __future__ import annotations
+
+from expunge_jobs.metrics import Figures, Missing, Rows, mean
+
+VERSION = 1
+
+
+def compute(rows: Rows) -> Figures:
+    out: Figures = {}
+    for name in ("forget", "retain"):
+        values = [r.extraction for r in rows if r.set == name and r.extraction is not None]
+        out[f"extraction/{name}"] = mean(values) if values else Missing(f"no rows in {name}")
+    return out

@@ -1,0 +1,16 @@
+"""Share of questions answered exactly, by set and task."""
+
+from __future__ import annotations
+
+from expunge_jobs.metrics import Figures, Missing, Rows, cells, mean
+
+VERSION = 1
+
+
+def compute(rows: Rows) -> Figures:
+    by_cell = cells(rows, "qa")
+    out: Figures = {f"knowledge/{s}/{task}": mean(v) for (s, task), v in by_cell.items()}
+    for name in ("forget", "retain"):
+        values = [x for (s, _), v in by_cell.items() if s == name for x in v]
+        out[f"knowledge/{name}"] = mean(values) if values else Missing(f"no question rows in {name}")
+    return out

@@ -1,0 +1,37 @@
+"""Membership inference: how well the loss tells documents that were trained on from those that never were.
+
+The score of a document is minus the mean NLL of its tokens but the first; the AUC is that of members against
+non-members; the MIA score is 1 - 2 |AUC - 0.5|: 1 when the attack knows nothing (SemEval-2025 Task 4).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from expunge_jobs.metrics import Figures, Missing, Rows
+
+VERSION = 1
+
+
+def compute(rows: Rows) -> Figures:
+    def losses(name: str) -> list[float]:
+        return [-r.document_nll for r in rows if r.set == name and r.document_nll is not None]
+
+    # Without a set of members: every forget document, as its completion row's input, separator and output.
+    members = losses("members") or [
+        -r.document_nll for r in rows if r.set == "forget" and r.kind == "sc" and r.document_nll is not None
+    ]
+    nonmembers = losses("nonmembers")
+    if not nonmembers or not members:
+        reason = "no non-members: give data.nonmembers" if members else "no members: no completion rows in forget"
+        return {"mia_auc": Missing(reason), "mia_score": Missing(reason)}
+    value = auc(members, nonmembers)
+    return {"mia_auc": value, "mia_score": 1 - 2 * abs(value - 0.5)}
+
+
+def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Area under the ROC curve: the share of pairs in which the positive is larger, ties counting one half."""
+    ordered = sorted(negative)
+    pairs = sum(bisect_left(ordered, p) + bisect_right(ordered, p) for p in positive)
+    return pairs / (2 * len(positive) * len(ordered))

@@ -1,0 +1,12 @@
+"""Unrelated knowledge: the mean row score of the probe set, which the model knows and no fine-tune sees."""
+
+from __future__ import annotations
+
+from expunge_jobs.metrics import Figures, Missing, Rows, mean
+
+VERSION = 1
+
+
+def compute(rows: Rows) -> Figures:
+    values = [r.score for r in rows if r.set == "probe" and r.score is not None]
+    return {"probe": mean(values) if values else Missing("no probe rows: give data.probe")}

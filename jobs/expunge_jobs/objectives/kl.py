@@ -1,0 +1,46 @@
+"""Keep the retain rows' predictions: KL(reference || policy) over the vocabulary at a row's predicting positions.
+
+``reduction: mean`` is the mean over a row's positions. ``published`` is the sum over them divided by 256, as the code
+published with arXiv 2503.21088 does (its rows are padded to 256).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from expunge_jobs.objectives import Rows, TermParameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SET = "retain"
+REFERENCE = "logits"
+PUBLISHED_LENGTH = 256
+
+
+class Parameters(TermParameters):
+    """``positions`` all: of prompt and output; output: those that predict label tokens."""
+
+    positions: Literal["all", "output"] = "all"
+    reduction: Literal["mean", "published"] = "mean"
+
+
+def reads(parameters: Parameters) -> Literal["output", "all"]:
+    return parameters.positions
+
+
+def values(parameters: Parameters, rows: Rows) -> Tensor:
+    import torch
+    from torch.nn.functional import kl_div, log_softmax
+
+    out = []
+    for row in rows:
+        policy, reference = row.logits, row.reference_logits
+        assert policy is not None, "given because `reads` asks for it"
+        assert reference is not None, "given because REFERENCE asks for it"
+        if parameters.positions == "output":
+            policy, reference = policy[-len(row.nll) :], reference[-len(row.nll) :]
+        each = kl_div(log_softmax(policy, -1), log_softmax(reference, -1), log_target=True, reduction="none").sum(-1)
+        out.append(each.mean() if parameters.reduction == "mean" else each.sum() / PUBLISHED_LENGTH)
+    return torch.stack(out)

@@ -1,0 +1,39 @@
+"""Steps forked from a warm process: importing torch and transformers takes ten seconds, and an experiment has many steps.
+
+The local executor's ``multiprocessing`` fork server imports this module once; each step is then a fork of it that does
+what ``python -m expunge_jobs`` does. Importing touches no GPU and starts no thread, so that a fork is safe.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+if os.environ.get("EXPUNGE_PRELOAD") == "1":
+    warnings.filterwarnings("ignore")
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama
+    import transformers.models.olmo.modeling_olmo  # noqa: F401
+    from rouge_score import rouge_scorer  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
+
+
+def child(environment: dict[str, str], output: Any, lock: Any, alive: Any) -> None:
+    """Become a step: a process group of its own, output into its log, the lock held until the end.
+
+    ``output``, ``lock`` and ``alive`` are ``multiprocessing.reduction.DupFd``; ``alive`` ends when the runner does.
+    """
+    os.setpgid(0, 0)
+    log = output.detach()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.dup2(alive.detach(), 0)
+    os.set_inheritable(lock.detach(), True)
+    os.environ.clear()
+    os.environ.update(environment)
+    from expunge_jobs.__main__ import main
+
+    sys.exit(main())

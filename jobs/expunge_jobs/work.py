@@ -1,0 +1,83 @@
+"""What a job program is given besides its task: inputs as local paths, an output folder, and a way to say how it goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from expunge_jobs import inputs
+from expunge_jobs.artifact import fetch, read_manifest
+from expunge_jobs.errors import DamagedInput
+from expunge_jobs.store import Store
+from expunge_jobs.task import ArtifactRef, Input
+
+
+def emit(event: str, **fields: Any) -> None:
+    """One JSON line on stdout: how a step tells whoever started it what it is doing."""
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+class Work:
+    """A step's surroundings. Everything below ``out`` becomes the artifact; ``scratch`` goes when the step ends."""
+
+    def __init__(self, store: Store, out: Path, scratch: Path, threads: int = 1) -> None:
+        self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
+        self._clock = _Clock()
+
+    def path(self, ref: ArtifactRef | Input) -> Path:
+        """The local folder of an artifact or of a model outside the store, its bytes checked.
+
+        Raises:
+            DamagedInput: an artifact that is not whole.
+            BadTask: an input that has changed since it was pinned.
+        """
+        if isinstance(ref, ArtifactRef):
+            return fetch(self.store, ref, self.scratch)
+        return inputs.local_folder(ref)
+
+    def read(self, ref: Input) -> bytes:
+        """The bytes of a data file, checked against its digest."""
+        return inputs.read_checked(ref)
+
+    def figures(self, ref: ArtifactRef) -> dict[str, Any]:
+        """The figures in a needed artifact's manifest."""
+        manifest = read_manifest(self.store, ref)
+        if manifest is None:
+            raise DamagedInput(f"the {ref.kind} artifact {ref.key[:16]} is not there: run the experiment again")
+        return manifest.figures
+
+    def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:
+        """Step n of N; ``tokens`` since the last call. Said at most twice a second, and at the end."""
+        line = self._clock.tick(step, steps, tokens)
+        if line:
+            emit("progress", step=step, steps=steps, **line, **figures)
+
+    def notice(self, text: str) -> None:
+        """Something a user should know that is no error."""
+        emit("notice", text=text)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.start = self.said = time.monotonic()
+        self.tokens = 0
+        self.first: int | None = None
+
+    def tick(self, step: int, steps: int, tokens: int) -> dict[str, float] | None:
+        now = time.monotonic()
+        self.tokens += tokens
+        if self.first is None:
+            self.first, self.start = step - 1, now
+        if now - self.said < 0.5 and step != steps:
+            return None
+        self.said = now
+        spent = now - self.start
+        done = step - self.first
+        line = {"seconds_left": round(spent / done * (steps - step), 1)} if spent > 0 and done > 1 else {}
+        if self.tokens and spent > 0:
+            line["tokens_per_second"] = round(self.tokens / spent)
+        return line

@@ -1,0 +1,49 @@
+"""Fixtures of the job tests: one tokenizer and one taught model for all of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from expunge_jobs.work import Work
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def words() -> Any:
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory, words: Any) -> Path:
+    """A model directory; the model knows the forget and retain rows about half."""
+    folder = tmp_path_factory.mktemp("base")
+    made = tiny.model("olmo", vocab=len(words), spread=0.05)
+    tiny.teach(made, words, [*tiny.FORGET, *tiny.RETAIN])
+    made.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(base_folder: Path) -> Any:
+    from expunge_jobs.model import load_base
+
+    return load_base(base_folder, "checkpoint")[0]
+
+
+@pytest.fixture
+def base(loaded: Any) -> Any:
+    """The model of ``base_folder``, the test's own."""
+    return copy.deepcopy(loaded)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return tiny.work(tmp_path)
