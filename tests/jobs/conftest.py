@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-
 from expunge_jobs.work import Work
 
 torch.set_num_threads(1)

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from expunge_jobs import merge
 from expunge_jobs.errors import BadTask
 from expunge_jobs.inputs import folder_digest
 from expunge_jobs.model import Adapter, adapter_config, lora_targets, write_adapter
 from expunge_jobs.task import ArtifactRef, FinetuneTask, Input, MergeTask, WeightedAdapter
 from expunge_jobs.work import Work
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 WEIGHTS, ALPHAS, RANK, DENSITY = (1.0, 0.5, -0.7), (8.0, 4.0, 2.0), 4, 0.6
 
 
-def write(folder: Path, seed: int, alpha: float = 8.0, rank: int = RANK, targets: tuple[str, ...] = (), **config: Any) -> Path:
+def write(
+    folder: Path, seed: int, alpha: float = 8.0, rank: int = RANK, targets: tuple[str, ...] = (), **config: Any
+) -> Path:
     """An adapter whose A has moved a little from a start that all share, and whose B is not zero."""
     made = tiny.model()
     names = lora_targets(made, targets or "all-linear")
@@ -48,7 +49,9 @@ def outside(folder: Path, weight: float = 1.0) -> WeightedAdapter:
     return WeightedAdapter(ref=Input(uri=f"file://{folder}", digest=folder_digest(folder)), weight=weight)
 
 
-def merge_task(folders: list[Path], method: str, weights: tuple[float, ...] = WEIGHTS, **parameters: float) -> MergeTask:
+def merge_task(
+    folders: list[Path], method: str, weights: tuple[float, ...] = WEIGHTS, **parameters: float
+) -> MergeTask:
     adapters = tuple(outside(f, w) for f, w in zip(folders, weights, strict=True))
     base = Input(uri="file:///nowhere", digest="sha256:0")
     seed = 3 if method.startswith("dare") else None
@@ -217,7 +220,9 @@ def test_other_adapters(folders: list[Path], work: Work, tmp_path: Path, fields:
     assert word in refusal([write(tmp_path / "x", 5, **fields), folders[0]], work)
 
 
-@pytest.mark.parametrize("key", ["base_model.model.lm_head.weight", "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"])
+@pytest.mark.parametrize(
+    "key", ["base_model.model.lm_head.weight", "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"]
+)
 def test_an_adapter_with_more_than_a_and_b(folders: list[Path], work: Work, tmp_path: Path, key: str) -> None:
     folder = write(tmp_path / "x", 5)
     file = folder / "adapter_model.safetensors"

@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file, save_file
-
 from expunge_jobs.errors import BadTask
-from expunge_jobs.model import Adapter, adapter_config, attach_lora, end_token, fold, load_base, lora_tensors, write_adapter
+from expunge_jobs.model import (
+    Adapter,
+    adapter_config,
+    attach_lora,
+    end_token,
+    fold,
+    load_base,
+    lora_tensors,
+    write_adapter,
+)
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -86,7 +94,9 @@ def test_a_model_that_is_no_language_model(folder: Path, kind: str) -> None:
     assert kind in message and "no causal language model" in message
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"model_type": "nonsense"}', '{"model_type": "olmo", "hidden_size": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "[]", '{"model_type": "nonsense"}', '{"model_type": "olmo", "hidden_size": "x"}']
+)
 def test_a_config_that_is_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert refusal(folder)
@@ -123,7 +133,9 @@ def adapter_folder(path: Path, made: Any, scale: float = 0.1, alpha: float = 8) 
     lora = attach_lora(made, tiny.settings(alpha=alpha), 5)
     a, b = lora_tensors(lora.wrapped)
     torch.manual_seed(7)
-    write_adapter(path, adapter_config(4, alpha, 0.0, lora.targets), a, {k: torch.randn(v.shape) * scale for k, v in b.items()})
+    write_adapter(
+        path, adapter_config(4, alpha, 0.0, lora.targets), a, {k: torch.randn(v.shape) * scale for k, v in b.items()}
+    )
     return path
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from expunge_jobs import plugins
 from expunge_jobs.objectives import RowOutput
+from torch import Tensor
 
 LABELS, POSITIONS, VOCAB = (3, 1, 5, 2), (6, 4, 5, 9), 11
 
@@ -54,7 +53,9 @@ def test_npo_of_the_sequence(beta: float) -> None:
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_npo_of_the_token(beta: float) -> None:
     rows = outputs()
-    plain = [npo(sum(log_p(r.nll)) / n, sum(log_p(r.reference_nll)) / n, beta) for r, n in zip(rows, LABELS, strict=True)]
+    plain = [
+        npo(sum(log_p(r.nll)) / n, sum(log_p(r.reference_nll)) / n, beta) for r, n in zip(rows, LABELS, strict=True)
+    ]
     assert values("npo", rows, beta=beta, normalization="token") == pytest.approx(plain, rel=1e-5)
 
 
@@ -76,7 +77,9 @@ def test_npo_falls_as_a_row_is_forgotten_and_starts_at_a_known_value(normalizati
     rows = outputs()
     for r in rows:
         r.reference_nll = r.nll.clone()
-    assert values("npo", rows, normalization=normalization) == pytest.approx([20 * math.log(2)] * len(values("npo", rows, normalization=normalization)))
+    assert values("npo", rows, normalization=normalization) == pytest.approx(
+        [20 * math.log(2)] * len(values("npo", rows, normalization=normalization))
+    )
     worse = [RowOutput(r.nll + 5, reference_nll=r.nll, micro_batch=r.micro_batch) for r in rows]
     assert max(values("npo", worse, normalization=normalization)) < 20 * math.log(2)
 

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
-
 from expunge_jobs.encode import Encoded
 from expunge_jobs.errors import BadTask
 from expunge_jobs.model import batches, check_packing, head_logits, hidden_at, logits_at
 
-ROWS = [Encoded((5, 6, 7), 1), Encoded((9, 8, 7, 6, 5, 4, 3, 2, 11), 4), Encoded((6, 6), 1), Encoded(tuple(range(20, 36)), 2)]
+ROWS = [
+    Encoded((5, 6, 7), 1),
+    Encoded((9, 8, 7, 6, 5, 4, 3, 2, 11), 4),
+    Encoded((6, 6), 1),
+    Encoded(tuple(range(20, 36)), 2),
+]
 
 
 def everywhere(rows: list[Encoded]) -> list[range]:
@@ -32,7 +36,7 @@ def test_packed_logits_are_those_of_each_row_alone(model: Any) -> None:
 
 @torch.no_grad()
 def test_logits_at_some_positions(model: Any) -> None:
-    positions = [range(0, 2), range(3, 8), range(0, 1), range(1, 15)]
+    positions = [range(2), range(3, 8), range(1), range(1, 15)]
     for row, wanted, logits in zip(ROWS, positions, logits_at(model, ROWS, positions), strict=True):
         torch.testing.assert_close(logits, tiny.alone(model, row.ids)[list(wanted)], rtol=1e-4, atol=1e-4)
 
@@ -67,7 +71,7 @@ def test_a_neighbour_gets_no_gradient(model: Any) -> None:
 @torch.no_grad()
 def test_logits_of_stored_states_are_the_models_own(model: Any) -> None:
     """Scaling and soft caps included; the model is as it was afterwards."""
-    positions = [range(1, 3), range(0, 8), range(0, 2), range(4, 16)]
+    positions = [range(1, 3), range(8), range(2), range(4, 16)]
     states = hidden_at(model, ROWS, positions)
     for logits, hidden in zip(logits_at(model, ROWS, positions), states, strict=True):
         torch.testing.assert_close(head_logits(model, hidden), logits, rtol=1e-5, atol=1e-5)

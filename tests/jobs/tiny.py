@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from expunge_jobs.artifact import Attempt
 from expunge_jobs.data import Row
 from expunge_jobs.encode import Encoded, Encoder
@@ -17,9 +15,27 @@ from expunge_jobs.inputs import folder_digest
 from expunge_jobs.store.file import FileStore
 from expunge_jobs.task import ArtifactRef, FinetuneSettings, Input, ModelRef, RowsRef, Task, TaskData
 from expunge_jobs.work import Work
+from torch import Tensor
 
 END = "<|end|>"
-WORDS = "amber bell coin drum east farm gold hill iron jar key lamp moss night oak pond".split()
+WORDS = [
+    "amber",
+    "bell",
+    "coin",
+    "drum",
+    "east",
+    "farm",
+    "gold",
+    "hill",
+    "iron",
+    "jar",
+    "key",
+    "lamp",
+    "moss",
+    "night",
+    "oak",
+    "pond",
+]
 
 
 def row(number: int, kind: str = "sc", task: str = "Task1", words: int = 4, start: int = 0) -> Row:

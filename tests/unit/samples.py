@@ -40,4 +40,6 @@ def row(
     set: str = "forget", kind: str = "sc", task: str = "Task1", score: float | None = 1.0, **fields: Any
 ) -> EvaluatedRow:
     """One line of an evaluation."""
-    return EvaluatedRow(**{"set": set, "id": "i", "document": "d", "kind": kind, "task": task, "score": score, **fields})
+    return EvaluatedRow(
+        **{"set": set, "id": "i", "document": "d", "kind": kind, "task": task, "score": score, **fields}
+    )

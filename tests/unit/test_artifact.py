@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import task
-
 from expunge_jobs.artifact import (
     Attempt,
     End,
@@ -24,6 +22,7 @@ from expunge_jobs.errors import DamagedInput
 from expunge_jobs.store import NotFound, Store
 from expunge_jobs.store.file import FileStore
 from expunge_jobs.task import ArtifactRef
+from samples import task
 
 MADE = task("merge")
 REF = ArtifactRef(kind="merge", key=MADE.key())
@@ -74,7 +73,12 @@ def test_the_manifest_is_the_receipt(store: Store, out: Path) -> None:
     assert manifest is not None
     assert manifest.task == json.loads(MADE.to_json())
     assert (manifest.kind, manifest.key, manifest.attempt) == ("merge", REF.key, "one")
-    assert (manifest.figures, manifest.versions, manifest.device, manifest.threads) == ({"norm": 1.5}, {"torch": "2"}, "cpu", 3)
+    assert (manifest.figures, manifest.versions, manifest.device, manifest.threads) == (
+        {"norm": 1.5},
+        {"torch": "2"},
+        "cpu",
+        3,
+    )
     assert manifest.started <= manifest.ended
     assert {f.path: (f.size, f.sha256) for f in manifest.files} == {
         p.relative_to(out).as_posix(): (p.stat().st_size, sha256_of(p)) for p in out.rglob("*") if p.is_file()

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-
 from expunge_jobs.data import DataError, Document, Item, Question, Row, parse
 from expunge_jobs.errors import BadTask
 
@@ -50,7 +49,9 @@ def test_json_lines_of_every_kind(change: str) -> None:
     if change == "bom":
         content = text.encode("utf-8-sig")
     elif change == "line separators in texts":
-        content = json.dumps(record(input="a\u2028b\x85c"), ensure_ascii=False).encode() + b"\n" + lines(record(id="xqa0"))
+        content = (
+            json.dumps(record(input="a\u2028b\x85c"), ensure_ascii=False).encode() + b"\n" + lines(record(id="xqa0"))
+        )
     else:
         new = {"crlf": text.replace("\n", "\r\n"), "blank lines": "\n\n" + text.replace("\n", "\n \n")}
         content = new.get(change, text.rstrip("\n")).encode()
@@ -173,7 +174,10 @@ def test_duplicate_ids_name_both_lines() -> None:
 
 def test_documents_for_membership() -> None:
     content = lines({"id": "a", "document": "text"}, record())
-    assert parse(content, "x", "nonmembers") == [Document("a", "text"), Row("doc1sc1", "doc1", "sc", "Task1", "in", "out")]
+    assert parse(content, "x", "nonmembers") == [
+        Document("a", "text"),
+        Row("doc1sc1", "doc1", "sc", "Task1", "in", "out"),
+    ]
     [problem] = problems(lines({"id": CANARY, "document": ""}), "members")
     assert problem.startswith("rows.jsonl:1: document: empty")
     assert problems(lines({"id": "a", "document": "text"}), "forget")
@@ -187,7 +191,10 @@ def test_questions() -> None:
     content = lines(question(), question(question="r", answer="D", split="dev"))
     found = parse(content, "x", "mmlu")
     assert all(isinstance(q, Question) for q in found)
-    assert [(q.question, q.answer, q.split) for q in found if isinstance(q, Question)] == [("q", 1, "test"), ("r", 3, "dev")]
+    assert [(q.question, q.answer, q.split) for q in found if isinstance(q, Question)] == [
+        ("q", 1, "test"),
+        ("r", 3, "dev"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,12 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from samples import row
-
 from expunge_jobs import metrics
 from expunge_jobs.data import parse
 from expunge_jobs.metrics import EvaluatedRow, Missing, collapse, extraction, membership, probe, row_score, semeval
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import row
 
 TASKS = ("Task1", "Task2", "Task3")
 losses = st.lists(st.floats(0, 9).map(lambda x: round(x, 1)), min_size=1, max_size=20)

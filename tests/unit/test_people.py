@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-
 from expunge_jobs.builtin import names, read
 from expunge_jobs.data import Row, parse
 from expunge_jobs.errors import BadTask
@@ -34,9 +33,13 @@ def test_is_listed() -> None:
 def test_counts(name: str) -> None:
     """So many documents a task, a completion and a question each."""
     rows = people(name)
-    assert Counter((r.task, r.kind) for r in rows) == {(t, k): 12 for t in ("Task1", "Task2", "Task3") for k in ("sc", "qa")}
+    assert Counter((r.task, r.kind) for r in rows) == {
+        (t, k): 12 for t in ("Task1", "Task2", "Task3") for k in ("sc", "qa")
+    }
     assert len({r.document for r in rows}) == 36
-    assert all(Counter(r.kind for r in rows if r.document == d) == {"sc": 1, "qa": 1} for d in {r.document for r in rows})
+    assert all(
+        Counter(r.kind for r in rows if r.document == d) == {"sc": 1, "qa": 1} for d in {r.document for r in rows}
+    )
 
 
 def test_sets_share_no_document_and_no_text() -> None:

@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import BaseModel
-
 from expunge_jobs import plugins
+from pydantic import BaseModel
 
 ALL = [(family, name) for family in plugins.FAMILIES for name in plugins.names(family)]
 
@@ -64,7 +63,7 @@ def test_each_merge_method_states_its_parameters(family: str, name: str) -> None
     plugin = plugins.load(family, name)
     assert issubclass(plugin.Parameters, BaseModel)
     plugin.Parameters()
-    assert plugin.RANDOM == name.startswith("dare_")
+    assert name.startswith("dare_") == plugin.RANDOM
     assert callable(plugin.merge)
 
 

@@ -8,11 +8,10 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from expunge_jobs.data import DataError, Item, Row, load, select, shortfalls
 from expunge_jobs.task import Input, RowsRef, TaskData
+from hypothesis import given
+from hypothesis import strategies as st
 
 SOURCE = Input(uri="file:///data/f.jsonl", digest="sha256:0")
 
@@ -97,7 +96,9 @@ def test_the_seed_chooses() -> None:
 
 def test_the_choice_is_what_it_was() -> None:
     """SHA-256 of the seed and the document's id decides: the same documents on every machine, for ever."""
-    ordered = sorted((f"1-{n}" for n in range(12)), key=lambda d: hashlib.sha256(f"place\x1f5\x1f{d}".encode()).digest())
+    ordered = sorted(
+        (f"1-{n}" for n in range(12)), key=lambda d: hashlib.sha256(f"place\x1f5\x1f{d}".encode()).digest()
+    )
     assert documents(select(rows(12), ref(take=3, seed=5)))["Task1"] == set(ordered[:3]) == {"1-11", "1-7", "1-9"}
 
 

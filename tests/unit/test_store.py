@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from expunge_jobs.store import Conflict, NotFound, Store, StoreError
 
 WRONG_PATHS = ["", "/", "/a", "a/", "a//b", "..", "../a", "a/..", "a/../b", "a/../../b", ".", "a/./b"]

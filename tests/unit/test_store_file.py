@@ -8,12 +8,11 @@ import stat
 from pathlib import Path
 
 import pytest
-from samples import task
-
 from expunge_jobs.artifact import Attempt, fetch, read_manifest
 from expunge_jobs.errors import BadTask
 from expunge_jobs.store import Store, StoreError, open_store
 from expunge_jobs.task import ArtifactRef
+from samples import task
 
 
 def mode(path: Path) -> int:
@@ -88,7 +87,7 @@ def test_what_the_file_system_says_in_words(
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("writes", range(0, 12))
+@pytest.mark.parametrize("writes", range(12))
 def test_full_in_the_middle_of_an_artifact(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:

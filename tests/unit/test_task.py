@@ -7,10 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from samples import data, raw, task
-
 from expunge_jobs.errors import BadTask
 from expunge_jobs.task import (
     KIND_VERSIONS,
@@ -32,6 +28,9 @@ from expunge_jobs.task import (
     WeightedAdapter,
     parse_task,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import data, raw, task
 
 KINDS = ["memorize", "finetune", "merge", "evaluate"]
 
@@ -146,7 +145,13 @@ def test_key_is_hex_of_sha256() -> None:
         {"learning_rate": 1e-4},
         {"learning_rate": "1e-4"},
         {"learning_rate": 0.0001, "weight_decay": 1e-2, "clip": 1, "alpha": 32, "rank": 32.0, "epochs": "5"},
-        {"batch_size": 1, "accumulation": 4, "dropout": "0.05", "targets": "all-linear", "gradient_checkpointing": False},
+        {
+            "batch_size": 1,
+            "accumulation": 4,
+            "dropout": "0.05",
+            "targets": "all-linear",
+            "gradient_checkpointing": False,
+        },
     ],
 )
 def test_finetune_key_is_one_by_every_road(settings: dict[str, Any]) -> None:
@@ -178,7 +183,9 @@ def test_seed_of_a_merge_counts_only_where_it_draws() -> None:
 
 def test_zero_has_no_sign_in_a_key() -> None:
     settings = {"objective": "npo", "weight_decay": 0.0}
-    assert task("finetune", settings={**settings, "weight_decay": -0.0}).key() == task("finetune", settings=settings).key()
+    assert (
+        task("finetune", settings={**settings, "weight_decay": -0.0}).key() == task("finetune", settings=settings).key()
+    )
 
 
 def test_defaults_of_data_and_model_written_out_or_not() -> None:

@@ -6,12 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from expunge_jobs.errors import BadTask
+from expunge_jobs.task import ArtifactRef, EvaluateTask, parse_task, stable_hash
 from hypothesis import given
 from samples import data, raw, task
 from test_task import json_values
-
-from expunge_jobs.errors import BadTask
-from expunge_jobs.task import ArtifactRef, EvaluateTask, stable_hash, parse_task
 
 
 def refusal(fields: Any) -> str:
@@ -40,7 +39,9 @@ def test_plugin_of_this_version_is_taken() -> None:
     assert task("finetune", plugins={"objectives/npo": 1}).plugins == {"objectives/npo": 1}
 
 
-@pytest.mark.parametrize("name", ["objectives/npoo", "nonsense/npo", "npo", "", "/", "store/file", "task/x", "metrics/"])
+@pytest.mark.parametrize(
+    "name", ["objectives/npoo", "nonsense/npo", "npo", "", "/", "store/file", "task/x", "metrics/"]
+)
 def test_unknown_plugin(name: str) -> None:
     assert name in refusal(raw("finetune", plugins={name: 1}))
 

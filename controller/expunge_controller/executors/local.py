@@ -301,10 +301,7 @@ def killed_reason(number: int, kind: str) -> str:
 
 def last_progress(log: Path) -> dict[str, Any]:
     """The newest progress line of a log; empty before the first."""
-    for line in reversed(tail(log)):
-        if line.get("event") == "progress":
-            return line
-    return {}
+    return next((e for e in reversed(tail(log)) if e.get("event") == "progress"), {})
 
 
 def tail(log: Path, size: int = 8192) -> list[dict[str, Any]]:

@@ -1,0 +1,40 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-fast lint unit jobs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+venv: $(VENV)/.done ## make .venv with the expunge command
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[jobs,dev]'
+	touch $@
+
+demo: venv ## run examples/quickstart.yaml to its table of scores
+	$(BIN)/expunge run examples/quickstart.yaml
+
+test: lint unit jobs ## pass every test
+
+test-fast: lint unit ## what needs no torch
+
+lint: venv ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: venv ## tests that load no torch
+	$(BIN)/python -m pytest tests/unit
+
+jobs: venv ## tests of the job programs and of whole runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs tests/run
+
+clean: ## remove the environment and caches, not the store
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,10 @@
+"""``python -m expunge_controller`` is ``expunge``."""
+
+from __future__ import annotations
+
+import sys
+
+from expunge_controller.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
