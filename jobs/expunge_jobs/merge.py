@@ -28,7 +28,7 @@ def run(task: MergeTask, work: Work) -> dict[str, Any]:
     a, b = merge(adapters, [w.weight for w in task.adapters], task.method, task.parameters, task.seed or 0)
     first = adapters[0]
     targets = first.config["target_modules"]
-    write_adapter(work.out / "adapter", adapter_config(first.rank, first.rank, 0.0, list(targets)), a, b)
+    write_adapter(work.out / "adapter", adapter_config(first.rank, first.rank, 0.0, targets), a, b)
     return {"norm": Adapter(work.out / "adapter").norm(), "norms": [x.norm() for x in adapters]}
 
 

@@ -179,12 +179,13 @@ def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b:
     (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> dict[str, Any]:
-    """What PEFT needs to know of a plain LoRA adapter on a causal language model."""
+def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str] | str) -> dict[str, Any]:
+    """What PEFT needs to know of a plain LoRA adapter; ``targets`` are names, or one pattern as PEFT allows."""
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
         "r": rank, "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": dropout,
-        "target_modules": sorted(targets), "bias": "none", "init_lora_weights": True, "fan_in_fan_out": False,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "bias": "none", "init_lora_weights": True, "fan_in_fan_out": False,
         "use_rslora": False, "use_dora": False, "modules_to_save": None,
     }  # fmt: skip
 
