@@ -1,0 +1,61 @@
+"""The rules of direction, from the code's own imports; and what `expunge --help` loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "transformers", "peft", "accelerate", "kubernetes", "boto3", "scipy"}
+LEVELS = ["document", "experiment", "plan", "resolve", "state", "executors", "runner", "cli"]
+FROM_JOBS = {
+    "artifact", "data", "errors", "inputs", "metrics", "plugins", "results", "statistics", "store", "task", "warm", "",
+}  # fmt: skip
+"""Modules of the jobs package that load without torch; ``warm`` is only named, for the fork server to load."""
+
+
+def _imports(file: Path) -> set[str]:
+    out: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            out |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            out |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+    return out
+
+
+def test_jobs_never_import_the_controller() -> None:
+    for file in (ROOT / "jobs").rglob("*.py"):
+        assert not any(n.startswith(("expunge_controller", "kubernetes")) for n in _imports(file)), file
+
+
+def test_the_controller_imports_no_torch_and_of_the_jobs_only_what_has_none() -> None:
+    for file in (ROOT / "controller").rglob("*.py"):
+        names = _imports(file)
+        assert not {n.split(".")[0] for n in names} & HEAVY, file
+        used = {n.split(".")[1] if "." in n else "" for n in names if n.split(".")[0] == "expunge_jobs"}
+        assert used <= FROM_JOBS, file
+
+
+def test_arrows_go_one_way() -> None:
+    package = ROOT / "controller" / "expunge_controller"
+    for level, name in enumerate(LEVELS):
+        files = [package / f"{name}.py"] if (package / f"{name}.py").is_file() else list((package / name).glob("*.py"))
+        for file in files:
+            for above in LEVELS[level + 1 :]:
+                found = any(n.startswith(f"expunge_controller.{above}") for n in _imports(file))
+                assert not found, f"{name} imports {above}"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom expunge_controller.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"loaded = set(sys.modules).intersection({sorted(HEAVY)!r})\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "example: expunge run" in done.stdout
