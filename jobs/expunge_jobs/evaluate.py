@@ -25,6 +25,10 @@ from expunge_jobs.work import Work
 ASKED: tuple[SetName, ...] = ("forget", "retain", "probe")
 _CHOICES = (" A", " B", " C", " D")
 SHOTS = 5
+_CLEAN_UP = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
+    (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
 
 
 def run(task: EvaluateTask, work: Work) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def run(task: EvaluateTask, work: Work) -> dict[str, Any]:
     rows = evaluator.all(sets)
     with (work.out / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(_compact(r), ensure_ascii=False) + "\n" for r in rows)
-    return {"metrics": metrics.compute_all(rows), "rows": len(rows)}
+    return {"metrics": metrics.compute_all(rows), "rows": len(rows), **evaluator.encoder.receipt()}
 
 
 class Evaluator:
@@ -44,6 +48,13 @@ class Evaluator:
     def __init__(self, model: Any, tokenizer: Any, task: EvaluateTask, work: Work) -> None:
         self.model, self.tokenizer, self.task, self.work = model, tokenizer, task, work
         self.encoder = Encoder(tokenizer, task.data, end_token(model, tokenizer))
+        self._total = self._done = 0
+        from transformers import GenerationConfig
+
+        given = model.generation_config.eos_token_id
+        self._ends = {self.encoder.end, *(given if isinstance(given, list) else [given] if given is not None else [])}
+        # A checkpoint's own may sample or punish repetition, and fills whatever a call leaves unsaid.
+        model.generation_config = GenerationConfig()
         self.limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
     @torch.no_grad()
@@ -65,7 +76,7 @@ class Evaluator:
             ))  # fmt: skip
         for other, document in [*members, *nonmembers]:
             rows.append(EvaluatedRow(set=other, id=document.id, document=document.id, kind="document",
-                                     document_nll=self.document_nll(document.text)))  # fmt: skip
+                                     document_nll=self.document_nll(document)))  # fmt: skip
         return rows + self.multiple_choice(questions)
 
     def generate(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
@@ -78,20 +89,13 @@ class Evaluator:
             chosen = order[start : start + size]
             for index, tokens in zip(chosen, self._generate_batch([prompts[i] for i in chosen]), strict=True):
                 ended = bool(tokens) and tokens[-1] in self._ends
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=True)
-                out[index] = (text, ended)
+                out[index] = (_clean_up(self.tokenizer.decode(tokens, skip_special_tokens=True)), ended)
             self._tick(len(chosen))
         return out
-
-    @property
-    def _ends(self) -> set[int]:
-        given = self.model.generation_config.eos_token_id
-        return {self.encoder.end, *(given if isinstance(given, list) else [given] if given is not None else [])}
 
     def _generate_batch(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         from transformers import GenerationConfig
 
-        # A configuration of its own: a checkpoint's may sample or punish repetition.
         config = GenerationConfig(
             max_new_tokens=self.task.settings.max_new_tokens, do_sample=False, num_beams=1,
             eos_token_id=sorted(self._ends), pad_token_id=self.encoder.end,
@@ -123,12 +127,17 @@ class Evaluator:
             self._tick(len(chunk))
         return out
 
-    def document_nll(self, text: str) -> float:
-        """Mean NLL of all tokens of a text but the first."""
-        ids = tuple(self.tokenizer(text)["input_ids"][: self.limit])
+    def document_nll(self, document: Document | Row) -> float | None:
+        """Mean NLL of all tokens but the first of a text, or of a row joined as everywhere else, without end token."""
+        if isinstance(document, Row):
+            ids = self.encoder.row(document, self.limit).ids[:-1]
+        else:
+            ids = tuple(self.tokenizer(document.text)["input_ids"])
+            self.encoder.cut_outputs += len(ids) > self.limit
+            ids = ids[: self.limit]
         self._tick(1)
         if len(ids) < 2:
-            return 0.0
+            return None
         row = Encoded(ids, 1)
         logits = logits_at(self.model, [row], [range(len(ids) - 1)])[0]
         return float(cross_entropy(logits, torch.tensor(ids[1:], device=logits.device)))
@@ -166,10 +175,16 @@ def extraction_strength(right: Sequence[bool]) -> float:
     return known / len(right) if right else 0.0
 
 
-def _documents(items: Sequence[Item]) -> list[Document]:
-    """Documents as given, or made of completion rows: input, blank, output."""
-    out = [d for d in items if isinstance(d, Document)]
-    return out + [Document(r.id, f"{r.input} {r.output}") for r in items if isinstance(r, Row) and r.kind == "sc"]
+def _documents(items: Sequence[Item]) -> list[Document | Row]:
+    """Documents as given, and completion rows."""
+    return [i for i in items if isinstance(i, Document) or (isinstance(i, Row) and i.kind == "sc")]
+
+
+def _clean_up(text: str) -> str:
+    """What ``clean_up_tokenization_spaces`` does where the SemEval script runs; transformers 5 ignores it for BPE."""
+    for written, cleaned in _CLEAN_UP:
+        text = text.replace(written, cleaned)
+    return text
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:

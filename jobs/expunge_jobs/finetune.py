@@ -62,6 +62,9 @@ def run(task: FinetuneTask, work: Work) -> dict[str, Any]:
     base, tokenizer = models.load_model(task.model, work, task.dtype)
     encoder = Encoder(tokenizer, task.data, models.end_token(base, tokenizer))
     sets = load(task.data, work.read)
+    for side in SIDES:
+        if side not in sets:
+            raise BadTask(f"a fine-tune needs both sets: data.{side} is missing")
     rows = {side: encoder.rows([i for i in sets[side] if isinstance(i, Row)], task.data.max_length) for side in SIDES}
     models.check_packing(base, [*rows["forget"], *rows["retain"]])
     if task.settings.gradient_checkpointing:
@@ -70,7 +73,12 @@ def run(task: FinetuneTask, work: Work) -> dict[str, Any]:
     lora = models.attach_lora(base, task.settings, task.seed)
     trainer = Trainer(lora, rows, task.settings, task.seed, work)
     losses = trainer.train()
-    _, b = models.lora_tensors(lora.wrapped)
+    a, b = models.lora_tensors(lora.wrapped)
+    if not all(bool(torch.isfinite(t).all()) for t in (*a.values(), *b.values())):
+        # A loss is that before its step: the last step's update is in none.
+        raise BadTask(
+            f"the adapter is not finite after training step {trainer.steps} of {trainer.steps}: lower learning_rate"
+        )
     if not any(bool(t.any()) for t in b.values()):
         raise BadTask(
             "every B matrix is still zero after training: the adapter changes nothing; raise learning_rate or epochs"
@@ -140,7 +148,7 @@ class Trainer:
                 if not mine:
                     continue
                 value = term.plugin.values(term.parameters, mine).sum() / counts[term.name]
-                values[term.name] += float(value)
+                values[term.name] += float(value.detach())
                 if term.parameters.weight:
                     part = term.parameters.weight * value
                     loss = part if loss is None else loss + part

@@ -27,7 +27,8 @@ def run(task: MergeTask, work: Work) -> dict[str, Any]:
         work.notice("an adapter from outside has no record of its base and of A's start: only its shapes were checked")
     a, b = merge(adapters, [w.weight for w in task.adapters], task.method, task.parameters, task.seed or 0)
     first = adapters[0]
-    targets = first.config["target_modules"]
+    # PEFT takes a pattern too: then the modules' own names.
+    targets = first.config["target_modules"] if isinstance(first.config["target_modules"], list) else sorted(first.A)
     write_adapter(work.out / "adapter", adapter_config(first.rank, first.rank, 0.0, targets), a, b)
     return {"norm": Adapter(work.out / "adapter").norm(), "norms": [x.norm() for x in adapters]}
 

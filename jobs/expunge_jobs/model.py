@@ -239,22 +239,23 @@ def load_for_evaluation(ref: ModelRef, work: Paths, dtype: str) -> tuple[Any, An
     model, tokenizer = load_base(work.path(ref.base), dtype)
     if not ref.adapters:
         return model, tokenizer
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
     wrapped: Any = None
     names: list[str] = []
     for number, given in enumerate(ref.adapters):
         adapter = Adapter(work.path(given.ref))
         _check_fits(model, adapter)
-        config = LoraConfig.from_pretrained(adapter.folder)
-        # PEFT scales an update by alpha / r: a control at half the update is an adapter of half the alpha.
-        config.lora_alpha = adapter.config["lora_alpha"] * given.scale
         name = f"adapter{number}"
         names.append(name)
         if wrapped is None:
-            wrapped = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name, config=config)
+            wrapped = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name)
         else:
-            wrapped.load_adapter(adapter.folder, adapter_name=name, peft_config=config)
+            wrapped.load_adapter(adapter.folder, adapter_name=name)
+        for module in wrapped.modules():
+            if isinstance(module, LoraLayer) and name in module.scaling:
+                module.set_scale(name, given.scale)  # of alpha / r
     wrapped.base_model.set_adapter(names)
     wrapped.requires_grad_(False)
     return wrapped.base_model.model.eval(), tokenizer

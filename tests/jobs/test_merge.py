@@ -14,7 +14,7 @@ from expunge_jobs import merge
 from expunge_jobs.errors import BadTask
 from expunge_jobs.inputs import folder_digest
 from expunge_jobs.model import Adapter, adapter_config, lora_targets, write_adapter
-from expunge_jobs.task import ArtifactRef, FinetuneTask, Input, MergeTask, WeightedAdapter
+from expunge_jobs.task import ArtifactRef, FinetuneTask, Input, MergeTask, ModelRef, TaskData, WeightedAdapter
 from expunge_jobs.work import Work
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -140,6 +140,13 @@ def test_ties_by_hand() -> None:
     assert merged.tolist() == [(4 + 2 * 1) / 2, 2 * 5, 2, 2 * -6]
 
 
+def test_ties_elects_plus_where_the_sum_is_zero() -> None:
+    from expunge_jobs.merge_methods import DensityParameters, ties
+
+    tensors = [torch.tensor([2.0, -3.0, 0.0]), torch.tensor([-2.0, 3.0, 0.0])]
+    assert ties.merge(tensors, [1.0, 1.0], DensityParameters(density=1), torch.Generator()).tolist() == [2, 3, 0]
+
+
 def test_dare_drops_at_random_by_its_seed(folders: list[Path]) -> None:
     adapters = [Adapter(f) for f in folders]
     one, again, other = (
@@ -233,8 +240,8 @@ def test_an_adapter_with_more_than_a_and_b(folders: list[Path], work: Work, tmp_
 def specialist(work: Work, seed: int, start: str) -> ArtifactRef:
     """A finished fine-tune with this fingerprint of A's start."""
     write(work.out / "adapter", seed)
-    model = tiny.ModelRef(base=Input(uri="file:///nowhere", digest="sha256:0"))
-    data = tiny.TaskData(sets={})
+    model = ModelRef(base=Input(uri="file:///nowhere", digest="sha256:0"))
+    data = TaskData(sets={})
     made = FinetuneTask(model=model, data=data, settings=tiny.settings(), seed=seed)
     return tiny.publish(work, made, {"a_start": start}).model_copy(update={"folder": "adapter"})
 

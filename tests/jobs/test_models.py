@@ -155,6 +155,18 @@ def test_folding_is_pefts_merge(kind: str, tmp_path: Path) -> None:
     assert float((tiny.alone(ours, (5, 6, 7, 8)) - before).abs().max()) > 0.01
 
 
+@pytest.mark.parametrize("scale", [0.5, -0.7, 0.0])
+def test_folding_counts_by_its_scale(tmp_path: Path, scale: float) -> None:
+    """W + scale x (alpha / r) x BA"""
+    adapter = Adapter(adapter_folder(tmp_path / "a", tiny.model(), alpha=6))
+    ours, before = tiny.model(), dict(tiny.model().named_modules())
+    fold(ours, adapter, scale)
+    for name, module in ours.named_modules():
+        if name in adapter.A:
+            plain = before[name].weight + scale * (6 / 4) * (adapter.B[name] @ adapter.A[name])
+            torch.testing.assert_close(module.weight, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_folding_in_bfloat16_rounds_once(tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "a", tiny.model())
     made, whole = tiny.model().bfloat16(), tiny.model().bfloat16().float()

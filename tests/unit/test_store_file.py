@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from expunge_jobs.errors import BadTask
 from expunge_jobs.store import Store, StoreError, open_store
 from expunge_jobs.task import ArtifactRef
 from samples import task
+from test_store import race
 
 
 def mode(path: Path) -> int:
@@ -130,6 +132,20 @@ def test_full_in_the_middle_of_an_artifact(
         assert second.publish(made, out, {}, {}, "cpu", 1)
     got = fetch(store, ref, tmp_path / "in")
     assert {f: (got / f).read_text() for f in "abc"} == {f: f * 999 for f in "abc"}
+
+
+def test_nobody_replaces_between_anothers_look_and_its_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path / "s"))
+    store.put("a", b"old")
+    old = store.get("a")[1]
+    replace = Path.replace
+
+    def slow(self: Path, target: Path) -> Path:
+        time.sleep(0.02)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", slow)
+    assert race([lambda n=n: store.put("a", f"new {n}".encode(), if_match=old) for n in range(8)]) == 1  # type: ignore[misc]
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

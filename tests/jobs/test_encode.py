@@ -1,0 +1,54 @@
+"""Rows as tokens: tokens(input) + tokens(separator + output) + end token, and what is cut from which side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+from expunge_jobs.data import Row
+from expunge_jobs.errors import BadTask
+from hypothesis import given
+from hypothesis import strategies as st
+
+LONG = Row("asc1", "a", "sc", "Task1", "amber bell coin drum east farm", "gold hill iron")
+
+
+@pytest.mark.parametrize("separator", [" ", "", " -> "])
+def test_a_row_is_input_separator_output_end(words: Any, separator: str) -> None:
+    row = tiny.encoder(words, separator=separator).row(LONG)
+    prompt, output = row.ids[: row.prompt], row.ids[row.prompt :]
+    assert words.decode(prompt) == LONG.input
+    assert words.decode(output) == f"{separator}{LONG.output}{tiny.END}"
+    assert row.labels == output and output[-1] == words.eos_token_id
+    assert list(prompt) == words(LONG.input)["input_ids"], "a prompt in evaluation is tokens(input) alone"
+
+
+def test_the_input_is_cut_from_the_left(words: Any) -> None:
+    encoder = tiny.encoder(words)
+    whole = encoder.row(LONG)
+    cut = encoder.row(LONG, len(whole.ids) - 3)
+    assert cut.ids == whole.ids[3:] and cut.prompt == whole.prompt - 3
+    assert encoder.receipt() == {"cut_inputs": 1, "cut_outputs": 0}
+
+
+def test_an_output_too_long_by_itself_is_cut_from_the_right(words: Any) -> None:
+    encoder = tiny.encoder(words)
+    whole = encoder.row(LONG)
+    cut = encoder.row(LONG, 4)
+    assert cut.ids == (whole.ids[whole.prompt - 1], *whole.ids[whole.prompt : whole.prompt + 3])
+    assert encoder.receipt() == {"cut_inputs": 1, "cut_outputs": 1}
+
+
+@given(st.integers(4, 40), st.text(max_size=30), st.text(min_size=1, max_size=30))
+def test_a_row_fits_and_has_something_to_predict_from(words: Any, limit: int, given: str, said: str) -> None:
+    encoder = tiny.encoder(words)
+    row = encoder.row(Row("asc1", "a", "sc", "T", given, said), limit)
+    assert len(row.ids) <= limit and 1 <= row.prompt < len(row.ids)
+    whole = encoder.row(Row("asc1", "a", "sc", "T", given, said))
+    assert (row == whole) == (len(whole.ids) <= limit)
+
+
+def test_chat_needs_a_template(words: Any) -> None:
+    with pytest.raises(BadTask, match="no chat template"):
+        tiny.encoder(words, template="chat")
