@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast lint unit jobs clean
+.PHONY: help venv demo test test-fast lint unit jobs coverage clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: venv ## run examples/quickstart.yaml to its table of scores
 	$(BIN)/expunge run examples/quickstart.yaml
 
-test: lint unit jobs ## pass every test
+test: lint unit jobs coverage ## pass every test
 
 test-fast: lint unit ## what needs no torch
 
@@ -31,10 +31,15 @@ lint: venv ## ruff and mypy
 	$(BIN)/mypy
 
 unit: venv ## tests that load no torch
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/coverage run -m pytest tests/unit
 
 jobs: venv ## tests of the job programs and of whole runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs tests/run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run
+
+coverage: ## branches of the controller that `unit` and `jobs` went through: 90 % or more
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 clean: ## remove the environment and caches, not the store
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -12,18 +12,20 @@ from typing import Any
 import torch
 
 from expunge_jobs import plugins
+from expunge_jobs.artifact import Manifest
 from expunge_jobs.errors import BadTask
 from expunge_jobs.model import Adapter, adapter_config, write_adapter
-from expunge_jobs.task import ArtifactRef, MergeTask, stable_hash
+from expunge_jobs.task import ArtifactRef, MergeTask, ModelRef, identity, stable_hash
 from expunge_jobs.work import Work
 
 
 def run(task: MergeTask, work: Work) -> dict[str, Any]:
     """Merge; returns the norm of the merge's update beside each adapter's."""
     adapters = [Adapter(work.path(a.ref)) for a in task.adapters]
-    starts = [work.figures(a.ref).get("a_start") if isinstance(a.ref, ArtifactRef) else None for a in task.adapters]
-    preflight(adapters, starts)
-    if None in starts:
+    receipts = [work.manifest(a.ref) for a in task.adapters if isinstance(a.ref, ArtifactRef)]
+    check_base(task, receipts)
+    preflight(adapters, [r.figures.get("a_start") for r in receipts])
+    if len(receipts) < len(adapters):
         work.notice("an adapter from outside has no record of its base and of A's start: only its shapes were checked")
     a, b = merge(adapters, [w.weight for w in task.adapters], task.method, task.parameters, task.seed or 0)
     first = adapters[0]
@@ -31,6 +33,18 @@ def run(task: MergeTask, work: Work) -> dict[str, Any]:
     targets = first.config["target_modules"] if isinstance(first.config["target_modules"], list) else sorted(first.A)
     write_adapter(work.out / "adapter", adapter_config(first.rank, first.rank, 0.0, targets), a, b)
     return {"norm": Adapter(work.out / "adapter").norm(), "norms": [x.norm() for x in adapters]}
+
+
+def check_base(task: MergeTask, receipts: list[Manifest]) -> None:
+    """Refuses adapters that were trained on another base than the merge's.
+
+    Raises:
+        BadTask: by number.
+    """
+    base = identity(ModelRef(base=task.base).model_dump(mode="json"))
+    for number, receipt in enumerate(receipts, 1):
+        if identity(receipt.task["model"]) != base:
+            raise BadTask(f"adapter {number} of the merge was trained on another base model")
 
 
 def preflight(adapters: list[Adapter], starts: list[str | None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -225,9 +225,6 @@ class _Task(Model):
     plugins: dict[str, int] = Field(default_factory=dict)
     kind: Any
 
-    # Addresses say where bytes are, digests say which: only the latter make a key.
-    _NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"uri"})
-
     @model_validator(mode="before")
     @classmethod
     def _fill_versions(cls, value: Any) -> Any:
@@ -242,7 +239,7 @@ class _Task(Model):
 
     def key(self) -> str:
         """64 hex digits: the same work has the same key, whoever asks and by whatever road."""
-        return hashlib.sha256(canonical(_without(self.model_dump(mode="json"), self._NOT_IN_KEY)).encode()).hexdigest()
+        return identity(self.model_dump(mode="json"))
 
     def needs(self) -> list[ArtifactRef]:
         """The artifacts that this task reads, each once."""
@@ -364,10 +361,18 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def identity(value: Any) -> str:
+    """SHA-256 in hex of a JSON value without addresses: they say where bytes are, digests say which."""
+    return hashlib.sha256(canonical(_without(value, _ADDRESSES)).encode()).hexdigest()
+
+
 def stable_hash(*parts: object) -> int:
     """63 bits of SHA-256 over the parts: seeds and places that no Python version changes."""
     text = "\x1f".join(str(p) for p in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+_ADDRESSES = frozenset({"uri"})
 
 
 def _without(value: Any, drop: frozenset[str]) -> Any:

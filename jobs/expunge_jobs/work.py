@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge_jobs import inputs
-from expunge_jobs.artifact import fetch, read_manifest
+from expunge_jobs.artifact import Manifest, fetch, read_manifest
 from expunge_jobs.errors import DamagedInput
 from expunge_jobs.store import Store
 from expunge_jobs.task import ArtifactRef, Input
@@ -43,12 +43,16 @@ class Work:
         """The bytes of a data file, checked against its digest."""
         return inputs.read_checked(ref)
 
-    def figures(self, ref: ArtifactRef) -> dict[str, Any]:
-        """The figures in a needed artifact's manifest."""
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        """The receipt of a needed artifact.
+
+        Raises:
+            DamagedInput: it is not whole.
+        """
         manifest = read_manifest(self.store, ref)
         if manifest is None:
             raise DamagedInput(f"the {ref.kind} artifact {ref.key[:16]} is not there: run the experiment again")
-        return manifest.figures
+        return manifest
 
     def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:
         """Step n of N; ``tokens`` since the last call. Said at most twice a second, and at the end."""

@@ -246,15 +246,22 @@ def specialist(work: Work, seed: int, start: str) -> ArtifactRef:
     return tiny.publish(work, made, {"a_start": start}).model_copy(update={"folder": "adapter"})
 
 
-def test_other_starts_of_a(work: Work) -> None:
-    def merged(*refs: ArtifactRef) -> MergeTask:
-        adapters = tuple(WeightedAdapter(ref=r) for r in refs)
-        return MergeTask(base=Input(uri="x", digest="y"), adapters=adapters, method="ties", parameters={})
+def merge_of(*refs: ArtifactRef, base: str = "sha256:0") -> MergeTask:
+    adapters = tuple(WeightedAdapter(ref=r) for r in refs)
+    return MergeTask(base=Input(uri="file:///elsewhere", digest=base), adapters=adapters, method="ties", parameters={})
 
+
+def test_other_starts_of_a(work: Work) -> None:
     one, two, three = specialist(work, 1, "aa"), specialist(work, 2, "bb"), specialist(work, 3, "aa")
     with pytest.raises(BadTask, match="A matrices started differently"):
-        merge.run(merged(one, two), work)
-    merge.run(merged(one, three), work)
+        merge.run(merge_of(one, two), work)
+    merge.run(merge_of(one, three), work)
+
+
+def test_another_base(work: Work) -> None:
+    one, two = specialist(work, 1, "aa"), specialist(work, 3, "aa")
+    with pytest.raises(BadTask, match="adapter 1 of the merge was trained on another base model"):
+        merge.run(merge_of(one, two, base="sha256:1"), work)
 
 
 def test_an_adapter_from_outside_is_taken_with_a_notice(

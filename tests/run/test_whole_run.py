@@ -1,31 +1,11 @@
-"""The whole way by the shipped command: run, run again, results, pull, failures, kills."""
+"""The whole way by the shipped command: run, run again, results, pull, a step that fails."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import pytest
-from conftest import command
-
-
-def _attempts(store: Path) -> int:
-    return len(list(store.glob("artifacts/*/*/attempts/*.json")))
-
-
-def _weights(store: Path) -> dict[str, str]:
-    """SHA-256 by kind, key and file, as the manifests have them."""
-    out = {}
-    for file in store.glob("artifacts/*/*/manifest.json"):
-        manifest = json.loads(file.read_text())
-        for part in manifest["files"]:
-            out[f"{manifest['kind']}/{manifest['key']}/{part['path']}"] = part["sha256"]
-    return out
+from conftest import attempts, command
 
 
 def test_results_are_the_contract(tiny: Path, finished: Path) -> None:
@@ -55,11 +35,11 @@ def test_results_are_the_contract(tiny: Path, finished: Path) -> None:
 
 
 def test_a_second_run_runs_nothing(tiny: Path, finished: Path) -> None:
-    before = _attempts(finished)
+    before = attempts(finished)
     done = command("run", str(tiny), store=finished)
     assert done.returncode == 0
     assert "10 already done, 0 to run" in done.stderr
-    assert _attempts(finished) == before
+    assert attempts(finished) == before
 
 
 def test_another_density_is_a_merge_and_its_evaluation(tiny: Path, finished: Path) -> None:
@@ -79,27 +59,6 @@ def test_pulled_adapter_is_a_peft_directory(tiny: Path, finished: Path, tmp_path
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
     again = command("pull", str(tiny), "--to", str(tmp_path / "adapter"), store=finished)
     assert again.returncode == 2
-
-
-@pytest.mark.parametrize("after", [0.5, 11.0, 14.0])
-def test_killed_and_started_again_ends_with_the_same_weights(
-    tiny: Path, finished: Path, tmp_path: Path, after: float
-) -> None:
-    store = tmp_path / "store"
-    environment = os.environ | {"EXPUNGE_STORE": str(store)}
-    run = subprocess.Popen(
-        [sys.executable, "-m", "expunge_controller", "run", str(tiny)], env=environment, stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    time.sleep(after)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    done = {f.parent for f in store.glob("artifacts/*/*/manifest.json")}
-    counts = {d: len(list((d / "attempts").glob("*.json"))) for d in done}
-    assert command("run", str(tiny), store=store).returncode == 0
-    assert _weights(store) == _weights(finished)
-    for folder, count in counts.items():
-        assert len(list((folder / "attempts").glob("*.json"))) == count, "a finished step ran again"
 
 
 def test_a_loss_that_is_no_number_fails_the_step_by_name(tiny: Path, finished: Path) -> None:

@@ -1,0 +1,77 @@
+"""SIGKILL at twenty random moments: the run ends as an undisturbed one, and no finished step runs again."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
+
+# The step whose start is waited for, how often, and the longest wait after it in seconds ("publish": until it publishes).
+TARGETS: list[tuple[str, float | str]] = [
+    *[("memorize", 3.0)] * 4, ("memorize", "publish"),
+    *[("finetune over", 3.0)] * 3, *[("finetune under", 3.0)] * 2, ("finetune over", "publish"), ("finetune under", "publish"),
+    *[("merge", 0.5)] * 3, ("merge", "publish"),
+    *[("evaluate base", 1.0)], *[("evaluate over", 1.0)], ("evaluate merged", 1.0), ("evaluate merged", "publish"),
+]  # fmt: skip
+
+
+def _last_event(store: Path, kind: str) -> str:
+    logs = sorted(store.glob(f"artifacts/{kind}/*/attempts/*/log.jsonl"), key=lambda f: f.stat().st_mtime)
+    lines = logs[-1].read_text().splitlines() if logs else []
+    event = json.loads(lines[-1]) if lines else {"event": "nothing yet"}
+    return f"{event['event']} {event.get('step', '')}".strip()
+
+
+def _kill(process: subprocess.Popen[str], store: Path, step: str, moment: float | str, dice: random.Random) -> str:
+    wait_for(process, f"started  {step}")
+    kind = step.split()[0]
+    if moment == "publish":
+        until = time.monotonic() + 60
+        while _last_event(store, kind) != "publish" and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.001)
+    else:
+        time.sleep(dice.uniform(0, float(moment)))
+    process.kill()
+    process.wait()
+    return _last_event(store, kind)
+
+
+def test_twenty_kills(tiny: Path, finished_slower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(TARGETS) == 20
+    seed = random.randrange(10**6)
+    dice = random.Random(seed)
+    store = tmp_path / "store"
+    told = [f"kills with seed {seed}:"]
+    for number, (step, moment) in enumerate(TARGETS, 1):
+        process = begin("run", str(tiny), *SLOWER, store=store)
+        done = finished_steps(store)
+        before = attempts(store)
+        try:
+            told.append(f"  {number}: {step}, {moment}: at {_kill(process, store, step, moment, dice)}")
+        except AssertionError:
+            # The step was done already: the kill before fell between its publishing and its end. Begin it anew.
+            process.wait()
+            told.append(f"  {number}: {step}: was done; the run went to its end")
+            assert weights(store) == weights(finished_slower)
+            _forget(store, step)
+            continue
+        after = attempts(store)
+        assert {d: before[d] for d in done} == {d: after[d] for d in done}, "a finished step ran again"
+    with capsys.disabled():
+        print("\n" + "\n".join(told))
+    assert command("run", str(tiny), *SLOWER, store=store).returncode == 0
+    assert weights(store) == weights(finished_slower)
+    assert not list(store.glob("work/*")), "a killed step's work folder stayed"
+
+
+def _forget(store: Path, step: str) -> None:
+    """Removes the artifacts of this kind and of those after it."""
+    kinds = ["memorize", "finetune", "merge", "evaluate"]
+    for kind in kinds[kinds.index(step.split()[0]) :]:
+        shutil.rmtree(store / "artifacts" / kind)

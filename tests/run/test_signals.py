@@ -1,0 +1,95 @@
+"""Ctrl-C, two runners at once, and steps that are killed under the runner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from conftest import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
+
+
+def _processes_of(store: Path) -> list[int]:
+    """Pids of steps that work in this store, by their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                environment = (folder / "environ").read_bytes()
+                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                files = [str(f.readlink()) for f in (folder / "fd").iterdir()]
+            except OSError:
+                continue
+            if state != "Z" and os.fsencode(store) in environment and any(str(store / "locks") in f for f in files):
+                found.append(int(folder.name))
+    return found
+
+
+def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tiny: Path, finished_slower: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    process = begin("run", str(tiny), *SLOWER, store=store)
+    wait_for(process, "started  finetune under")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "To go on: expunge run" in err
+    assert not _processes_of(store)
+    ends = [f.read_text() for f in store.glob("artifacts/finetune/*/attempts/*/end.json")]
+    assert len(ends) == 2
+    assert all('"exit_code":143' in e for e in ends)
+    done = finished_steps(store)
+    counts = attempts(store)
+    assert command("run", str(tiny), *SLOWER, store=store).returncode == 0
+    assert {d: attempts(store)[d] for d in done} == {d: counts[d] for d in done}
+    assert weights(store) == weights(finished_slower)
+
+
+def test_ctrl_c_twice_stops_at_once(tiny: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    process = begin("run", str(tiny), *SLOWER, "--set", "memorize.epochs=4000", store=store)
+    wait_for(process, "started  memorize")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
+    until = time.monotonic() + 5
+    while _processes_of(store) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _processes_of(store), "steps die with their runner"
+
+
+def test_two_runners_on_one_store_share_the_work(tiny: Path, finished: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    runs = [begin("run", str(tiny), store=store) for _ in range(2)]
+    outputs = [r.communicate() for r in runs]
+    assert [r.returncode for r in runs] == [0, 0], outputs
+    assert set(attempts(store).values()) == {1}, "no step twice"
+    assert weights(store) == weights(finished)
+
+
+def test_a_step_that_is_killed_is_tried_again(tiny: Path, finished_slower: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    process = begin("run", str(tiny), *SLOWER, store=store)
+    wait_for(process, "started  memorize")
+    until = time.monotonic() + 60
+    while not list(store.glob("artifacts/memorize/*/attempts/*.json")) and time.monotonic() < until:
+        time.sleep(0.05)
+    (pid,) = _step_pids(store)
+    os.killpg(pid, signal.SIGKILL)
+    err = wait_for(process, "retrying")
+    assert "killed by SIGKILL" in err
+    assert "lower memorize.batch_size" in err
+    process.communicate()
+    assert process.returncode == 0
+    (end,) = store.glob("artifacts/memorize/*/attempts/*/end.json")
+    assert '"signal":"SIGKILL"' in end.read_text()
+    assert weights(store) == weights(finished_slower)
+
+
+def _step_pids(store: Path) -> list[int]:
+    """The pids that the newest attempts wrote into their records."""
+    import json
+
+    return [json.loads(f.read_text())["pid"] for f in store.glob("artifacts/memorize/*/attempts/*.json")]
