@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from expunge_jobs import plugins
@@ -107,14 +107,20 @@ def make_plan(loaded: Loaded, pins: Pins) -> Plan:
     )  # fmt: skip
 
 
-def inputs_of(spec: Spec) -> tuple[list[str], list[str]]:
-    """The addresses that a trial reads: (data files, model and adapter directories)."""
+class Inputs(NamedTuple):
+    """The addresses that a trial reads."""
+
+    files: list[str]
+    models: list[str]
+    adapters: list[str]
+
+
+def inputs_of(spec: Spec) -> Inputs:
+    """What a trial reads from outside."""
     files = [ref.input.uri for ref in _sets(spec.data, lambda _: "").values()]
-    folders = [spec.model] if spec.model else []
-    folders += [
-        m.adapter for m in (*spec.specialists.values(), *spec.baselines.values()) if isinstance(m, ExternalAdapter)
-    ]
-    return list(dict.fromkeys(files)), list(dict.fromkeys(folders))
+    models = (*spec.specialists.values(), *spec.baselines.values())
+    adapters = [m.adapter for m in models if isinstance(m, ExternalAdapter)]
+    return Inputs(files, [spec.model] if spec.model else [], adapters)
 
 
 class _Keys:

@@ -7,6 +7,7 @@ found before anything runs.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,13 @@ def resolve(loaded: Loaded) -> Resolved:
     """
     resolver = _Resolver()
     for trial in loaded.trials:
-        files, folders = inputs_of(trial.spec)
-        for uri in files:
+        asked = inputs_of(trial.spec)
+        for uri in asked.files:
             resolver.file(uri)
-        for uri in folders:
-            resolver.folder(uri)
+        for uri in asked.models:
+            resolver.folder(uri, inputs.check_model_folder)
+        for uri in asked.adapters:
+            resolver.folder(uri, inputs.check_adapter_folder)
     resolver.check()
     plan = make_plan(loaded, resolver.pins)
     seen: dict[str, TaskData] = {}
@@ -94,7 +97,7 @@ class _Resolver:
             return
         self.pins[uri] = f"sha256:{hashlib.sha256(self._content[uri]).hexdigest()}"
 
-    def folder(self, uri: str) -> None:
+    def folder(self, uri: str, check: Callable[[Path], None]) -> None:
         if uri in self._asked:
             return
         self._asked.add(uri)
@@ -102,9 +105,11 @@ class _Resolver:
             if inputs.scheme(uri) == "hf":
                 self.pins[uri] = f"commit:{inputs.hub_commit(uri)}"
             else:
-                self.pins[uri] = inputs.folder_digest(Path(uri.removeprefix("file://")))
+                folder = Path(uri.removeprefix("file://"))
+                self.pins[uri] = inputs.folder_digest(folder)
+                check(folder)
         except BadTask as error:
-            self.problems.append(str(error))
+            self.problems.append(str(error) if rows.address(uri) in str(error) else f"{rows.address(uri)}: {error}")
 
     def sets(self, data: TaskData) -> None:
         """Reads the rows of a trial as its steps will."""

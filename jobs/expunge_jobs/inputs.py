@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from expunge_jobs import builtin
@@ -84,6 +85,38 @@ def folder_digest(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def check_model_folder(folder: Path) -> None:
+    """Refuses a directory that lacks a config, a tokenizer or safetensors weights, naming what it lacks."""
+    if not (folder / "config.json").is_file():
+        raise BadTask("the model directory lacks config.json")
+    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise BadTask("the model directory lacks a tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise BadTask("the model directory's model.safetensors.index.json is not readable") from None
+        missing = [s for s in shards if not (folder / s).is_file()]
+        if missing:
+            raise BadTask(
+                f"the model directory lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            )
+    elif not (folder / "model.safetensors").is_file():
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise BadTask(
+            "the model directory lacks model.safetensors" + ("; pickled weights are not read" if pickled else "")
+        )
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Refuses a directory that is no PEFT adapter, naming what it lacks."""
+    lacks = next((n for n in ADAPTER_FILES if not (folder / n).is_file()), None)
+    if lacks:
+        raise BadTask(f"the adapter directory lacks {lacks}")
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _HUB_PATTERNS = [f"*{suffix}" for suffix in _MODEL_FILES]
 
@@ -122,7 +155,6 @@ def hub_commit(uri: str) -> str:
         BadTask: neither knows it.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     name, revision = hub_name(uri)
     if len(revision) == 40 and all(c in "0123456789abcdef" for c in revision):
@@ -131,8 +163,8 @@ def hub_commit(uri: str) -> str:
         commit = HfApi().model_info(name, revision=revision, timeout=20).sha
         if commit:
             return commit
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever the hub's client and the HTTP client below it raise
+        reason = _first_line(error)
     else:
         reason = "the hub gave no commit"
     cached = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", revision)
@@ -144,9 +176,13 @@ def hub_commit(uri: str) -> str:
 def hub_snapshot(name: str, commit: str) -> Path:
     """The local folder of a hub model at a commit, downloaded unless it is in the cache; safetensors only."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=commit, allow_patterns=_HUB_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BadTask(f"hf://{name}@{commit}: cannot be had: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # as above
+        raise BadTask(f"hf://{name}@{commit}: cannot be had: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from expunge_jobs import inputs
 from expunge_jobs.encode import Encoded
 from expunge_jobs.errors import BadTask
 from expunge_jobs.task import ArtifactRef, FinetuneSettings, Input, ModelRef, stable_hash
@@ -23,8 +24,6 @@ PACK_TOKENS = 4096
 """Most tokens in one forward pass. Part of how floating-point sums group, so a constant, never the machine's choice."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ADAPTER_FILE = "adapter_model.safetensors"
-_CONFIG_FILE = "adapter_config.json"
 
 
 class Paths(Protocol):
@@ -44,7 +43,7 @@ def load_base(folder: Path, dtype: str) -> tuple[Any, Any]:
     Raises:
         BadTask: a file is missing, or transformers cannot read the directory; says what it lacks.
     """
-    check_model_folder(folder)
+    inputs.check_model_folder(folder)
     from transformers import AutoTokenizer
 
     try:
@@ -81,30 +80,6 @@ def _causal_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
-def check_model_folder(folder: Path) -> None:
-    """Refuses a directory that lacks a config, a tokenizer or safetensors weights, naming what it lacks."""
-    if not (folder / "config.json").is_file():
-        raise BadTask("the model directory lacks config.json")
-    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise BadTask("the model directory lacks a tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise BadTask("the model directory's model.safetensors.index.json is not readable") from None
-        missing = [s for s in shards if not (folder / s).is_file()]
-        if missing:
-            raise BadTask(
-                f"the model directory lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-            )
-    elif not (folder / "model.safetensors").is_file():
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        raise BadTask(
-            "the model directory lacks model.safetensors" + ("; pickled weights are not read" if pickled else "")
-        )
-
-
 def end_token(model: Any, tokenizer: Any) -> int:
     """The token that ends an output: the tokenizer's, else the first of the model's.
 
@@ -128,11 +103,9 @@ class Adapter:
     """A LoRA adapter read from a PEFT directory: config and float32 tensors by module (``A`` [r, in], ``B`` [out, r])."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / _CONFIG_FILE).is_file() or not (folder / _ADAPTER_FILE).is_file():
-            lacks = _CONFIG_FILE if not (folder / _CONFIG_FILE).is_file() else _ADAPTER_FILE
-            raise BadTask(f"the adapter directory lacks {lacks}")
+        inputs.check_adapter_folder(folder)
         self.folder = folder
-        self.config: dict[str, Any] = json.loads((folder / _CONFIG_FILE).read_text())
+        self.config: dict[str, Any] = json.loads((folder / inputs.ADAPTER_FILES[0]).read_text())
         if self.config.get("peft_type") != "LORA":
             raise BadTask(f"the adapter is of PEFT type {self.config.get('peft_type')}; allowed: LORA")
         for field in ("use_rslora", "use_dora", "lora_bias"):
@@ -140,7 +113,7 @@ class Adapter:
                 raise BadTask(f"the adapter uses {field}, which a merge of A and B would get silently wrong")
         if self.config.get("rank_pattern") or self.config.get("alpha_pattern"):
             raise BadTask("the adapter has ranks or alphas of its own for some modules (rank_pattern, alpha_pattern)")
-        tensors = {k: v.float() for k, v in load_file(folder / _ADAPTER_FILE).items()}
+        tensors = {k: v.float() for k, v in load_file(folder / inputs.ADAPTER_FILES[1]).items()}
         self.A = {_module(k): v for k, v in tensors.items() if k.endswith(".lora_A.weight")}
         self.B = {_module(k): v for k, v in tensors.items() if k.endswith(".lora_B.weight")}
         other = sorted(k for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight")))
@@ -175,8 +148,8 @@ def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"base_model.model.{name}.lora_A.weight": t.detach().cpu().contiguous() for name, t in a.items()}
     tensors |= {f"base_model.model.{name}.lora_B.weight": t.detach().cpu().contiguous() for name, t in b.items()}
-    save_file(dict(sorted(tensors.items())), folder / _ADAPTER_FILE, metadata={"format": "pt"})
-    (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(dict(sorted(tensors.items())), folder / inputs.ADAPTER_FILES[1], metadata={"format": "pt"})
+    (folder / inputs.ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str] | str) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def test_keys_do_not_depend_on_how_a_value_is_written() -> None:
 
 
 def test_more_specialists_baselines_and_adapters_plan(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
     plan = _plan(
         "specialists.third={preset: npo}",
         f"baselines.outside={{adapter: {tmp_path}}}",

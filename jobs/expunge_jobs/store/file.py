@@ -31,7 +31,7 @@ class FileStore:
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
         place = self._place(path)
-        with self._named(path), self._temporary(place) as temporary:
+        with self._named(path, writing=True), self._temporary(place) as temporary:
             with temporary.open("wb") as file:
                 file.write(data)
                 _sync(file.fileno())
@@ -50,7 +50,7 @@ class FileStore:
 
     def put_file(self, path: str, source: Path) -> None:
         place = self._place(path)
-        with self._named(path), self._temporary(place) as temporary:
+        with self._named(path, writing=True), self._temporary(place) as temporary:
             with source.open("rb") as origin, temporary.open("wb") as file:
                 shutil.copyfileobj(origin, file, 1 << 20)
                 file.flush()
@@ -122,19 +122,19 @@ class FileStore:
                 temporary.unlink()
 
     @contextlib.contextmanager
-    def _named(self, path: str) -> Iterator[None]:
+    def _named(self, path: str, writing: bool = False) -> Iterator[None]:
         """Turns what the file system says into words about the store."""
         try:
             yield
-        except FileNotFoundError:
-            raise NotFound(f"{self.uri} has no {path}") from None
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not writing:
+                raise NotFound(f"{self.uri} has no {path}") from None
             raise StoreError(self._reason(path, error)) from None
 
     def _reason(self, path: str, error: OSError) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the store {self.uri} is full (writing {path}): free some space or use another --store"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             return f"the store {self.uri} is not writable for you ({path}: {error.strerror}): use another --store"
         if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             return f"the store {self.uri} is not usable: a file lies where a folder belongs ({path})"
