@@ -81,7 +81,7 @@ class Evaluator:
 
     def generate(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
         """(text, whether the model ended it) for each row, batched by length of prompt; prompts are padded left."""
-        prompts = [self.encoder.prompt(r.input) for r in rows]
+        prompts = [self._fitting(self.encoder.prompt(r.input)) for r in rows]
         order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))
         out: list[tuple[str, bool]] = [("", False)] * len(rows)
         size = self.task.settings.batch_size
@@ -92,6 +92,12 @@ class Evaluator:
                 out[index] = (_clean_up(self.tokenizer.decode(tokens, skip_special_tokens=True)), ended)
             self._tick(len(chosen))
         return out
+
+    def _fitting(self, prompt: list[int]) -> list[int]:
+        """A prompt, cut from the left where the model has no positions for it and what is generated."""
+        room = max(1, self.limit - self.task.settings.max_new_tokens)
+        self.encoder.cut_inputs += len(prompt) > room
+        return prompt[-room:]
 
     def _generate_batch(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         from transformers import GenerationConfig

@@ -105,7 +105,7 @@ def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer
         labels = torch.tensor([t for r in members for t in r.ids[1:]], device=logits[0].device)
         part = torch.nn.functional.cross_entropy(torch.cat(logits), labels, reduction="sum") / count
         part.backward()  # type: ignore[no-untyped-call]
-        loss += float(part)
+        loss += float(part.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

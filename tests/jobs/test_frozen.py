@@ -63,7 +63,6 @@ def specialists(tmp_path_factory: pytest.TempPathFactory, plain_folder: Path) ->
     ]
 
 
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 def test_memorize(tmp_path: Path) -> None:
     work = tiny.work(tmp_path)
     architecture = Architecture(vocab_size=320, hidden_size=16, layers=1, heads=2, intermediate_size=24)

@@ -110,6 +110,14 @@ class Locks:
             return None
         return descriptor
 
+    def tidy(self) -> None:
+        """Removes the work folders of steps that were killed; nobody holds their locks."""
+        for work in sorted((self.state / "work").glob("*")):
+            lock = self.take(work.name)
+            if lock is not None:
+                shutil.rmtree(work, ignore_errors=True)
+                os.close(lock)
+
     def held(self, key: str) -> bool:
         """Whether some process runs this step now. Changes nothing, not even by making a file."""
         try:
@@ -145,6 +153,7 @@ class LocalExecutor:
     def __init__(self, store: Store, specialists: int, resources: ResourcesByKind, parallel: int) -> None:
         self.store, self.specialists, self.resources, self.parallel = store, specialists, resources, parallel
         self.locks = Locks(store)
+        self.locks.tidy()
         self._cores, self._memory, self._gpus = cores(), machine_memory(), gpus()
         self._here: dict[str, _Running] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
