@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from conftest import attempts, command
@@ -72,3 +73,31 @@ def test_a_loss_that_is_no_number_fails_the_step_by_name(tiny: Path, finished: P
     assert states["finetune over"] == "failed"
     assert states["merge"] == "blocked"
     assert states["evaluate under"] == "done"
+
+
+def test_pulled_model_has_the_adapter_folded_in(tiny: Path, finished: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    assert command("pull", str(tiny), "--to", str(tmp_path / "adapter"), store=finished).returncode == 0
+    assert command("pull", str(tiny), "--full", "--to", str(tmp_path / "model"), store=finished).returncode == 0
+    base = AutoModelForCausalLM.from_pretrained(next(finished.glob("artifacts/memorize/*/attempts/*/model")))
+    beside = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    folded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(folded(ids).logits, beside(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_damaged_artifact_is_named_with_what_to_do(tiny: Path, finished: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    for file in store.glob("artifacts/finetune/*/attempts/*/adapter/adapter_model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    done = command("run", str(tiny), "--set", "merge.density=0.3", store=store)
+    assert done.returncode == 1
+    assert "damaged artifact" in done.stderr
+    assert "adapter_model.safetensors is not what was written" in done.stderr
+    assert "manifest.json and run again" in done.stderr
+    assert "retrying" not in done.stderr
