@@ -46,9 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code of one command."""
     from expunge_jobs.errors import StepError
 
+    arguments = _parse(argv)
+    # After parsing: --help loads nothing but argparse.
     from expunge_controller.document import ExperimentError
 
-    arguments = _parse(argv)
     try:
         code: int = globals()[f"_{arguments.verb}"](arguments)
         return code
@@ -67,10 +68,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from expunge_jobs.errors import nearest
-
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
+            from expunge_jobs.errors import nearest
+
             word = message.partition("invalid choice: '")[2].partition("'")[0]
             hint = nearest(word, [*_HELP, "presets", "objectives", "methods", "metrics"]) if word else ""
             self.exit(BAD_INPUT, f"error: {message}{hint}\n{self.format_usage()}")
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="expunge", description="Make a language model forget a set of documents and keep the rest.",
         epilog="example: expunge run examples/quickstart.yaml",
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     made = {
         n: verbs.add_parser(n, help=text, description=text + ".", epilog=f"example: {x}")
@@ -122,10 +123,12 @@ def _count(text: str) -> int:
     return value
 
 
-def _version() -> str:
-    from importlib.metadata import version
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
 
-    return f"expunge {version('expunge')}"
+        print(f"expunge {version('expunge')}")
+        parser.exit(DONE)
 
 
 def _say(text: str) -> None:
