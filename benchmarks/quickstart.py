@@ -31,7 +31,7 @@ def rivals() -> str:
     specialists = yaml.safe_load(QUICKSTART.read_text())["spec"]["specialists"]
     low, high = sorted(float(s["learning_rate"]) for s in specialists.values())
     rates = [low + (high - low) * share for share in (0.25, 0.5, 0.75)]
-    models = {f"single-{rate * 1000:.2f}e-3": {**specialists["over"], "learning_rate": rate} for rate in rates}
+    models = {f"single-{rate * 1e5:.0f}e-5": {**specialists["over"], "learning_rate": rate} for rate in rates}
     return "baselines=" + json.dumps(models)
 
 

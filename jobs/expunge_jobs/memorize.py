@@ -86,9 +86,10 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
             )
         # What the training passes saw lags behind and is free: only where it comes near is the model asked itself.
         known = right / len(rows)
-        if known >= settings.stop_at - NEAR or epoch + 1 == settings.epochs:
+        last = epoch + 1 == settings.epochs
+        if last or (settings.stop_at is not None and known >= settings.stop_at - NEAR):
             known = _known(model, rows)
-            if known >= settings.stop_at:
+            if last or known >= (settings.stop_at or 0):
                 return epoch + 1, known
     return settings.epochs, known
 

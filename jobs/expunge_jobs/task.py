@@ -206,8 +206,10 @@ class MemorizeSettings(Model):
     learning_rate: Positive = Field(3e-3, description="Peak; cosine to 0 over all epochs.")
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     warmup: Annotated[Float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the steps.")
-    stop_at: Annotated[Float, Field(gt=0, le=1)] = Field(
-        1.0, description="Stop when this share of rows is known: every output token the greedy one."
+    stop_at: Annotated[Float, Field(gt=0, le=1)] | None = Field(
+        1.0,
+        description="Stop when this share of rows is known: every output token the greedy one. null: train every epoch, "
+        "so that the learning rate comes down to 0.",
     )
     seed: Seed = 0
 
