@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from conftest import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
@@ -26,20 +27,29 @@ def _processes_of(store: Path) -> list[int]:
     return found
 
 
+def _until(true: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.05)
+
+
 def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tiny: Path, finished_slower: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     process = begin("run", str(tiny), *SLOWER, store=store)
     wait_for(process, "started  finetune under")
-    time.sleep(1)
+    _until(lambda: len(list(store.glob("artifacts/finetune/*/attempts/*.json"))) == 2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "To go on: expunge run" in err
     assert not _processes_of(store)
-    ends = [f.read_text() for f in store.glob("artifacts/finetune/*/attempts/*/end.json")]
-    assert len(ends) == 2
-    assert all('"exit_code":143' in e for e in ends)
     done = finished_steps(store)
+    stopped = [f for f in store.glob("artifacts/finetune/*") if f.relative_to(store).as_posix() not in done]
+    assert stopped, "the signal met no fine-tune at work"
+    for folder in stopped:
+        (end,) = folder.glob("attempts/*/end.json")
+        assert '"exit_code":143' in end.read_text()
     counts = attempts(store)
     assert command("run", str(tiny), *SLOWER, store=store).returncode == 0
     assert {d: attempts(store)[d] for d in done} == {d: counts[d] for d in done}
@@ -54,10 +64,7 @@ def test_ctrl_c_twice_stops_at_once(tiny: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 130
-    until = time.monotonic() + 5
-    while _processes_of(store) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not _processes_of(store), "steps die with their runner"
+    _until(lambda: not _processes_of(store))  # steps die with their runner
 
 
 def test_two_runners_on_one_store_share_the_work(tiny: Path, finished: Path, tmp_path: Path) -> None:
@@ -73,9 +80,7 @@ def test_a_step_that_is_killed_is_tried_again(tiny: Path, finished_slower: Path,
     store = tmp_path / "store"
     process = begin("run", str(tiny), *SLOWER, store=store)
     wait_for(process, "started  memorize")
-    until = time.monotonic() + 60
-    while not list(store.glob("artifacts/memorize/*/attempts/*.json")) and time.monotonic() < until:
-        time.sleep(0.05)
+    _until(lambda: list(store.glob("artifacts/memorize/*/attempts/*.json")))
     (pid,) = _step_pids(store)
     os.killpg(pid, signal.SIGKILL)
     err = wait_for(process, "retrying")
