@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,9 +225,9 @@ def _flatten(error: ValidationError, prefix: KeyPath, model: type[BaseModel] | N
         path = (*prefix, *item["loc"])
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, NestedErrors):
-            for below, nested in cause.parts:
+            for below, nested, plugin in cause.parts:
                 if isinstance(nested, ValidationError):
-                    yield from _flatten(nested, (*path, *below), None)
+                    yield from _flatten(nested, (*path, *below), plugin)
                 else:
                     yield (*path, *below), str(nested)
             continue
@@ -251,7 +252,8 @@ def _words(item: Any, model: type[BaseModel] | None) -> str:
         if "Ki|Mi" in str(context.get("pattern")):
             return f"found {_found(found)}; allowed: a quantity as 512Mi or 16Gi"
         return f"found {_found(found)}; allowed: small letters, digits and dashes, a letter or digit at both ends"
-    message = str(item["msg"]).replace("Input should be", "allowed:")
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", str(item["msg"]))
+    message = message.replace("Input should be", "allowed:")
     return f"found {_found(found)}; {message[0].lower()}{message[1:]}"
 
 
@@ -286,6 +288,9 @@ def _real_path(path: KeyPath, raw: Any) -> KeyPath:
 _UNION_PARTS = ("finetune", "adapter", "memorize", "Rest", "[key]")
 
 
+_FIELD_KEYS = {"properties", "additionalProperties", "patternProperties"}
+
+
 def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     """The fields that are allowed at a path, by walking the models' JSON schema."""
     schema = model.model_json_schema(by_alias=True)
@@ -303,15 +308,9 @@ def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
         for node in nodes:
             if part in node.get("properties", {}):
                 below += resolve(node["properties"][part])
-            elif isinstance(node.get("additionalProperties"), dict):
-                below += resolve(node["additionalProperties"])
-            elif part in _UNION_PARTS:
-                below.append(node)
-        tagged = [n for n in below if part in ("finetune", "adapter", "memorize") and _is_tagged(n, str(part))]
-        nodes = tagged or below or nodes
+            # By any key: as additionalProperties, or by a pattern that keys must have.
+            by_key = [node.get("additionalProperties"), *node.get("patternProperties", {}).values()]
+            below += [r for n in by_key if isinstance(n, dict) for r in resolve(n)]
+        # What leads to no fields is pydantic's own tag of a union: every member's are told.
+        nodes = below if any(_FIELD_KEYS & n.keys() for n in below) else nodes
     return list(dict.fromkeys(name for node in nodes for name in node.get("properties", {})))
-
-
-def _is_tagged(node: Any, tag: str) -> bool:
-    titles = {"finetune": "Finetune", "adapter": "ExternalAdapter", "memorize": "RetainOnly"}
-    return bool(node.get("title") == titles[tag])

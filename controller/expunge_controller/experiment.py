@@ -92,11 +92,11 @@ class Finetune(FinetuneSettings):
     @classmethod
     def _expand(cls, value: Any) -> Any:
         name = value.get("preset") if isinstance(value, dict) else None
-        if name is None:
+        if not isinstance(name, str):
             return value
         if name not in PRESETS:
-            text = f"unknown preset '{name}'; one of: {', '.join(PRESETS)}{nearest(str(name), list(PRESETS))}"
-            raise NestedErrors([(("preset",), ValueError(text))])
+            text = f"unknown preset '{name}'; one of: {', '.join(PRESETS)}{nearest(name, list(PRESETS))}"
+            raise NestedErrors([(("preset",), ValueError(text), None)])
         return {**PRESETS[name].fields, **value}
 
     def settings(self) -> FinetuneSettings:
@@ -114,6 +114,14 @@ class RetainOnly(Model):
     """A model that never saw forget: memorize again, without it. Fields left out are ``spec.memorize``'s."""
 
     memorize: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> RetainOnly:
+        try:
+            Memorize.model_validate(self.memorize)
+        except ValidationError as error:
+            raise NestedErrors([(("memorize",), error, Memorize)]) from None
+        return self
 
 
 def _specialist_kind(value: Any) -> str:
@@ -157,17 +165,17 @@ class Merge(Model):
         try:
             plugin = plugins.load("merge_methods", method)
         except ValueError as error:
-            raise NestedErrors([(("method",), error)]) from None
+            raise NestedErrors([(("method",), error, None)]) from None
         own = {k: v for k, v in value.items() if k not in ("method", "weights")}
         unknown = [k for k in own if k not in plugin.Parameters.model_fields]
         if unknown:
             allowed = ["method", "weights", *plugin.Parameters.model_fields]
             said = f"unknown field of method {method}; allowed: {', '.join(allowed)}"
-            raise NestedErrors([((str(k),), ValueError(said + nearest(str(k), allowed))) for k in unknown])
+            raise NestedErrors([((str(k),), ValueError(said + nearest(str(k), allowed)), None) for k in unknown])
         try:
             parameters = plugin.Parameters.model_validate(own).model_dump(mode="json")
         except ValidationError as error:
-            raise NestedErrors([((), error)]) from None
+            raise NestedErrors([((), error, plugin.Parameters)]) from None
         return {k: v for k, v in value.items() if k not in own} | {"parameters": parameters}
 
 
@@ -325,16 +333,19 @@ def _trials(document: Document, experiment: Experiment) -> list[Trial]:
         if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes"):
             problems.append(document.at(("spec", "sweep", path), f"'{path}' changes no result, so it cannot be swept"))
             continue
-        if len({repr(v) for v in values}) != len(values):
-            problems.append(document.at(("spec", "sweep", path), "the same value twice"))
+        seen: list[Spec] = []
         for number, value in enumerate(values):
             # Each value by itself first: an error then names the value, and not one of many combinations.
+            place = ("spec", "sweep", path, number)
             point = document.with_values({path: value})
             try:
-                Experiment.model_validate(point.raw)
+                spec = Experiment.model_validate(point.raw).spec
             except ValidationError as error:
-                place = ("spec", "sweep", path, number)
                 problems += [document.at(place, text) for text in problems_of(error, point, Experiment, place=False)]
+                continue
+            if spec in seen:  # as it is understood: 0.5 and '5e-1' are one value
+                problems.append(document.at(place, "the same value twice"))
+            seen.append(spec)
     if problems:
         raise ExperimentError(problems)
     paths = sorted(sweep)

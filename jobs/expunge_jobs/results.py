@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from expunge_jobs import metrics, plugins
 from expunge_jobs.artifact import folder, read_manifest
+from expunge_jobs.errors import DamagedInput
 from expunge_jobs.metrics import EvaluatedRow
 from expunge_jobs.statistics import Interval, mean_interval
 from expunge_jobs.store import Store
@@ -63,10 +64,14 @@ class Result:
 def collect(store: Store, asked: Iterable[Asked], waiting: dict[str, str] | None = None) -> list[Result]:
     """A row for each model of each trial; ``waiting`` says by step why an evaluation is not there."""
     asked = list(asked)
+    waiting = dict(waiting or {})
     by_step: dict[str, tuple[dict[str, float | None], dict[str, str]] | None] = {}
     for row in asked:
         if row.step not in by_step:
-            by_step[row.step] = figures(store, row.step)
+            try:
+                by_step[row.step] = figures(store, row.step)
+            except DamagedInput as error:  # one evaluation's; the others' figures are still good
+                by_step[row.step], waiting[row.step] = None, str(error)
     names = dict.fromkeys(CORE)
     for found in by_step.values():
         names |= dict.fromkeys(found[0] if found else ())
@@ -74,7 +79,7 @@ def collect(store: Store, asked: Iterable[Asked], waiting: dict[str, str] | None
     for row in asked:
         found = by_step[row.step]
         values, reasons = found if found else ({}, {})
-        why = (waiting or {}).get(row.step, "not evaluated yet")
+        why = waiting.get(row.step, "not evaluated yet")
         out.append(Result(
             row.trial, row.group, row.seed, row.model, row.step, {n: values.get(n) for n in names},
             {n: reasons.get(n, "this evaluation has no such rows" if found else why) for n in names if values.get(n) is None},

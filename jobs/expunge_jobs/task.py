@@ -116,11 +116,12 @@ class TaskData(Model):
 
 
 class NestedErrors(ValueError):
-    """Validation errors of parts that a plugin describes, each with its path below the field."""
+    """Validation errors of parts that a plugin describes, each with its path below the field, and the plugin's
+    ``Parameters`` where it is those that were broken."""
 
-    def __init__(self, parts: list[tuple[tuple[str, ...], ValueError]]) -> None:
+    def __init__(self, parts: list[tuple[tuple[str, ...], ValueError, type[BaseModel] | None]]) -> None:
         self.parts = parts
-        super().__init__("; ".join(f"{'.'.join(path)}: {error}" for path, error in parts))
+        super().__init__("; ".join(f"{'.'.join(path)}: {error}" for path, error, _ in parts))
 
 
 def _parse_objective(value: Any) -> Any:
@@ -130,16 +131,18 @@ def _parse_objective(value: Any) -> Any:
     if not isinstance(value, dict) or not value:
         raise ValueError("an objective is one or more terms, as {npo: 0.4, nll: 0.4}")
     out: dict[str, Any] = {}
-    errors: list[tuple[tuple[str, ...], ValueError]] = []
+    errors: list[tuple[tuple[str, ...], ValueError, type[BaseModel] | None]] = []
     for name, given in value.items():
         try:
             plugin = plugins.load("objectives", str(name))
-            fields = given if isinstance(given, dict) else {"weight": given}
+        except ValueError as error:
+            errors.append(((), error, None))
+            continue
+        fields = given if isinstance(given, dict) else {"weight": given}
+        try:
             out[str(name)] = plugin.Parameters.model_validate(fields).model_dump(mode="json")
         except ValidationError as error:
-            errors.append(((str(name),), error))
-        except ValueError as error:
-            errors.append(((), error))
+            errors.append(((str(name),), error, plugin.Parameters))
     if errors:
         raise NestedErrors(errors)
     return dict(sorted(out.items()))

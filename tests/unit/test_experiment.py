@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from expunge_controller.document import ExperimentError
 from expunge_controller.experiment import load_experiment
 from expunge_controller.plan import Plan
@@ -39,6 +42,42 @@ def _problems(*overrides: str, file: Path = QUICKSTART) -> str:
         ("data.forget=builtin://peple/forget", "did you mean 'people'?"),
         ("sweep.merge.density=[0.2, 5]", "spec.sweep.merge.density[1]"),
         ("data.retain=builtin://people/forget", "rows are in forget and in retain"),
+        ("model=/no/such/model", "give one of the two"),
+        ("memorize=null", "neither model nor memorize"),
+        ("merge=null", "give merge, or make them baselines"),
+        ("specialists={}", "a merge needs two or more specialists, found 0"),
+        ("specialists.base={preset: npo}", "'base' names another model of the table"),
+        ("specialists.Over={preset: over}", "allowed: small letters, digits and dashes"),
+        ("baselines.over={preset: npo}", "'over' is a specialist and a baseline"),
+        ("merge.weights={ovr: 1}", "did you mean 'over'?"),
+        ("merge.weights={over: heavy}", "spec.merge.weights.over: found 'heavy'"),
+        ("merge.method=[ties]", "spec.merge.method: found a list"),
+        ("merge=ties", "spec.merge: found 'ties'"),
+        ("data=rows.jsonl", "spec.data: found 'rows.jsonl'; allowed: a mapping"),
+        ("baselines.x={memorise: {}}", "did you mean 'memorize'?"),
+        ("baselines.x={adapter: x, rnk: 3}", "did you mean 'rank'?"),
+        ("baselines.x={memorize: {epoch: 3}}", "spec.baselines.x.memorize.epoch: unknown field 'epoch'"),
+        ("baselines.x={memorize: {epoch: 3}}", "did you mean 'epochs'?"),
+        ("specialists.over.targets=[]", "targets is empty"),
+        ("specialists.over.objective={npo: 0}", "every term of this objective has weight 0"),
+        ("data.probe={from: forget}", "spec.data.probe.documents: missing"),
+        ("data.probe={from: members, documents: 2}", "allowed: forget, retain"),
+        ("specialists.over.objective={npo: {weigth: 1}}", "did you mean 'weight'?"),
+        ("specialists.over={adaptor: x}", "did you mean 'adapter'?"),
+        ("specialists.over.learning_rate=0", "greater than 0"),
+        ("specialists.over.learning_rate=.nan", "spec.specialists.over.learning_rate"),
+        ("evaluate.controls=[2]", "spec.evaluate.controls[0]"),
+        ("resources.finetune.memory=lots", "allowed: a quantity as 512Mi or 16Gi"),
+        ("sweep.merge.density=[0.5, 0.5]", "the same value twice"),
+        ("sweep.merge.density=[0.5, '5e-1']", "the same value twice"),
+        ("sweep.parallel=[1, 2]", "changes no result"),
+        ("sweep.merge.densty=[0.5]", "did you mean 'density'?"),
+        ("sweep.seed=[]", "at least 1 item"),
+        ("sweep.seed=3", "spec.sweep.seed: found 3; allowed: a valid list"),
+        ("merge.density.low=1", "something above it is a plain value"),
+        ("merge.density", "allowed: path=value"),
+        ("merge.density=[", "the value is not YAML"),
+        ("metadata=x", "unknown field 'metadata'"),
     ],
 )
 def test_bad_values_are_refused_in_words(override: str, said: str) -> None:
@@ -65,12 +104,32 @@ def test_every_error_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         ("a: [\n", "not YAML"),
         ("a: 1\na: 2\n", "the same key twice"),
         ("kind: Job\n", "allowed: Experiment"),
+        ("just words\n", "found a single value"),
+        ("? [a, b]\n: 1\n", "a key that is no text"),
+        ("a: !!python/object:os.system {}\n", "not YAML"),
+        ("a: \x00\n", "not YAML"),
+        ("[" * 2000, "not YAML"),
+        ("a: " + "[" * 60 + "]" * 60, "deeper than any experiment"),
     ],
 )
 def test_what_is_no_experiment_is_refused(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text)
     assert said in _problems(file=file)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    assert "no such file" in _problems(file=tmp_path / "none.yaml")
+    assert "is a folder; allowed: an experiment file" in _problems(file=tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("a: é".encode("latin-1"))
+    assert "not UTF-8 text" in _problems(file=tmp_path / "latin.yaml")
+
+
+def test_values_that_fit_alone_but_not_together_name_the_trial() -> None:
+    said = _problems("sweep.specialists.over.rank=[32, 8]")
+    assert "specialists of different rank" in said
+    together = ("sweep.memorize.architecture.heads=[4, 3]", "sweep.memorize.architecture.hidden_size=[192, 128]")
+    assert "heads" in _problems(*together)
 
 
 def test_alias_bomb_is_refused(tmp_path: Path) -> None:
@@ -109,3 +168,71 @@ def test_more_specialists_baselines_and_adapters_plan(tmp_path: Path) -> None:
     models = [m.model for m in plan.models]
     assert {"third", "outside", "never", "control:third@0.5"} <= set(models)
     assert sum(s.kind == "memorize" for s in plan.steps) == 2
+
+
+FULL = """\
+apiVersion: expunge.dev/v1alpha1
+kind: Experiment
+metadata: {name: full, namespace: n, labels: {a: b}, annotations: {}}
+spec:
+  memorize:
+    architecture: {type: llama, vocab_size: 300, hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64}
+    epochs: 2
+    learning_rate: 1.0e-3
+    batch_size: 4
+    weight_decay: 0
+    warmup: 0.1
+    stop_at: 1.0
+    seed: 3
+  data:
+    forget: builtin://people/forget
+    retain: builtin://people/retain
+    probe: {from: retain, documents: 1}
+    nonmembers: builtin://people/nonmembers
+    documents: 2
+    seed: 1
+    separator: ""
+    template: none
+    max_length: 64
+    overlap: refuse
+  seed: 4
+  dtype: float32
+  specialists:
+    over: {preset: over, rank: 4, alpha: 4, targets: [q_proj], gradient_checkpointing: true, dropout: 0}
+    under: {objective: {npo: {weight: 1, beta: 0.2, normalization: token}, nll: 1}, rank: 4, targets: [q_proj]}
+  baselines:
+    one: {objective: gradient_ascent, batch_size: 2, accumulation: 2, epochs: 1, clip: 1}
+    never: {memorize: {epochs: 1}}
+  merge: {method: dare_ties, density: 0.5, weights: {over: 1}}
+  evaluate: {batch_size: 4, max_new_tokens: 8, controls: [0.5]}
+  sweep: {seed: [0, 1], merge.density: [0.2]}
+  parallel: 2
+  resources: {finetune: {gpu: 1, memory: 1Gi}}
+  kubernetes: {}
+"""
+JUNK = [None, True, -1, 0, 2, 10**30, 0.5, float("nan"), float("inf"), "", "junk", "1e400", "a=b", [], [None], [[]],
+        {}, {"": None}, {"junk": {"junk": []}}]  # fmt: skip
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, below in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from _paths(below, (*path, key))
+
+
+@pytest.mark.parametrize("path", list(_paths(yaml.safe_load(FULL))), ids=lambda p: ".".join(map(str, p)))
+def test_whatever_stands_in_a_field_it_is_planned_or_refused_in_words(tmp_path: Path, path: tuple[Any, ...]) -> None:
+    for junk in JUNK:
+        raw = yaml.safe_load(FULL)
+        here = raw
+        for key in path[:-1]:
+            here = here[key]
+        here[path[-1]] = junk
+        file = tmp_path / "full.yaml"
+        file.write_text(yaml.safe_dump(raw))
+        try:
+            resolve(load_experiment(file))
+        except ExperimentError as error:
+            for line in error.problems:
+                assert line.startswith((str(tmp_path), "builtin://", "hf://")), line
+                assert "Input should" not in line, line
