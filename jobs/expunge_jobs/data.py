@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from expunge_jobs.errors import BadTask
@@ -30,6 +30,8 @@ class Row:
     task: str
     input: str
     output: str
+    line: int = field(default=0, compare=False)
+    """Where in its file; to name it by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def parse(content: bytes, name: str, role: str = "forget") -> list[Item]:
     seen: dict[str, int] = {}
     for line, record in records:
         found: list[str] = []
-        item = _item(record, found, role)
+        item = _item(record, found, role, line)
         problems += [f"{name}:{line}: {text}" for text in found]
         if item is None:
             continue
@@ -136,7 +138,7 @@ def _columns(whole: dict[str, Any], name: str) -> tuple[list[tuple[int, dict[str
     return [(i + 1, {k: v[i] for k, v in columns.items()}) for i in range(count)], []
 
 
-def _item(record: dict[str, Any], problems: list[str], role: str) -> Item | None:
+def _item(record: dict[str, Any], problems: list[str], role: str, line: int) -> Item | None:
     def text(field: str, empty: bool = False) -> str:
         value = record.get(field)
         if field not in record:
@@ -166,7 +168,7 @@ def _item(record: dict[str, Any], problems: list[str], role: str) -> Item | None
     if problems:
         return None
     document = identity[: suffix.start()] + identity[suffix.end() :] if suffix else identity
-    return Row(identity, document, kind, task, source, output)
+    return Row(identity, document, kind, task, source, output, line)
 
 
 def _question(record: dict[str, Any], text: Callable[[str], str], problems: list[str]) -> Question | None:
@@ -240,8 +242,8 @@ def _without_overlap(sets: Mapping[SetName, list[Item]], data: TaskData) -> list
     lost = len(sets["retain"]) - len(kept)
     name = address(data.sets["retain"].input.uri)
     if lost and data.overlap == "refuse":
-        at = next(n for n, i in enumerate(sets["retain"], 1) if shared(i))
-        said = f"{name}: {lost} rows are in forget and in retain (the first is retain's row {at})"
+        line = next(i.line for i in sets["retain"] if isinstance(i, Row) and shared(i))
+        said = f"{name}:{line}: the row is in forget and in retain (rows like it: {lost})"
         raise DataError([f"{said}; remove them, or say data.overlap: drop_from_retain"])
     if not kept:
         raise DataError([f"{name}: every retain row is in forget too: nothing is left to retain"])
