@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast lint unit jobs coverage clean
+.PHONY: help venv demo test test-fast test-slow lint unit jobs coverage clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,7 +35,10 @@ unit: venv ## tests that load no torch
 
 jobs: venv ## tests of the job programs and of whole runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run -m 'not slow'
+
+test-slow: venv ## the quickstart on seeds 0 to 4, and killed three times
+	$(BIN)/python -m pytest tests/run -m slow
 
 coverage: ## branches of the controller that `unit` and `jobs` went through: 90 % or more
 	$(BIN)/coverage combine --quiet

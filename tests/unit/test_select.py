@@ -137,7 +137,9 @@ def test_a_row_in_both_sets_is_an_error(shared: Item) -> None:
     with pytest.raises(DataError) as caught:
         loaded([row("a", "canary")], [row("b", "y"), shared])
     message = str(caught.value)
-    assert "/data/r.jsonl:2: the row is in forget and in retain" in message and "data.overlap: drop_from_retain" in message
+    assert (
+        "/data/r.jsonl:2: the row is in forget and in retain" in message and "data.overlap: drop_from_retain" in message
+    )
     assert "canary" not in message and "asc1" not in message
 
 
