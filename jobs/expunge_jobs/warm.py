@@ -22,6 +22,8 @@ if os.environ.get("EXPUNGE_PRELOAD") == "1":
     from rouge_score import rouge_scorer  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
 
+    from expunge_jobs import artifact, evaluate, finetune, memorize, merge, store  # noqa: F401
+
 
 def child(environment: dict[str, str], output: Any, lock: Any, alive: Any) -> None:
     """Become a step: a process group of its own, output into its log, the lock held until the end.
