@@ -31,11 +31,14 @@ def child(environment: dict[str, str], output: Any, lock: Any, alive: Any) -> No
     ``output``, ``lock`` and ``alive`` are ``multiprocessing.reduction.DupFd``; ``alive`` ends when the runner does.
     """
     os.setpgid(0, 0)
-    log = output.detach()
+    try:
+        log, runner, held = output.detach(), alive.detach(), lock.detach()
+    except (OSError, EOFError):
+        os._exit(1)  # the runner, which hands these over, died meanwhile: there is nobody to run for
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.dup2(alive.detach(), 0)
-    os.set_inheritable(lock.detach(), True)
+    os.dup2(runner, 0)
+    os.set_inheritable(held, True)
     os.environ.clear()
     os.environ.update(environment)
     from expunge_jobs.__main__ import main
