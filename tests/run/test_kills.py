@@ -23,7 +23,8 @@ TARGETS: list[tuple[str, float | str]] = [
 
 def _last_event(store: Path, kind: str) -> str:
     logs = sorted(store.glob(f"artifacts/{kind}/*/attempts/*/log.jsonl"), key=lambda f: f.stat().st_mtime)
-    lines = logs[-1].read_text().splitlines() if logs else []
+    text = logs[-1].read_text() if logs else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
     event = json.loads(lines[-1]) if lines else {"event": "nothing yet"}
     return f"{event['event']} {event.get('step', '')}".strip()
 
