@@ -225,11 +225,11 @@ def _flatten(error: ValidationError, prefix: KeyPath, model: type[BaseModel] | N
         path = (*prefix, *item["loc"])
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, NestedErrors):
-            for below, nested, plugin in cause.parts:
-                if isinstance(nested, ValidationError):
-                    yield from _flatten(nested, (*path, *below), plugin)
+            for part in cause.parts:
+                if isinstance(part.error, ValidationError):
+                    yield from _flatten(part.error, (*path, *part.path), part.model)
                 else:
-                    yield (*path, *below), str(nested)
+                    yield (*path, *part.path), str(part.error)
             continue
         yield path, _words(item, model)
 

@@ -25,6 +25,7 @@ from expunge_jobs.task import (
     Int,
     MemorizeSettings,
     Model,
+    NestedError,
     NestedErrors,
     Seed,
 )
@@ -96,7 +97,7 @@ class Finetune(FinetuneSettings):
             return value
         if name not in PRESETS:
             text = f"unknown preset '{name}'; one of: {', '.join(PRESETS)}{nearest(name, list(PRESETS))}"
-            raise NestedErrors([(("preset",), ValueError(text), None)])
+            raise NestedErrors([NestedError(("preset",), ValueError(text))])
         return {**PRESETS[name].fields, **value}
 
     def settings(self) -> FinetuneSettings:
@@ -120,7 +121,7 @@ class RetainOnly(Model):
         try:
             Memorize.model_validate(self.memorize)
         except ValidationError as error:
-            raise NestedErrors([(("memorize",), error, Memorize)]) from None
+            raise NestedErrors([NestedError(("memorize",), error, Memorize)]) from None
         return self
 
 
@@ -165,17 +166,17 @@ class Merge(Model):
         try:
             plugin = plugins.load("merge_methods", method)
         except ValueError as error:
-            raise NestedErrors([(("method",), error, None)]) from None
+            raise NestedErrors([NestedError(("method",), error)]) from None
         own = {k: v for k, v in value.items() if k not in ("method", "weights")}
         unknown = [k for k in own if k not in plugin.Parameters.model_fields]
         if unknown:
             allowed = ["method", "weights", *plugin.Parameters.model_fields]
             said = f"unknown field of method {method}; allowed: {', '.join(allowed)}"
-            raise NestedErrors([((str(k),), ValueError(said + nearest(str(k), allowed)), None) for k in unknown])
+            raise NestedErrors([NestedError((str(k),), ValueError(said + nearest(str(k), allowed))) for k in unknown])
         try:
             parameters = plugin.Parameters.model_validate(own).model_dump(mode="json")
         except ValidationError as error:
-            raise NestedErrors([((), error, plugin.Parameters)]) from None
+            raise NestedErrors([NestedError((), error, plugin.Parameters)]) from None
         return {k: v for k, v in value.items() if k not in own} | {"parameters": parameters}
 
 
@@ -226,8 +227,8 @@ class Spec(Model):
     def _whole(self) -> Spec:
         if self.model is None and self.memorize is None:
             raise ValueError("neither model nor memorize: say which model is to forget")
-        if self.memorize is not None and (self.memorize.architecture is None) == (self.model is None):
-            raise ValueError("memorize starts from spec.model or from memorize.architecture: give one of the two")
+        if self.memorize is not None:
+            self._check_start("memorize", self.memorize)
         if self.merge is not None and len(self.specialists) < 2:
             raise ValueError(f"a merge needs two or more specialists, found {len(self.specialists)}")
         if self.specialists and self.merge is None:
@@ -238,6 +239,15 @@ class Spec(Model):
         self._check_mergeable()
         return self
 
+    def retain_only(self, baseline: RetainOnly) -> Memorize:
+        """A retain-only baseline with every field; the spec has ``memorize``."""
+        assert self.memorize is not None, "checked with the experiment"
+        return Memorize.model_validate(self.memorize.model_dump(mode="json") | baseline.memorize)
+
+    def _check_start(self, name: str, memorize: Memorize) -> None:
+        if (memorize.architecture is None) == (self.model is None):
+            raise ValueError(f"{name} starts from spec.model or from {name}.architecture: give one of the two")
+
     def _check_names(self) -> None:
         for name in (*self.specialists, *self.baselines):
             if name in RESERVED:
@@ -246,8 +256,10 @@ class Spec(Model):
         if both:
             raise ValueError(f"'{both[0]}' is a specialist and a baseline: each model has a name of its own")
         for name, baseline in self.baselines.items():
-            if isinstance(baseline, RetainOnly) and self.memorize is None:
-                raise ValueError(f"baselines.{name}: memorize needs spec.memorize, whose fields it takes over")
+            if isinstance(baseline, RetainOnly):
+                if self.memorize is None:
+                    raise ValueError(f"baselines.{name}: memorize needs spec.memorize, whose fields it takes over")
+                self._check_start(f"baselines.{name}.memorize", self.retain_only(baseline))
 
     def _check_mergeable(self) -> None:
         if self.merge is None:
@@ -333,7 +345,7 @@ def _trials(document: Document, experiment: Experiment) -> list[Trial]:
         if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes"):
             problems.append(document.at(("spec", "sweep", path), f"'{path}' changes no result, so it cannot be swept"))
             continue
-        seen: list[Spec] = []
+        seen: set[str] = set()
         for number, value in enumerate(values):
             # Each value by itself first: an error then names the value, and not one of many combinations.
             place = ("spec", "sweep", path, number)
@@ -343,9 +355,10 @@ def _trials(document: Document, experiment: Experiment) -> list[Trial]:
             except ValidationError as error:
                 problems += [document.at(place, text) for text in problems_of(error, point, Experiment, place=False)]
                 continue
-            if spec in seen:  # as it is understood: 0.5 and '5e-1' are one value
+            understood = spec.model_dump_json()  # in which 0.5 and '5e-1' are one value
+            if understood in seen:
                 problems.append(document.at(place, "the same value twice"))
-            seen.append(spec)
+            seen.add(understood)
     if problems:
         raise ExperimentError(problems)
     paths = sorted(sweep)

@@ -192,8 +192,7 @@ class _TrialPlan:
         return ModelRef(base=ArtifactRef(kind="memorize", key=key, folder="model"))
 
     def _retain_only(self, name: str, baseline: RetainOnly) -> ModelRef:
-        assert self.spec.memorize is not None, "checked with the experiment"
-        given = self.spec.memorize.model_dump(mode="json") | baseline.memorize
+        given = self.spec.retain_only(baseline).model_dump(mode="json")
         return self._memorize(f"memorize {name}", given, ("retain", "probe"))
 
     def _specialist(self, name: str, given: Finetune | ExternalAdapter) -> ArtifactRef | Input:

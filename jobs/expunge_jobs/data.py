@@ -243,7 +243,7 @@ def _without_overlap(sets: Mapping[SetName, list[Item]], data: TaskData) -> list
     name = address(data.sets["retain"].input.uri)
     if lost and data.overlap == "refuse":
         line = next(i.line for i in sets["retain"] if isinstance(i, Row) and shared(i))
-        said = f"{name}:{line}: the row is in forget and in retain (rows like it: {lost})"
+        said = f"{name}:{line}: the row is in forget and in retain (such rows: {lost})"
         raise DataError([f"{said}; remove them, or say data.overlap: drop_from_retain"])
     if not kept:
         raise DataError([f"{name}: every retain row is in forget too: nothing is left to retain"])

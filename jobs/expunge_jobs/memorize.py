@@ -68,6 +68,7 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
     total = per_epoch * settings.epochs
     warmup = max(1, round(total * settings.warmup))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _cosine(s, warmup, total))
+    goal = math.inf if settings.stop_at is None else settings.stop_at
     known = 0.0
     for epoch in range(settings.epochs):
         generator = torch.Generator().manual_seed(stable_hash("memorize", settings.seed, epoch))
@@ -87,11 +88,11 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
         # What the training passes saw lags behind and is free: only where it comes near is the model asked itself.
         known = right / len(rows)
         last = epoch + 1 == settings.epochs
-        if last or (settings.stop_at is not None and known >= settings.stop_at - NEAR):
+        if last or known >= goal - NEAR:
             known = _known(model, rows)
-            if last or known >= (settings.stop_at or 0):
-                return epoch + 1, known
-    return settings.epochs, known
+        if last or known >= goal:
+            break
+    return epoch + 1, known
 
 
 def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> tuple[float, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -115,13 +115,20 @@ class TaskData(Model):
     overlap: Literal["refuse", "drop_from_retain"] = "refuse"
 
 
-class NestedErrors(ValueError):
-    """Validation errors of parts that a plugin describes, each with its path below the field, and the plugin's
-    ``Parameters`` where it is those that were broken."""
+class NestedError(NamedTuple):
+    """One of ``NestedErrors``: its path below the field, and for pydantic's own the model that was broken."""
 
-    def __init__(self, parts: list[tuple[tuple[str, ...], ValueError, type[BaseModel] | None]]) -> None:
+    path: tuple[str, ...]
+    error: ValueError
+    model: type[BaseModel] | None = None
+
+
+class NestedErrors(ValueError):
+    """Validation errors of parts that another model (a plugin's, say) describes."""
+
+    def __init__(self, parts: list[NestedError]) -> None:
         self.parts = parts
-        super().__init__("; ".join(f"{'.'.join(path)}: {error}" for path, error, _ in parts))
+        super().__init__("; ".join(f"{'.'.join(p.path)}: {p.error}" for p in parts))
 
 
 def _parse_objective(value: Any) -> Any:
@@ -131,18 +138,18 @@ def _parse_objective(value: Any) -> Any:
     if not isinstance(value, dict) or not value:
         raise ValueError("an objective is one or more terms, as {npo: 0.4, nll: 0.4}")
     out: dict[str, Any] = {}
-    errors: list[tuple[tuple[str, ...], ValueError, type[BaseModel] | None]] = []
+    errors: list[NestedError] = []
     for name, given in value.items():
         try:
             plugin = plugins.load("objectives", str(name))
         except ValueError as error:
-            errors.append(((), error, None))
+            errors.append(NestedError((), error))
             continue
         fields = given if isinstance(given, dict) else {"weight": given}
         try:
             out[str(name)] = plugin.Parameters.model_validate(fields).model_dump(mode="json")
         except ValidationError as error:
-            errors.append(((str(name),), error, plugin.Parameters))
+            errors.append(NestedError((str(name),), error, plugin.Parameters))
     if errors:
         raise NestedErrors(errors)
     return dict(sorted(out.items()))

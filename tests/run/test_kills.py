@@ -16,7 +16,7 @@ from conftest import SLOWER, attempts, begin, command, finished_steps, wait_for,
 TARGETS: list[tuple[str, float | str]] = [
     *[("memorize", 2.0)] * 4, ("memorize", "publish"),
     *[("finetune over", 2.0)] * 3, *[("finetune under", 2.0)] * 2, ("finetune over", "publish"), ("finetune under", "publish"),
-    *[("merge", 0.5)] * 3, ("merge", "publish"),
+    *[("merge", 0.1)] * 3, ("merge", "publish"),
     *[("evaluate base", 1.0)], *[("evaluate over", 1.0)], ("evaluate merged", 1.0), ("evaluate merged", "publish"),
 ]  # fmt: skip
 

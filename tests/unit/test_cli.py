@@ -11,7 +11,7 @@ from expunge_controller.executors.local import LOG
 from expunge_controller.experiment import load_experiment
 from expunge_controller.plan import Step
 from expunge_controller.resolve import resolve
-from expunge_jobs.artifact import Attempt, Manifest
+from expunge_jobs.artifact import Attempt
 from expunge_jobs.store import Store
 
 QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
@@ -20,13 +20,6 @@ Captured = pytest.CaptureFixture[str]
 
 def _step(name: str) -> Step:
     return next(s for s in resolve(load_experiment(Path(QUICKSTART))).plan.steps if s.name == name)
-
-
-def _publish(store: Store, step: Step, source: Path) -> Attempt:
-    attempt = Attempt(store, step.ref, "a1")
-    attempt.begin("here", 1)
-    attempt.publish(step.task, source, {}, {}, "cpu", 1)
-    return attempt
 
 
 @pytest.fixture
@@ -110,7 +103,8 @@ def test_pull_writes_the_adapter_once_and_says_that_it_alone_does_not_forget(
     (source / "adapter" / "adapter_config.json").write_text("{}")
     assert main(["pull", QUICKSTART, "--to", str(to)]) == 2
     assert "merge is not there to be pulled" in capsys.readouterr().err
-    _publish(store, _step("merge"), source)
+    step = _step("merge")
+    Attempt(store, step.ref, "a1").publish(step.task, source, {}, {}, "cpu", 1)
     assert main(["pull", QUICKSTART, "--to", str(to)]) == 0
     assert "An adapter alone does not forget" in capsys.readouterr().err
     assert [f.name for f in to.iterdir()] == ["adapter_config.json"]
@@ -177,11 +171,3 @@ def test_a_damaged_manifest_is_named(path: Path, store: Store, capsys: Captured)
     assert main(["results", QUICKSTART, "-o", "json"]) == 0
     base = json.loads(capsys.readouterr().out)["models"][0]
     assert "is not a manifest: delete it and run again" in base["reasons"]["task_aggregate"]
-
-
-def test_manifests_name_the_winning_attempt(path: Path, store: Store, tmp_path: Path) -> None:
-    step = _step("merge")
-    (tmp_path / "source").mkdir()
-    _publish(store, step, tmp_path / "source")
-    manifest = Manifest.model_validate_json(store.get(f"artifacts/merge/{step.key}/manifest.json")[0])
-    assert (manifest.attempt, manifest.key) == ("a1", step.key)

@@ -58,6 +58,7 @@ def _problems(*overrides: str, file: Path = QUICKSTART) -> str:
         ("baselines.x={adapter: x, rnk: 3}", "did you mean 'rank'?"),
         ("baselines.x={memorize: {epoch: 3}}", "spec.baselines.x.memorize.epoch: unknown field 'epoch'"),
         ("baselines.x={memorize: {epoch: 3}}", "did you mean 'epochs'?"),
+        ("baselines.x={memorize: {architecture: null}}", "spec.model or from baselines.x.memorize.architecture"),
         ("specialists.over.targets=[]", "targets is empty"),
         ("specialists.over.objective={npo: 0}", "every term of this objective has weight 0"),
         ("data.probe={from: forget}", "spec.data.probe.documents: missing"),
@@ -126,10 +127,10 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 
 def test_values_that_fit_alone_but_not_together_name_the_trial() -> None:
-    said = _problems("sweep.specialists.over.rank=[32, 8]")
-    assert "specialists of different rank" in said
     together = ("sweep.memorize.architecture.heads=[4, 3]", "sweep.memorize.architecture.hidden_size=[192, 128]")
-    assert "heads" in _problems(*together)
+    said = _problems(*together)
+    assert "trial memorize.architecture.heads=3,memorize.architecture.hidden_size=128: " in said
+    assert "hidden_size 128 is not an even multiple of heads 3" in said
 
 
 def test_alias_bomb_is_refused(tmp_path: Path) -> None:
