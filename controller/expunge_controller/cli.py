@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -188,17 +189,28 @@ def _run(arguments: argparse.Namespace) -> int:
             finally:
                 executor.stop(GRACE)
     if outcome.stopped:
-        again = " ".join(["expunge run", arguments.file, *(f"--set '{s}'" for s in arguments.set)])
-        _say(f"stopped; finished steps are kept. To go on: {again}")
+        _say(f"stopped; finished steps are kept. To go on: {_command('run', arguments)}")
         return STOPPED
     print(tables.results_table(collect(store, plan.models, outcome.failed)))
     if outcome.failed:
         names = ", ".join(plan.by_key[k].name for k in outcome.failed)
         _say(
-            f"\n{len(outcome.failed)} failed: {names}. `expunge status {arguments.file}` says why; run again to try again."
+            f"\n{len(outcome.failed)} failed: {names}. `{_command('status', arguments)}` says why; run again to try again."
         )
         return FAILED
     return DONE
+
+
+def _command(verb: str, arguments: argparse.Namespace) -> str:
+    """The command line of a verb on this experiment and store, fit to be pasted into a shell."""
+    words = ["expunge", verb, arguments.file]
+    for override in arguments.set:
+        words += ["--set", override]
+    if arguments.store:
+        words += ["--store", arguments.store]
+    if verb == "run" and arguments.parallel:
+        words += ["--parallel", str(arguments.parallel)]
+    return shlex.join(words)
 
 
 class _Interrupts:

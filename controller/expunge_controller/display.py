@@ -50,22 +50,22 @@ class PlainDisplay:
 
     def started(self, step: Step) -> None:
         self._said[step.key] = time.monotonic()
-        self.line(f"started  {step.name}")
+        self.line(f"started   {step.name}")
 
     def progress(self, running: dict[str, dict[str, float]]) -> None:
         for key, progress in running.items():
             if progress and time.monotonic() - self._said.get(key, 0.0) >= PLAIN_EVERY:
                 self._said[key] = time.monotonic()
-                self.line(f"running  {self.plan.by_key[key].name}: {progress_words(progress)}")
+                self.line(f"running   {self.plan.by_key[key].name}: {progress_words(progress)}")
 
     def finished(self, step: Step, seconds: float) -> None:
-        self.line(f"done     {step.name}" + (f" ({seconds:.1f} s)" if seconds else " (by another run)"))
+        self.line(f"done      {step.name}" + (f" ({seconds:.1f} s)" if seconds else " (by another run)"))
 
     def failed(self, step: Step, reason: str, again: bool) -> None:
-        self.line(f"{'retrying' if again else 'FAILED'}  {step.name}: {reason}")
+        self.line(f"{'retrying' if again else 'FAILED':9} {step.name}: {reason}")
 
     def elsewhere(self, step: Step) -> None:
-        self.line(f"waiting  {step.name}: another run on this machine has it")
+        self.line(f"waiting   {step.name}: another run on this machine has it")
 
     def line(self, text: str) -> None:
         say(text)
@@ -80,7 +80,8 @@ class LiveDisplay(PlainDisplay):
         from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        # The first step starts from a process that imports torch first, which takes some seconds.
+        self._live = Live("loading torch ...", console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveDisplay:
         self._live.start()
@@ -101,4 +102,4 @@ class LiveDisplay(PlainDisplay):
         self._live.update(table)
 
     def line(self, text: str) -> None:
-        self._live.console.print(text, markup=False)
+        self._live.console.print(text, markup=False, soft_wrap=True)  # a command in it stays whole

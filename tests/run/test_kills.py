@@ -34,7 +34,7 @@ def _kill(
 ) -> str | None:
     """Where the kill fell: the step's last event; None if the step was done before this run."""
     try:
-        wait_for(process, f"started  {step}")
+        wait_for(process, f"started   {step}")
     except AssertionError:
         process.communicate()
         return None

@@ -63,7 +63,7 @@ def test_killed_three_times_it_ends_with_the_same_weights_and_scores(
     for step in ("memorize", "finetune under", "evaluate base"):
         process = begin("run", QUICKSTART, *_words(0), store=store)
         done, before = finished_steps(store), attempts(store)
-        wait_for(process, f"started  {step}")
+        wait_for(process, f"started   {step}")
         moment = dice.uniform(0, 5)
         time.sleep(moment)
         process.kill()

@@ -74,7 +74,7 @@ def test_an_input_that_changes_under_the_run_fails_the_step(tiny: Path, sets: li
     from conftest import SLOWER, begin, wait_for
 
     process = begin("run", str(tiny), *sets, *SLOWER, store=tmp_path / "store")
-    wait_for(process, "started  memorize")
+    wait_for(process, "started   memorize")
     _rows(tmp_path / "nonmembers.jsonl", "others")
     _, err = process.communicate()
     assert process.returncode == 1

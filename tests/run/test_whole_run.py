@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from conftest import attempts, command
+import pytest
+from conftest import attempts, command, weights
 
 
 def test_results_are_the_contract(tiny: Path, finished: Path) -> None:
@@ -62,11 +65,20 @@ def test_pulled_adapter_is_a_peft_directory(tiny: Path, finished: Path, tmp_path
     assert again.returncode == 2
 
 
-def test_a_loss_that_is_no_number_fails_the_step_by_name(tiny: Path, finished: Path) -> None:
-    wild = ["--set", "specialists.over.learning_rate=1e30", "--set", "specialists.over.clip=1e30"]
+@pytest.mark.parametrize(
+    ("wild", "said"),
+    [
+        (["--set", "specialists.over.learning_rate=1e30", "--set", "specialists.over.clip=1e30"], "at training step"),
+        (["--set", "specialists.over.learning_rate=1e-300"], "every B matrix is still zero"),
+    ],
+    ids=["no number", "no update"],
+)
+def test_training_that_went_wrong_fails_the_step_by_name(
+    tiny: Path, finished: Path, wild: list[str], said: str
+) -> None:
     done = command("run", str(tiny), *wild, store=finished)
     assert done.returncode == 1
-    assert "at training step" in done.stderr
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
     status = json.loads(command("status", str(tiny), *wild, "-o", "json", store=finished).stdout)
     states = {s["name"]: s["state"] for s in status["steps"]}
@@ -101,3 +113,29 @@ def test_a_damaged_artifact_is_named_with_what_to_do(tiny: Path, finished: Path,
     assert "adapter_model.safetensors is not what was written" in done.stderr
     assert "manifest.json and run again" in done.stderr
     assert "retrying" not in done.stderr
+
+
+def test_a_full_store_is_told_as_such_and_nothing_is_lost(tiny: Path, finished: Path, tmp_path: Path) -> None:
+    """In a mount namespace of its own: a file system of 220 KiB, then with more room."""
+    run = f"{sys.executable} -m expunge_controller run {tiny} --store {tmp_path}/store"
+    script = f"""
+        mount -t tmpfs -o size=220k,mode=700 tmpfs {tmp_path}
+        {run}; echo first=$?
+        mount -o remount,size=8m {tmp_path}
+        {run}; echo second=$?
+        cp -r {tmp_path}/store {tmp_path.parent}/kept
+    """
+    try:
+        done = subprocess.run(
+            ["unshare", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("needs Linux's unshare for a small file system")
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"needs a mount namespace for a small file system: {done.stderr.strip()}")
+    assert "first=2" in done.stdout
+    assert "second=0" in done.stdout
+    assert "is full" in done.stderr
+    assert "no word why" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert weights(tmp_path.parent / "kept") == weights(finished)

@@ -44,14 +44,14 @@ def test_plain_lines(plan: Plan, capsys: pytest.CaptureFixture[str], monkeypatch
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "started  finetune over",
-        "started  finetune under",
-        "running  finetune over: step 3/12, loss 0.250, 900 tokens/s, 4 s left",
+        "started   finetune over",
+        "started   finetune under",
+        "running   finetune over: step 3/12, loss 0.250, 900 tokens/s, 4 s left",
         "retrying  finetune over: killed by SIGTERM",
-        "FAILED  finetune over: the loss is nan",
-        "done     finetune under (2.5 s)",
-        "done     finetune under (by another run)",
-        "waiting  finetune over: another run on this machine has it",
+        "FAILED    finetune over: the loss is nan",
+        "done      finetune under (2.5 s)",
+        "done      finetune under (by another run)",
+        "waiting   finetune over: another run on this machine has it",
     ]
 
 
@@ -65,4 +65,4 @@ def test_live_lines_side_by_side(plan: Plan, monkeypatch: pytest.MonkeyPatch) ->
     assert "step 3/12, loss 0.250, 900 tokens/s, 4 s left" in said
     assert "finetune under" in said
     assert "starting" in said
-    assert "FAILED  finetune over: the loss is nan" in said
+    assert "FAILED    finetune over: the loss is nan" in said

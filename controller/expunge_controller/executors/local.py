@@ -272,7 +272,9 @@ class LocalExecutor:
             data, _ = self.store.get(f"{running.attempt.folder}/end.json")
             return End.model_validate_json(data).reason
         except NotFound:
-            return _last_failure(running.log) or f"ended with exit code {code} and no word why"
+            reason = _last_failure(running.log) or f"ended with exit code {code} and no word why"
+            running.attempt.end(reason, exit_code=code)  # or learn that the store is full, which the step could not say
+            return reason
 
 
 def _start(process: BaseProcess) -> None:
