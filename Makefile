@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-slow lint unit jobs coverage clean
+.PHONY: help venv demo test test-fast test-slow lint unit store jobs coverage clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: venv ## run examples/quickstart.yaml to its table of scores
 	$(BIN)/expunge run examples/quickstart.yaml
 
-test: lint unit jobs coverage ## pass every test
+test: lint unit store jobs coverage ## pass every test
 
 test-fast: lint unit ## what needs no torch
 
@@ -32,6 +32,9 @@ lint: venv ## ruff and mypy
 
 unit: venv ## tests that load no torch
 	$(BIN)/coverage run -m pytest tests/unit
+
+store: venv ## the same tests on every kind of store; builds an S3 server once, with Go (had from PyPI where there is none)
+	$(BIN)/python -m pytest tests/store
 
 jobs: venv ## tests of the job programs and of whole runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs

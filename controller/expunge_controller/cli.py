@@ -143,6 +143,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
     from expunge_controller.resolve import resolve
 
     store = open_store(arguments.store or os.environ.get("EXPUNGE_STORE") or ".expunge")
+    store.check()
     resolved = resolve(load_experiment(Path(arguments.file), arguments.set))
     for notice in resolved.notices:
         _say(f"note: {notice}")
@@ -164,6 +165,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from importlib.util import find_spec
 
     from expunge_jobs.results import collect
+    from expunge_jobs.store import check_conditional_writes
 
     from expunge_controller import tables
     from expunge_controller.display import make_display
@@ -173,6 +175,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from expunge_controller.runner import Runner
 
     store, resolved = _open(arguments)
+    check_conditional_writes(store)
     write_record(store, resolved)
     plan = resolved.plan
     _say(tables.plan_table(plan, _observe(store, resolved)) + "\n")

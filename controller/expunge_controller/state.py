@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expunge_jobs.artifact import manifest_path
-from expunge_jobs.store import NotFound, Store
+from expunge_jobs.store import Store
 
 from expunge_controller.plan import Plan, Step
 
@@ -24,23 +24,13 @@ class StepStatus:
 
 def done_keys(store: Store, steps: Iterable[Step]) -> set[str]:
     """Keys of those steps whose artifact is whole."""
-    return {s.key for s in steps if is_done(store, s)}
+    paths = {manifest_path(s.ref): s.key for s in steps}
+    return {paths[p] for p in store.present(paths)}
 
 
 def is_done(store: Store, step: Step) -> bool:
     """Whether the step's manifest is there."""
-    return _exists(store, manifest_path(step.ref))
-
-
-def _exists(store: Store, path: str) -> bool:
-    local = store.local_path(path)
-    if local is not None:
-        return local.is_file()
-    try:
-        store.get(path)
-    except NotFound:
-        return False
-    return True
+    return bool(done_keys(store, [step]))
 
 
 def wanted_keys(plan: Plan, done: set[str]) -> set[str]:

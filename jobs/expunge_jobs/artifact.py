@@ -92,7 +92,7 @@ def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
     try:
         return Manifest.model_validate_json(data)
     except ValueError:
-        raise DamagedInput(f"{store.uri}/{manifest_path(ref)} is not a manifest: delete it and run again") from None
+        raise DamagedInput(f"{store.name}/{manifest_path(ref)} is not a manifest: delete it and run again") from None
 
 
 def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
@@ -128,8 +128,8 @@ def fetch(store: Store, ref: ArtifactRef, into: Path) -> Path:
         if found != file.sha256:
             what = "is missing" if found == "missing" else "is not what was written (SHA-256 differs)"
             raise DamagedInput(
-                f"damaged artifact: {store.uri}/{path} {what}; "
-                f"delete {store.uri}/{manifest_path(ref)} and run again to make it anew"
+                f"damaged artifact: {store.name}/{path} {what}; "
+                f"delete {store.name}/{manifest_path(ref)} and run again to make it anew"
             )
     attempt = f"{folder(ref)}/attempts/{manifest.attempt}"
     local = store.local_path(f"{attempt}/{ref.folder}" if ref.folder else attempt)

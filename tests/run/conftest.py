@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from s3fixtures import credentials, server
+
+__all__ = ["credentials", "server"]
 
 TINY = """\
 apiVersion: expunge.dev/v1alpha1

@@ -8,6 +8,7 @@ StepError
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,18 @@ class Store(Protocol):
     """Objects under slash-separated paths. Every write is atomic: a reader sees all of it or none."""
 
     uri: str
+    """What ``open_store`` takes."""
+    name: str
+    """The same as people read it: a prefix of every object's address, without options."""
 
     def get(self, path: str) -> tuple[bytes, str]:
         """The object and its version (an opaque tag for ``if_match``). Raises NotFound."""
         ...
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
-        """Write; only if nothing is there (``if_absent``) or only over this version. Raises Conflict."""
+        """Write; only if nothing is there (``if_absent``) or only over this version. Raises Conflict.
+
+        A write that was sent again because its answer got lost may meet itself: after a Conflict, read."""
         ...
 
     def get_file(self, path: str, to: Path) -> None:
@@ -56,6 +62,10 @@ class Store(Protocol):
 
     def put_file(self, path: str, source: Path) -> None:
         """Copy a local file into the store."""
+        ...
+
+    def present(self, paths: Iterable[str]) -> set[str]:
+        """Those of these objects that are there."""
         ...
 
     def list(self, prefix: str) -> Iterator[Entry]:
@@ -70,12 +80,47 @@ class Store(Protocol):
         """Where the object is (or would be) in this machine's file system, if it is there at all."""
         ...
 
+    def check(self) -> None:
+        """Ask once, without patience, whether the store can be used. Raises StoreError, in words."""
+        ...
 
-SCHEMES = ("file",)
+
+def check_conditional_writes(store: Store) -> None:
+    """Sees for itself that of two writes with ``if_absent`` the second meets a conflict: two attempts at a step are kept
+    apart by nothing else. Some servers ignore the condition; some file systems have no hard links.
+
+    Raises:
+        StoreError: the second write went through, or the store cannot be written at all.
+    """
+    path = f"probe/{uuid.uuid4().hex}"
+    store.put(path, b"", if_absent=True)
+    try:
+        store.put(path, b"", if_absent=True)
+    except Conflict:
+        return
+    finally:
+        store.delete([path])
+    raise StoreError(
+        f"the store {store.name} ignores If-None-Match: two attempts at a step could both finish; use another"
+    )
+
+
+def checked_path(path: str) -> str:
+    """A path in a store.
+
+    Raises:
+        StoreError: empty, or with an empty, ``.`` or ``..`` part.
+    """
+    if not path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise StoreError(f"'{path}' is no path in a store")
+    return path
+
+
+SCHEMES = ("file", "s3")
 
 
 def open_store(uri: str) -> Store:
-    """The store at ``file:///path`` or at a plain path.
+    """The store at ``s3://bucket/prefix?option=value``, ``file:///path`` or a plain path. Looks at nothing yet.
 
     Raises:
         BadTask: an address that no store here understands.
@@ -87,6 +132,10 @@ def open_store(uri: str) -> Store:
         from expunge_jobs.store.file import FileStore
 
         return FileStore(Path(rest))
+    if scheme == "s3":
+        from expunge_jobs.store.s3 import S3Store
+
+        return S3Store(uri)
     known = [f"{s}://" for s in SCHEMES]
     raise BadTask(
         f"store '{uri}': unknown scheme '{scheme}://'; allowed: {', '.join(known)} or a path{nearest(scheme, list(SCHEMES))}"

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from expunge_jobs.store import Conflict, Entry, NotFound, StoreError
+from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, checked_path
 
 _TEMPORARY = ".tmp-"
 
@@ -22,7 +22,7 @@ class FileStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root.expanduser()))
-        self.uri = f"file://{self.root}"
+        self.uri = self.name = f"file://{self.root}"
 
     def get(self, path: str) -> tuple[bytes, str]:
         with self._named(path):
@@ -58,6 +58,9 @@ class FileStore:
             temporary.replace(place)
             _sync_folder(place.parent)
 
+    def present(self, paths: Iterable[str]) -> set[str]:
+        return {p for p in paths if self._is_there(p)}
+
     def list(self, prefix: str) -> Iterator[Entry]:
         top = self._place(prefix)
         found: list[Entry] = []
@@ -86,11 +89,15 @@ class FileStore:
     def local_path(self, path: str) -> Path | None:
         return self._place(path)
 
+    def check(self) -> None:
+        pass  # a directory answers at once whatever is asked
+
+    def _is_there(self, path: str) -> bool:
+        with self._named(path):
+            return self._place(path).is_file()
+
     def _place(self, path: str) -> Path:
-        parts = path.split("/")
-        if not path or any(part in ("", ".", "..") for part in parts):
-            raise StoreError(f"'{path}' is no path in a store")
-        return self.root.joinpath(*parts)
+        return self.root.joinpath(*checked_path(path).split("/"))
 
     def _link(self, temporary: Path, place: Path, path: str) -> None:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from expunge_jobs.artifact import Attempt, fetch, read_manifest
 from expunge_jobs.errors import BadTask
-from expunge_jobs.store import Store, StoreError, open_store
+from expunge_jobs.store import StoreError, open_store
 from expunge_jobs.task import ArtifactRef
 from samples import task
 from test_store import race
@@ -90,10 +90,9 @@ def test_what_the_file_system_says_in_words(
 
 
 @pytest.mark.parametrize("writes", range(12))
-def test_full_in_the_middle_of_an_artifact(
-    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
+def test_full_in_the_middle_of_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """Whichever write fails, there is a whole artifact or none, and the next attempt makes one."""
+    store = open_store(str(tmp_path / "store"))
     out = tmp_path / "out"
     out.mkdir()
     for name in ("a", "b", "c"):

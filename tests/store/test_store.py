@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from expunge_jobs.store import Conflict, NotFound, Store, StoreError
+from expunge_jobs.store import Conflict, NotFound, Store, StoreError, check_conditional_writes
 
 WRONG_PATHS = ["", "/", "/a", "a/", "a//b", "..", "../a", "a/..", "a/../b", "a/../../b", ".", "a/./b"]
 
@@ -130,6 +130,20 @@ def test_a_reader_sees_all_of_a_write_or_none(store: Store) -> None:
     assert seen and seen <= values
 
 
+def test_present(store: Store) -> None:
+    for path in ("a/b", "a/c/d"):
+        store.put(path, b"")
+    assert store.present(["a/b", "a/c/d", "a/x", "a", "a/c", "y/z"]) == {"a/b", "a/c/d"}
+    assert store.present([]) == set()
+
+
+def test_a_store_that_can_be_used(store: Store) -> None:
+    store.put("a", b"")
+    store.check()
+    check_conditional_writes(store)
+    assert [e.path for e in store.list("probe")] == []
+
+
 def test_list_is_sorted_and_whole(store: Store) -> None:
     paths = ["a/b/2", "a/b/10", "a/b/c/d/e", "a/z", "a/B"]
     for path in paths:
@@ -169,6 +183,7 @@ def test_wrong_paths_are_refused(store: Store, tmp_path: Path, path: str) -> Non
         lambda: store.put_file(path, source),
         lambda: list(store.list(path)),
         lambda: store.delete([path]),
+        lambda: store.present([path]),
         lambda: store.local_path(path),
     ):
         with pytest.raises(StoreError, match="no path in a store"):

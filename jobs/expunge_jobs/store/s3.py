@@ -1,0 +1,337 @@
+"""A store in a bucket of S3 or of a server that speaks its protocol, over boto3.
+
+    s3://BUCKET/PREFIX?OPTION=VALUE&...
+
+    endpoint_url      the server, where it is not AWS (default: the SDK's own, AWS_ENDPOINT_URL among them)
+    region            the bucket's region (default: the SDK's own)
+    addressing        path, virtual or auto (default: path with an endpoint_url, else auto)
+    checksums         when_supported or when_required (default: when_required with an endpoint_url, since some servers
+                      refuse the SDK's own checksums, else when_supported); SHA-256 stands in our manifests either way
+    ca_bundle         a file of certificates to trust (default: the SDK's own, AWS_CA_BUNDLE)
+    sse_kms_key_id    encrypt what is written with this KMS key
+
+Credentials come by the SDK's own chain, never by the address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode
+
+from expunge_jobs.errors import BadTask, nearest
+from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, checked_path
+
+T = TypeVar("T")
+THREADS = 8
+"""Parts of one file, or small requests, at once."""
+_MIB = 1 << 20
+_TRIES = 10
+"""With the SDK's jittered backoff of up to 20 s between them: a server may be away for half a minute."""
+_ALLOWED = {"addressing": ("path", "virtual", "auto"), "checksums": ("when_supported", "when_required")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """An ``s3://`` address, taken apart."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    addressing: str | None = None
+    checksums: str | None = None
+    ca_bundle: str | None = None
+    sse_kms_key_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The bucket and prefix alone, as people read them."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def __str__(self) -> str:
+        options = {k: v for k in _OPTIONS if (v := getattr(self, k)) is not None}
+        return self.name + (f"?{urlencode(options)}" if options else "")
+
+
+_OPTIONS = tuple(k for k in Address.__dataclass_fields__ if k not in ("bucket", "prefix"))
+
+
+def parse_address(uri: str) -> Address:
+    """Take an address apart.
+
+    Raises:
+        BadTask: no bucket, an impossible one, or an option that is unknown, empty or has another value than is allowed.
+    """
+    place, _, query = uri.removeprefix("s3://").partition("?")
+    bucket, _, prefix = place.partition("/")
+    if "@" in bucket:
+        raise BadTask("store s3://...: credentials do not belong in an address; the SDK's own chain finds them")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        raise BadTask(f"store '{uri}': '{bucket}' is no bucket's name; allowed: s3://bucket/prefix?option=value")
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _OPTIONS:
+            allowed = ", ".join(_OPTIONS)
+            raise BadTask(f"store '{uri}': unknown option '{name}'; allowed: {allowed}{nearest(name, list(_OPTIONS))}")
+        values = _ALLOWED.get(name)
+        if not value or (values and value not in values):
+            hint = nearest(value, list(values)) if values else ""
+            raise BadTask(
+                f"store '{uri}': {name} is '{value}'; allowed: {', '.join(values) if values else 'a value'}{hint}"
+            )
+        options[name] = value
+    if query and not options:
+        raise BadTask(f"store '{uri}': '{query}' is no option=value")
+    prefix = prefix.strip("/")
+    if prefix:
+        checked_path(prefix)
+    return Address(bucket=bucket, prefix=prefix, **options)
+
+
+class S3Store:
+    """Objects below a bucket's prefix. Safe to use from several threads."""
+
+    def __init__(self, uri: str) -> None:
+        self.address = parse_address(uri)
+        self.uri, self.name = str(self.address), self.address.name
+        self._made: dict[int, Any] = {}
+
+    def get(self, path: str) -> tuple[bytes, str]:
+        key = self._key(path)
+        with self._named(path):
+            return _whole(lambda: self._read(key))
+
+    def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
+        key = self._key(path)
+        condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match is not None else {}
+        with self._named(path, conditional=bool(condition)):
+            for left in reversed(range(_TRIES)):
+                try:
+                    self._client().put_object(
+                        Bucket=self.address.bucket, Key=key, Body=data, **condition, **self._encryption()
+                    )
+                    return
+                except _client_error() as error:
+                    # 409: another conditional write of this object is under way; the outcome is not known yet.
+                    if _status(error) != 409 or not condition or not left:
+                        raise
+                    time.sleep(random.uniform(0.02, 0.2))
+
+    def get_file(self, path: str, to: Path) -> None:
+        key = self._key(path)
+        with self._named(path), self._transfers() as transfers:
+            self._size(key)  # says that nothing is there before a folder is made for it
+            to.parent.mkdir(parents=True, exist_ok=True)
+            part = to.with_name(f".{to.name}.{uuid.uuid4().hex}")
+            try:
+                _whole(lambda: transfers.download(self.address.bucket, key, str(part)).result())
+                part.replace(to)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def put_file(self, path: str, source: Path) -> None:
+        key = self._key(path)
+        # Leaving the manager by an exception (SIGTERM is one) cancels the upload and aborts its parts.
+        with self._named(path), self._transfers() as transfers:
+            transfers.upload(str(source), self.address.bucket, key, extra_args=self._encryption()).result()
+
+    def present(self, paths: Iterable[str]) -> set[str]:
+        asked = list(paths)
+        with ThreadPoolExecutor(THREADS) as pool:
+            return {p for p, there in zip(asked, pool.map(self._is_there, asked), strict=True) if there}
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        top = f"{self._key(prefix)}/"
+        cut = len(self._key("x")) - 1
+        with self._named(prefix):
+            for page in (
+                self._client().get_paginator("list_objects_v2").paginate(Bucket=self.address.bucket, Prefix=top)
+            ):
+                for entry in page.get("Contents", ()):
+                    yield Entry(entry["Key"][cut:], entry["Size"], entry["LastModified"].timestamp())
+
+    def delete(self, paths: Iterable[str]) -> None:
+        # One by one: not every server has the call for many, and those that have disagree on its checksum.
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(self._delete, list(paths)):
+                pass
+
+    def local_path(self, path: str) -> Path | None:
+        checked_path(path)
+        return None
+
+    def check(self) -> None:
+        with self._named(""):
+            self._client(tries=2).list_objects_v2(Bucket=self.address.bucket, Prefix=self.address.prefix, MaxKeys=1)
+
+    def _read(self, key: str) -> tuple[bytes, str]:
+        answer = self._client().get_object(Bucket=self.address.bucket, Key=key)
+        return answer["Body"].read(), answer["ETag"]
+
+    def _is_there(self, path: str) -> bool:
+        key = self._key(path)
+        with self._named(path):
+            try:
+                self._size(key)
+            except _client_error() as error:
+                if _status(error) != 404:
+                    raise
+                return False
+        return True
+
+    def _size(self, key: str) -> int:
+        answer = self._client().head_object(Bucket=self.address.bucket, Key=key)
+        return int(answer["ContentLength"])
+
+    def _delete(self, path: str) -> None:
+        key = self._key(path)
+        with self._named(path):
+            self._client().delete_object(Bucket=self.address.bucket, Key=key)
+
+    def _key(self, path: str) -> str:
+        checked_path(path)
+        return f"{self.address.prefix}/{path}" if self.address.prefix else path
+
+    def _encryption(self) -> dict[str, str]:
+        key = self.address.sse_kms_key_id
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+
+    def _client(self, tries: int = _TRIES) -> Any:
+        if tries not in self._made:
+            with self._named(""):
+                self._made[tries] = self._make_client(tries)
+        return self._made[tries]
+
+    def _make_client(self, tries: int) -> Any:
+        # Imported here: .3 s that a store in a directory does not need.
+        from boto3.session import Session
+        from botocore.config import Config
+
+        address = self.address
+        if address.ca_bundle and not Path(address.ca_bundle).is_file():
+            raise BadTask(f"the store {self.name}: ca_bundle {address.ca_bundle}: no such file")
+        elsewhere = address.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        checksums = address.checksums or ("when_required" if elsewhere else "when_supported")
+        config = Config(
+            s3={"addressing_style": address.addressing or ("path" if elsewhere else "auto")},
+            retries={"mode": "standard", "total_max_attempts": tries},
+            connect_timeout=5, read_timeout=60 if tries == _TRIES else 10, max_pool_connections=2 * THREADS,
+            request_checksum_calculation=checksums, response_checksum_validation=checksums,
+        )  # fmt: skip
+        return Session().client(
+            "s3", endpoint_url=address.endpoint_url, region_name=address.region, verify=address.ca_bundle, config=config
+        )
+
+    def _transfers(self) -> Any:
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        # The other transfer client, which the SDK takes by itself on some machines, ignores the endpoint.
+        config = TransferConfig(
+            multipart_threshold=16 * _MIB, multipart_chunksize=16 * _MIB, max_concurrency=THREADS, max_io_queue=100,
+            preferred_transfer_client="classic",
+        )  # fmt: skip
+        return create_transfer_manager(self._client(), config)
+
+    @contextlib.contextmanager
+    def _named(self, path: str, conditional: bool = False) -> Iterator[None]:
+        """Turns what the SDK says into words about the store."""
+        from botocore.exceptions import BotoCoreError, ClientError
+        from s3transfer.exceptions import RetriesExceededError
+
+        try:
+            yield
+        except ClientError as error:
+            raise self._refused(path, error, conditional) from None
+        except (BotoCoreError, RetriesExceededError, OSError, ValueError) as error:
+            raise StoreError(self._unreached(path, error)) from None
+
+    def _refused(self, path: str, error: Any, conditional: bool) -> StoreError:
+        """What the server answered, in words."""
+        code, status = str(error.response.get("Error", {}).get("Code", "")), _status(error)
+        said = str(error.response.get("Error", {}).get("Message", "")) or code
+        at = f" ({error.operation_name} {path})" if path else ""
+        if status == 412 or (conditional and status == 404 and code == "NoSuchKey"):
+            return Conflict(f"{path} is there already, or has changed")
+        if code in _WORDS:
+            return StoreError(f"the store {self.name}: {_WORDS[code]}{at}: {said}")
+        if code == "NoSuchBucket":
+            return StoreError(f"the store {self.name}: there is no such bucket; create it, or correct --store")
+        if code in ("NoSuchKey", "404"):  # without a body (HEAD) the SDK takes the status for the code
+            return NotFound(f"{self.name} has no {path}")
+        if status in (301, 307) or code in _REGION:
+            region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+            right = f"it is in {region}: add ?region={region}" if region else "add its own as ?region=NAME"
+            return StoreError(f"the store {self.name}: the bucket is in another region; {right} ({said})")
+        if status == 403:
+            return StoreError(f"the store {self.name}: access denied{at}: {said}")
+        if status == 501 or code == "NotImplemented":
+            what = "conditional writes, which keep two attempts apart" if conditional else f"this request{at}"
+            return StoreError(f"the store {self.name}: the server does not know {what}: {said}")
+        if "checksum" in said.lower():
+            return StoreError(f"the store {self.name}: {said}{at}; checksums=when_required may help with this server")
+        return StoreError(f"the store {self.name} failed{at}: {said or status}")
+
+    def _unreached(self, path: str, error: Exception) -> str:
+        """Why no answer came, in words."""
+        from botocore import exceptions as sdk
+        from s3transfer.exceptions import RetriesExceededError
+
+        at = f" ({path})" if path else ""
+        if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
+            return (
+                f"the store {self.name}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, "
+                "or whatever else the AWS SDK reads"
+            )
+        if isinstance(error, sdk.SSLError):
+            return (
+                f"the store {self.name}: the server's certificate is not trusted; ?ca_bundle=FILE (or AWS_CA_BUNDLE) "
+                f"names those that are: {error}"
+            )
+        if isinstance(error, OSError):
+            return f"copying {path} of the store {self.name}: {error.strerror or error} ({error.filename or 'here'})"
+        if isinstance(error, sdk.ConnectionError | sdk.HTTPClientError | RetriesExceededError):
+            return f"the store {self.name} is not reachable{at}: {error}"
+        return f"the store {self.name} failed{at}: {error}"
+
+
+_WORDS = {
+    "InvalidAccessKeyId": "the server does not know this access key",
+    "XAdminUserNotFound": "the server does not know this access key",
+    "SignatureDoesNotMatch": "the secret key is wrong",
+    "ExpiredToken": "the credentials have expired",
+    "InvalidToken": "the session token is not valid",
+    "RequestTimeTooSkewed": "this machine's clock differs too much from the server's",
+    "SlowDown": "the server is too busy, after several tries",
+}
+_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _client_error() -> type[Exception]:
+    from botocore.exceptions import ClientError
+
+    return ClientError  # type: ignore[no-any-return]
+
+
+def _whole(read: Callable[[], T]) -> T:
+    """What it reads. The SDK sends a request again, but does not read again a body that was cut or that fails its checksum."""
+    from botocore import exceptions as sdk
+
+    torn = (sdk.IncompleteReadError, sdk.ReadTimeoutError, sdk.ResponseStreamingError, sdk.FlexibleChecksumError)
+    for _ in range(2):
+        with contextlib.suppress(*torn):
+            return read()
+    return read()
