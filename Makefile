@@ -33,7 +33,7 @@ lint: venv ## ruff and mypy
 unit: venv ## tests that load no torch
 	$(BIN)/coverage run -m pytest tests/unit
 
-store: venv ## the same tests on every kind of store; builds an S3 server once, with Go (had from PyPI where there is none)
+store: venv ## the same tests on a directory and on a real S3 server (built once, with Go)
 	$(BIN)/python -m pytest tests/store
 
 jobs: venv ## tests of the job programs and of whole runs

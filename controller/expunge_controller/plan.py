@@ -30,6 +30,7 @@ from expunge_jobs.task import (
     WeightedAdapter,
 )
 
+from expunge_controller.document import KeyPath
 from expunge_controller.experiment import Data, ExternalAdapter, Finetune, Loaded, Rest, RetainOnly, Spec, Trial
 
 Pins = Mapping[str, str]
@@ -108,19 +109,23 @@ def make_plan(loaded: Loaded, pins: Pins) -> Plan:
 
 
 class Inputs(NamedTuple):
-    """The addresses that a trial reads."""
+    """The addresses that a trial reads, by the field that has them."""
 
-    files: list[str]
-    models: list[str]
-    adapters: list[str]
+    files: dict[KeyPath, str]
+    models: dict[KeyPath, str]
+    adapters: dict[KeyPath, str]
 
 
 def inputs_of(spec: Spec) -> Inputs:
     """What a trial reads from outside."""
-    files = [ref.input.uri for ref in _sets(spec.data, lambda _: "").values()]
-    models = (*spec.specialists.values(), *spec.baselines.values())
-    adapters = [m.adapter for m in models if isinstance(m, ExternalAdapter)]
-    return Inputs(files, [spec.model] if spec.model else [], adapters)
+    files: dict[KeyPath, str] = {("data", n): ref.input.uri for n, ref in _sets(spec.data, lambda _: "").items()}
+    adapters: dict[KeyPath, str] = {
+        (group, name, "adapter"): model.adapter
+        for group, models in (("specialists", spec.specialists), ("baselines", spec.baselines))
+        for name, model in models.items()
+        if isinstance(model, ExternalAdapter)
+    }
+    return Inputs(files, {("model",): spec.model} if spec.model else {}, adapters)
 
 
 class _Keys:

@@ -18,7 +18,7 @@ from expunge_jobs.errors import BadTask
 from expunge_jobs.store import Store
 from expunge_jobs.task import EvaluateTask, Input, TaskData, canonical
 
-from expunge_controller.document import ExperimentError
+from expunge_controller.document import Document, ExperimentError, KeyPath
 from expunge_controller.experiment import Loaded
 from expunge_controller.plan import Plan, inputs_of, make_plan
 
@@ -40,15 +40,15 @@ def resolve(loaded: Loaded) -> Resolved:
     Raises:
         ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
     """
-    resolver = _Resolver()
+    resolver = _Resolver(loaded.document)
     for trial in loaded.trials:
         asked = inputs_of(trial.spec)
-        for uri in asked.files:
-            resolver.file(uri)
-        for uri in asked.models:
-            resolver.folder(uri, inputs.check_model_folder)
-        for uri in asked.adapters:
-            resolver.folder(uri, inputs.check_adapter_folder)
+        for path, uri in asked.files.items():
+            resolver.file(path, uri)
+        for path, uri in asked.models.items():
+            resolver.folder(path, uri, inputs.check_model_folder)
+        for path, uri in asked.adapters.items():
+            resolver.folder(path, uri, inputs.check_adapter_folder)
     resolver.check()
     plan = make_plan(loaded, resolver.pins)
     seen: dict[str, TaskData] = {}
@@ -79,25 +79,26 @@ def folder(resolved: Resolved, namespace: str = "local") -> str:
 
 
 class _Resolver:
-    def __init__(self) -> None:
+    def __init__(self, document: Document) -> None:
+        self.document = document
         self.pins: dict[str, str] = {}
         self.notices: list[str] = []
         self.problems: list[str] = []
         self._content: dict[str, bytes] = {}
         self._asked: set[str] = set()
 
-    def file(self, uri: str) -> None:
+    def file(self, path: KeyPath, uri: str) -> None:
         if uri in self._asked:
             return
         self._asked.add(uri)
         try:
             self._content[uri] = inputs.read(uri)
         except BadTask as error:
-            self.problems.append(str(error))
+            self.problems.append(self.document.at(("spec", *path), str(error)))
             return
         self.pins[uri] = f"sha256:{hashlib.sha256(self._content[uri]).hexdigest()}"
 
-    def folder(self, uri: str, check: Callable[[Path], None]) -> None:
+    def folder(self, path: KeyPath, uri: str, check: Callable[[Path], None]) -> None:
         if uri in self._asked:
             return
         self._asked.add(uri)
@@ -109,7 +110,8 @@ class _Resolver:
                 self.pins[uri] = inputs.folder_digest(folder)
                 check(folder)
         except BadTask as error:
-            self.problems.append(str(error) if rows.address(uri) in str(error) else f"{rows.address(uri)}: {error}")
+            text = str(error) if rows.address(uri) in str(error) else f"{rows.address(uri)}: {error}"
+            self.problems.append(self.document.at(("spec", *path), text))
 
     def sets(self, data: TaskData) -> None:
         """Reads the rows of a trial as its steps will."""

@@ -1,7 +1,8 @@
 """Runs one step: read the task, fetch its inputs, run its job program, upload, mark done.
 
 Everything is said by environment variables: EXPUNGE_TASK (the task as JSON), EXPUNGE_STORE (URI), EXPUNGE_ATTEMPT (this
-attempt's name; random if absent), EXPUNGE_THREADS, and EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
+attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost) and
+EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
+
+from expunge_jobs import stop
 
 if TYPE_CHECKING:
     from expunge_jobs.errors import StepError
@@ -19,18 +21,10 @@ if TYPE_CHECKING:
     from expunge_jobs.work import Work
 
 
-class _Terminated(BaseException):
-    """SIGTERM came. No Exception, so that nothing on the way takes it for an error of its own."""
-
-
-def _on_term(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def main() -> int:
     """The exit code (see ``errors.ExitCode``)."""
     # First of all: as pid 1 of a container an unhandled TERM would be ignored, and imports take seconds.
-    signal.signal(signal.SIGTERM, _on_term)
+    signal.signal(signal.SIGTERM, stop.on_term)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.environ.get("EXPUNGE_DIE_WITH_STDIN") == "1":
         _die_with_stdin()
@@ -43,7 +37,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return _step(int(threads))
-    except _Terminated:  # before or after the step itself: there is nothing to tidy
+    except stop.Terminated:  # before or after the step itself: there is nothing to tidy
         return 143
 
 
@@ -67,7 +61,7 @@ def _step(threads: int) -> int:
     from expunge_jobs.errors import ExitCode, Preempted, StepError
     from expunge_jobs.store import open_store
     from expunge_jobs.task import ArtifactRef, parse_task
-    from expunge_jobs.work import Work, emit
+    from expunge_jobs.work import CHECKPOINT_SECONDS, Work, emit
 
     attempt: Attempt | None = None
     error: StepError
@@ -85,12 +79,14 @@ def _step(threads: int) -> int:
             out, scratch = Path(folder, "out"), Path(folder, "scratch")
             out.mkdir()
             scratch.mkdir()
-            figures, versions, device = _run(task, Work(store, out, scratch, threads), threads)
+            seconds = float(os.environ.get("EXPUNGE_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
+            work = Work(store, out, scratch, threads, attempt, seconds)
+            figures, versions, device = _run(task, work, threads)
             emit("publish")
             won = attempt.publish(task, out, figures, versions, device, threads)
         emit("done", **({} if won else {"note": "another attempt was first"}))
         return ExitCode.DONE
-    except _Terminated:
+    except stop.Terminated:
         error = Preempted("stopped by SIGTERM")
     except StepError as raised:
         error = raised

@@ -1,7 +1,7 @@
 """Artifacts, attempts and the manifest that is written last.
 
     artifacts/<kind>/<key>/attempts/<attempt>.json     the attempt's record, written first
-    artifacts/<kind>/<key>/attempts/<attempt>/...      its files, log and end.json
+    artifacts/<kind>/<key>/attempts/<attempt>/...      its files, log, checkpoints and end.json
     artifacts/<kind>/<key>/manifest.json               only if none is there: the artifact is whole
 
 A manifest exists if and only if the artifact is whole; two attempts never mix their files; the first to finish wins.
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from expunge_jobs.errors import DamagedInput
+from expunge_jobs.errors import DamagedInput, ExitCode
 from expunge_jobs.store import Conflict, NotFound, Store
 from expunge_jobs.task import ArtifactRef, Model, Task, canonical
 
@@ -64,6 +64,10 @@ class End(Model):
     ended: str
 
 
+CHECKPOINTS = "checkpoints"
+"""Folder below an attempt's of what a later attempt may go on from (see checkpoint.py)."""
+
+
 def now() -> str:
     """UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -102,6 +106,11 @@ def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
     paths = [e.path for e in store.list(prefix) if e.path.count("/") == depth and e.path.endswith(".json")]
     records = [Record.model_validate_json(store.get(p)[0]) for p in paths]
     return sorted(records, key=lambda r: (r.started, r.attempt))
+
+
+def checkpoints_of(store: Store, ref: ArtifactRef) -> list[str]:
+    """Paths of every attempt's checkpoints at this step."""
+    return [e.path for e in store.list(f"{folder(ref)}/attempts") if f"/{CHECKPOINTS}/" in e.path]
 
 
 def fetch(store: Store, ref: ArtifactRef, into: Path) -> Path:
@@ -178,6 +187,7 @@ class Attempt:
                 return winner is not None
             self.store.delete(self.own_files())
             return False
+        self.store.delete(checkpoints_of(self.store, self.ref))
         return True
 
     def own_files(self) -> list[str]:
@@ -185,7 +195,10 @@ class Attempt:
         return [e.path for e in self.store.list(self.folder) if not e.path.endswith(("/log.jsonl", "/end.json"))]
 
     def end(self, reason: str, exit_code: int | None = None, signal: str | None = None) -> None:
-        """Say how the attempt ended, and drop the files that it leaves half done."""
-        self.store.delete(self.own_files())
+        """Say how the attempt ended, and drop the files that it leaves half done, but not its checkpoints: the next attempt
+        goes on from them, unless this one showed that no attempt can succeed."""
+        hopeless = exit_code == ExitCode.BAD_TASK
+        checkpoints = f"{self.folder}/{CHECKPOINTS}/"
+        self.store.delete([p for p in self.own_files() if hopeless or not p.startswith(checkpoints)])
         end = End(exit_code=exit_code, signal=signal, reason=reason, ended=now())
         self.store.put(f"{self.folder}/end.json", end.model_dump_json().encode())

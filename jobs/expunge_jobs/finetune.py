@@ -95,7 +95,7 @@ SIDES: tuple[Side, Side] = ("forget", "retain")
 
 
 class Trainer:
-    """The training loop; its state is the adapter, the optimizer, the schedule and the number of the next step."""
+    """The training loop; its state is the adapter, the optimizer, the schedule, the losses and the next step's number."""
 
     def __init__(
         self, lora: models.Lora, rows: dict[Side, list[Encoded]], settings: FinetuneSettings, seed: int, work: Work
@@ -118,18 +118,36 @@ class Trainer:
     def train(self) -> list[dict[str, float]]:
         """Every step; the terms' values by step. Writes a snapshot of the adapter after each epoch."""
         self._ask_reference()
-        losses = []
-        for step in range(self.steps):
-            line = self.step(step)
-            losses.append({"step": step + 1, **line})
-            if not math.isfinite(line["loss"]):
-                raise BadTask(
-                    f"the loss is {line['loss']} at training step {step + 1} of {self.steps}: lower learning_rate"
-                )
-            self.work.progress(step + 1, self.steps, tokens=self._tokens, loss=round(line["loss"], 4))
-            if (step + 1) % self.steps_per_epoch == 0:
-                self.save(f"snapshots/epoch-{(step + 1) // self.steps_per_epoch}")
+        with self.work.checkpoints() as checkpoints:
+            first, losses = self._resume(checkpoints.restore())
+            for step in range(first, self.steps):
+                line = self.step(step)
+                losses.append({"step": step + 1, **line})
+                if not math.isfinite(line["loss"]):
+                    raise BadTask(
+                        f"the loss is {line['loss']} at training step {step + 1} of {self.steps}: lower learning_rate"
+                    )
+                self.work.progress(step + 1, self.steps, tokens=self._tokens, loss=round(line["loss"], 4))
+                if (step + 1) % self.steps_per_epoch == 0:
+                    self.save(f"snapshots/epoch-{(step + 1) // self.steps_per_epoch}")
+                checkpoints.after(step + 1, lambda: self._state(losses))
         return losses
+
+    def _state(self, losses: list[dict[str, float]]) -> dict[str, Any]:
+        return {
+            "adapter": {n: p for n, p in self.wrapped.named_parameters() if p.requires_grad},
+            "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "losses": losses,
+        }  # fmt: skip
+
+    def _resume(self, found: tuple[int, dict[str, Any]] | None) -> tuple[int, list[dict[str, float]]]:
+        """The step to go on with, and the losses of those before it."""
+        if found is None:
+            return 0, []
+        step, state = found
+        self.wrapped.load_state_dict(state["adapter"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        return step, state["losses"]
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; returns the loss and each term's unweighted mean."""

@@ -17,7 +17,7 @@ from expunge_jobs.data import Row, load
 from expunge_jobs.encode import Encoded, Encoder
 from expunge_jobs.errors import BadTask
 from expunge_jobs.model import batches, check_packing, device, end_token, load_model, logits_at
-from expunge_jobs.task import Architecture, MemorizeTask, TaskData, stable_hash
+from expunge_jobs.task import Architecture, MemorizeSettings, MemorizeTask, TaskData, stable_hash
 from expunge_jobs.work import Work
 
 END = "<|end|>"
@@ -69,30 +69,51 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
     warmup = max(1, round(total * settings.warmup))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _cosine(s, warmup, total))
     goal = math.inf if settings.stop_at is None else settings.stop_at
-    known = 0.0
-    for epoch in range(settings.epochs):
-        generator = torch.Generator().manual_seed(stable_hash("memorize", settings.seed, epoch))
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        right = 0
-        for number in range(per_epoch):
-            batch = [rows[i] for i in order[number * settings.batch_size : (number + 1) * settings.batch_size]]
+    known, right, epoch = 0.0, 0, 0
+
+    def state() -> dict[str, Any]:
+        return {
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+            "known": known, "right": right,
+        }  # fmt: skip
+
+    with work.checkpoints() as checkpoints:
+        found = checkpoints.restore()
+        first = found[0] if found else 0
+        if found:
+            model.load_state_dict(found[1]["model"])
+            optimizer.load_state_dict(found[1]["optimizer"])
+            schedule.load_state_dict(found[1]["schedule"])
+            known, right = found[1]["known"], found[1]["right"]
+        for step in range(first, total):
+            epoch, number = divmod(step, per_epoch)
+            batch = _batch(rows, settings, epoch, number)
             loss, count = _step(model, batch, optimizer)
             right += count
             schedule.step()
-            step = epoch * per_epoch + number + 1
             if not math.isfinite(loss):
-                raise BadTask(f"the loss is {loss} at training step {step} of {total}: lower memorize.learning_rate")
+                raise BadTask(
+                    f"the loss is {loss} at training step {step + 1} of {total}: lower memorize.learning_rate"
+                )
             work.progress(
-                step, total, tokens=sum(len(r.ids) for r in batch), loss=round(loss, 4), known=round(known, 3)
+                step + 1, total, tokens=sum(len(r.ids) for r in batch), loss=round(loss, 4), known=round(known, 3)
             )
-        # What the training passes saw lags behind and is free: only where it comes near is the model asked itself.
-        known = right / len(rows)
-        last = epoch + 1 == settings.epochs
-        if last or known >= goal - NEAR:
-            known = _known(model, rows)
-        if last or known >= goal:
-            break
+            if number + 1 == per_epoch:
+                # What the training passes saw lags behind and is free: only where it comes near is the model asked itself.
+                known, right = right / len(rows), 0
+                last = epoch + 1 == settings.epochs
+                if last or known >= goal - NEAR:
+                    known = _known(model, rows)
+                if last or known >= goal:
+                    break
+            checkpoints.after(step + 1, state)
     return epoch + 1, known
+
+
+def _batch(rows: Sequence[Encoded], settings: MemorizeSettings, epoch: int, number: int) -> list[Encoded]:
+    generator = torch.Generator().manual_seed(stable_hash("memorize", settings.seed, epoch))
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    return [rows[i] for i in order[number * settings.batch_size : (number + 1) * settings.batch_size]]
 
 
 def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> tuple[float, int]:

@@ -6,13 +6,19 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge_jobs import inputs
-from expunge_jobs.artifact import Manifest, fetch, read_manifest
+from expunge_jobs.artifact import Attempt, Manifest, fetch, read_manifest
 from expunge_jobs.errors import DamagedInput
 from expunge_jobs.store import Store
 from expunge_jobs.task import ArtifactRef, Input
+
+if TYPE_CHECKING:
+    from expunge_jobs.checkpoint import Checkpoints
+
+CHECKPOINT_SECONDS = 300.0
+"""Training that a kill may cost, by default."""
 
 
 def emit(event: str, **fields: Any) -> None:
@@ -22,10 +28,15 @@ def emit(event: str, **fields: Any) -> None:
 
 
 class Work:
-    """A step's surroundings. Everything below ``out`` becomes the artifact; ``scratch`` goes when the step ends."""
+    """A step's surroundings. Everything below ``out`` becomes the artifact; ``scratch`` goes when the step ends.
+    Without an ``attempt`` no checkpoint is written or read."""
 
-    def __init__(self, store: Store, out: Path, scratch: Path, threads: int = 1) -> None:
+    def __init__(
+        self, store: Store, out: Path, scratch: Path, threads: int = 1, attempt: Attempt | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:  # fmt: skip
         self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
+        self.attempt, self.checkpoint_seconds = attempt, checkpoint_seconds
         self._clock = _Clock()
 
     def path(self, ref: ArtifactRef | Input) -> Path:
@@ -53,6 +64,15 @@ class Work:
         if manifest is None:
             raise DamagedInput(f"the {ref.kind} artifact {ref.key[:16]} is not there: run the experiment again")
         return manifest
+
+    def checkpoints(self) -> Checkpoints:
+        """Where a training loop leaves its state and finds it again."""
+        from expunge_jobs.checkpoint import Checkpoints  # loads torch
+
+        return Checkpoints(
+            self.attempt, self.out, self.scratch, self.checkpoint_seconds, self.notice,
+            lambda step: emit("resumed", step=step),
+        )  # fmt: skip
 
     def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:
         """Step n of N; ``tokens`` since the last call. Said at most twice a second, and at the end."""

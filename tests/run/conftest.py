@@ -90,6 +90,12 @@ def attempts(store: Path) -> dict[str, int]:
     return counts
 
 
+def resumed_at(log: Path) -> int | None:
+    """The step from which the attempt of this log went on, if it did not begin at the start."""
+    events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+    return next((e["step"] for e in events if e["event"] == "resumed"), None)
+
+
 def finished_steps(store: Path) -> set[str]:
     """Folders of steps whose artifact is whole."""
     return {f.parent.relative_to(store).as_posix() for f in store.glob("artifacts/*/*/manifest.json")}

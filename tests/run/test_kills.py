@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
+from conftest import SLOWER, attempts, begin, command, finished_steps, resumed_at, wait_for, weights
 
 # The step whose start is waited for, how often, and the longest wait after it in seconds ("publish": until it publishes).
 TARGETS: list[tuple[str, float | str]] = [
@@ -50,8 +50,15 @@ def _kill(
     return _last_event(store, kind)
 
 
-def test_twenty_kills(tiny: Path, finished_slower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_kills(
+    tiny: Path,
+    finished_slower: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert len(TARGETS) == 20
+    monkeypatch.setenv("EXPUNGE_CHECKPOINT_SECONDS", "0.2")
     seed = random.randrange(10**6)
     dice = random.Random(seed)
     store = tmp_path / "store"
@@ -70,9 +77,11 @@ def test_twenty_kills(tiny: Path, finished_slower: Path, tmp_path: Path, capsys:
                 assert weights(store) == weights(finished_slower)
                 _forget(store, step)
         told.append(f"  {number}: {step}, {moment}: at {where}")
-    with capsys.disabled():
-        print("\n" + "\n".join(told))
     assert command("run", str(tiny), *SLOWER, store=store).returncode == 0
+    resumed = [r for f in store.glob("artifacts/*/*/attempts/*/log.jsonl") if (r := resumed_at(f)) is not None]
+    with capsys.disabled():
+        print("\n" + "\n".join(told), f"\n  attempts that went on from a checkpoint, and their step: {resumed}")
+    assert resumed and min(resumed) > 0
     assert weights(store) == weights(finished_slower)
     assert not list(store.glob("work/*")), "a killed step's work folder stayed"
 

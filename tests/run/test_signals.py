@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
+from conftest import SLOWER, attempts, begin, command, finished_steps, resumed_at, wait_for, weights
 
 
 def _processes_of(store: Path) -> list[int]:
@@ -39,7 +39,9 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tiny: Path, finished_slower
     store = tmp_path / "store"
     process = begin("run", str(tiny), *SLOWER, "--store", str(store), store=tmp_path / "unused")
     wait_for(process, "started   finetune under")
-    _until(lambda: len(list(store.glob("artifacts/finetune/*/attempts/*.json"))) == 2)
+    _until(
+        lambda: sum('"progress"' in f.read_text() for f in store.glob("artifacts/finetune/*/attempts/*/log.jsonl")) == 2
+    )
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -56,6 +58,10 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tiny: Path, finished_slower
     assert command(*again, store=tmp_path / "unused").returncode == 0
     assert {d: attempts(store)[d] for d in done} == {d: counts[d] for d in done}
     assert weights(store) == weights(finished_slower)
+    for folder in stopped:
+        resumed = [r for f in folder.glob("attempts/*/log.jsonl") if (r := resumed_at(f)) is not None]
+        assert len(resumed) == 1 and resumed[0] > 0, "it went on from the checkpoint that SIGTERM made"
+    assert not list(store.glob("artifacts/*/*/attempts/*/checkpoints")), "checkpoints go when the step is done"
 
 
 def test_ctrl_c_twice_stops_at_once(tiny: Path, tmp_path: Path) -> None:
