@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-slow lint unit store jobs coverage clean
+.PHONY: help venv demo test test-fast test-slow lint unit store cluster jobs cluster-up coverage clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: venv ## run examples/quickstart.yaml to its table of scores
 	$(BIN)/expunge run examples/quickstart.yaml
 
-test: lint unit store jobs coverage ## pass every test
+test: lint unit store cluster jobs coverage ## pass every test
 
 test-fast: lint unit ## what needs no torch
 
@@ -35,6 +35,12 @@ unit: venv ## tests that load no torch
 
 store: venv ## the same tests on a directory and on a real S3 server (built once, with Go)
 	$(BIN)/python -m pytest tests/store
+
+cluster: venv ## tests on a real Kubernetes control plane (built once, with Go: 5 to 10 minutes)
+	$(BIN)/python -m pytest tests/cluster
+
+cluster-up: venv ## start that control plane, print its KUBECONFIG, end it with Ctrl-C
+	$(BIN)/python tests/support/cluster.py
 
 jobs: venv ## tests of the job programs and of whole runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs

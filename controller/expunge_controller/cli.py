@@ -39,6 +39,10 @@ _HELP = {
         "copy the merged adapter (or with --full the merged model) out",
         "expunge pull experiment.yaml --to adapter/",
     ),
+    "render": (
+        "show the Jobs of a cluster as YAML; apply nothing, ask nobody",
+        "expunge render experiment.yaml --store s3://bucket/prefix --image registry/expunge-jobs:0.1.0",
+    ),
     "list": ("list presets, objectives, methods or metrics, a line on each", "expunge list presets"),
 }
 
@@ -87,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         n: verbs.add_parser(n, help=text, description=text + ".", epilog=f"example: {x}")
         for n, (text, x) in _HELP.items()
     }
-    for name in ("run", "plan", "results", "status", "logs", "pull"):
+    for name in ("run", "plan", "results", "status", "logs", "pull", "render"):
         made[name].add_argument("file", metavar="FILE", help="the experiment file")
         made[name].add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field below spec"
@@ -98,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     made["run"].add_argument("--parallel", type=_count, metavar="N", help="steps at once, at most")
     for name in ("plan", "results", "status"):
         made[name].add_argument("-o", "--output", choices=("table", "json"), default="table")
+    made["render"].add_argument("--image", metavar="IMAGE", help="the jobs image (default: $EXPUNGE_IMAGE)")
+    made["render"].add_argument("--namespace", metavar="NAME", default="default", help="where the Jobs belong")
+    made["render"].add_argument(
+        "--secret", metavar="NAME", help="a Secret of the namespace with the store's credentials"
+    )
+    made["render"].add_argument("--service-account", metavar="NAME", help="of the pods; without a token of its own")
     made["logs"].add_argument("step", metavar="STEP", nargs="?", help="a step's name or the beginning of its key")
     made["pull"].add_argument("--trial", metavar="NAME", help="which trial's, where there is a sweep")
     made["pull"].add_argument("--to", metavar="DIR", required=True, help="a new or empty directory")
@@ -302,6 +312,27 @@ def _pull(arguments: argparse.Namespace) -> int:
     store, resolved = _open(arguments)
     for line in pull(store, resolved.plan, arguments.trial, Path(arguments.to), arguments.full):
         _say(line)
+    return DONE
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from expunge_controller.experiment import load_experiment
+    from expunge_controller.manifests import Site, check_reachable, job
+    from expunge_controller.resolve import resolve
+
+    loaded = load_experiment(Path(arguments.file), arguments.set)
+    resolved = resolve(loaded)
+    site = Site(
+        namespace=arguments.namespace, image=arguments.image or os.environ.get("EXPUNGE_IMAGE") or "",
+        store=arguments.store or os.environ.get("EXPUNGE_STORE") or "", secret=arguments.secret,
+        service_account=arguments.service_account,
+    )  # fmt: skip
+    check_reachable(site, resolved.pins)
+    spec = loaded.experiment.spec
+    jobs = [job(s, site, spec.resources, spec.kubernetes, resolved.digest[:16]) for s in resolved.plan.steps]
+    print(yaml.safe_dump_all(jobs, sort_keys=False, width=120), end="")
     return DONE
 
 

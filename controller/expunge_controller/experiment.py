@@ -188,11 +188,19 @@ class Evaluate(EvaluateSettings):
     )
 
 
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)$")]
+
+
 class Resources(Model):
-    """What a step of one kind asks for. Locally, memory decides how many run side by side."""
+    """What a step of one kind asks for. Locally, memory decides how many run side by side; the rest is for a cluster."""
 
     gpu: Annotated[Int, Field(ge=0)] | None = None
-    memory: Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)$")] | None = None
+    cpu: Count | None = Field(None, description="Whole cores; the step uses as many threads.")
+    memory: Quantity | None = None
+    disk: Quantity | None = Field(
+        None, description="Scratch: inputs, checkpoints and what is made, before it is uploaded."
+    )
+    deadline: Count | None = Field(None, description="Seconds that one attempt may take.")
 
 
 class ResourcesByKind(Model):
@@ -202,6 +210,60 @@ class ResourcesByKind(Model):
     finetune: Resources = Resources()
     merge: Resources = Resources()
     evaluate: Resources = Resources()
+
+
+LabelName = Annotated[str, StringConstraints(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+
+
+class Toleration(Model):
+    """Kubernetes' own."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    tolerationSeconds: Int | None = None
+
+
+class Affinity(Model):
+    """Kubernetes' own; what is below these fields the API server checks."""
+
+    nodeAffinity: dict[str, Any] | None = None
+    podAffinity: dict[str, Any] | None = None
+    podAntiAffinity: dict[str, Any] | None = None
+
+
+class Volume(Model):
+    """A claim, or a volume made for the pod alone, mounted below /mnt."""
+
+    mount: Annotated[str, StringConstraints(pattern=r"^/mnt/[A-Za-z0-9._-]+$")]
+    claim: ObjectName | None = Field(None, description="A PersistentVolumeClaim of the namespace.")
+    size: Quantity | None = Field(
+        None, description="In place of a claim: a volume of this size that goes with the pod."
+    )
+    storage_class: ObjectName | None = None
+    read_only: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> Volume:
+        if (self.claim is None) == (self.size is None):
+            raise ValueError("a volume is a claim, or has a size: give one of the two")
+        return self
+
+
+class Kubernetes(Model):
+    """All that an experiment may say about its pods. Environment, images, service accounts and Secrets are not among it:
+    they come from whoever runs the cluster."""
+
+    queue: ObjectName | None = Field(None, description="Kueue's local queue.")
+    priority: ObjectName | None = Field(None, description="Kueue's workload priority class.")
+    priorityClassName: ObjectName | None = None
+    runtimeClassName: ObjectName | None = None
+    nodeSelector: dict[LabelName, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    affinity: Affinity | None = None
+    volumes: tuple[Volume, ...] = ()
 
 
 class Spec(Model):
@@ -221,7 +283,7 @@ class Spec(Model):
     )
     parallel: Count = Field(8, description="Steps at once.")
     resources: ResourcesByKind = Field(default_factory=ResourcesByKind)
-    kubernetes: dict[str, Any] = Field(default_factory=dict, description="Ignored where there is no cluster.")
+    kubernetes: Kubernetes = Field(default_factory=Kubernetes, description="Ignored where there is no cluster.")
 
     @model_validator(mode="after")
     def _whole(self) -> Spec:

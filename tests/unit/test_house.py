@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "peft", "accelerate", "kubernetes", "boto3", "scipy"}
-LEVELS = ["document", "experiment", "plan", "resolve", "state", "executors", "runner", "cli"]
+LEVELS = ["document", "experiment", "plan", "manifests", "resolve", "state", "executors", "runner", "cli"]
 FROM_JOBS = {
     "artifact", "data", "errors", "inputs", "metrics", "plugins", "results", "statistics", "store", "task", "warm", "",
 }  # fmt: skip

@@ -1,0 +1,225 @@
+"""Step -> batch/v1 Job: pure, with no clock, network or randomness. What each field is for stands beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from expunge_jobs.errors import ExitCode
+from expunge_jobs.store import open_store
+
+from expunge_controller.document import ExperimentError
+from expunge_controller.experiment import Kubernetes, Resources, ResourcesByKind
+from expunge_controller.plan import Step
+
+KEY = "expunge.dev/key"
+RESOURCES = "expunge.dev/resources"
+RUN = "expunge.dev/run"
+NAME = {"app.kubernetes.io/name": "expunge", "app.kubernetes.io/component": "step"}
+"""Labels of every Job and pod of ours."""
+CONTAINER = "step"
+WORK = "/work"
+"""The only folder that a step may write; HOME and every cache lie in it."""
+TTL = 24 * 3600
+"""Seconds that a finished Job is kept. The verdict on its step is in the store long before."""
+GRACE = 120
+"""Seconds between TERM and KILL: the end of an optimizer step, then a checkpoint."""
+BACKOFF_LIMIT = 3
+
+DEFAULTS = {
+    "memorize": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
+    "finetune": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
+    "merge": Resources(gpu=0, cpu=2, memory="8Gi", disk="20Gi", deadline=4 * 3600),
+    "evaluate": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
+}
+"""What a step asks for where the experiment says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What an installation decides, and no experiment: where pods run, as whom, with which image and credentials."""
+
+    namespace: str
+    image: str
+    store: str
+    secret: str | None = None
+    """Name of a Secret whose keys become environment variables: AWS_ACCESS_KEY_ID and what else the SDK reads."""
+    service_account: str | None = None
+    gpu: str = "nvidia.com/gpu"
+    """The GPU's resource name: a MIG slice or another maker's."""
+    pull_policy: str = "IfNotPresent"
+    command: tuple[str, ...] = ("python", "-m", "expunge_jobs")
+
+
+def check_reachable(site: Site, inputs: Iterable[str]) -> None:
+    """What a pod cannot reach is refused before a Job is made.
+
+    Raises:
+        ExperimentError: no image, a store or inputs of this machine alone; all of them at once.
+    """
+    problems = []
+    if not site.image:
+        problems.append("no image for the pods: give --image, or set EXPUNGE_IMAGE")
+    if not site.store.startswith("s3://"):
+        found = f"the store '{site.store}' is of this machine" if site.store else "no store"
+        problems.append(f"{found}, which pods cannot reach: give --store s3://bucket/prefix, or set EXPUNGE_STORE")
+    for uri in inputs:
+        if uri.startswith("file://"):
+            problems.append(f"{uri.removeprefix('file://')}: a file of this machine, which pods cannot read")
+    if problems:
+        raise ExperimentError(problems)
+    open_store(site.store)
+
+
+def job_name(step: Step) -> str:
+    """From the key alone: experiments that need the same step meet at the same Job."""
+    return f"expunge-{step.kind}-{step.key[:16]}"
+
+
+def requested(step: Step, resources: ResourcesByKind) -> Resources:
+    """What the step asks for: the experiment's wish, else the default of its kind."""
+    wish = getattr(resources, step.kind).model_dump(exclude_none=True)
+    return DEFAULTS[step.kind].model_copy(update=wish)
+
+
+def job(step: Step, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str) -> dict[str, Any]:
+    """The Job of a step; ``run`` labels it for those who cancel a run."""
+    asked = requested(step, resources)
+    labels = {**NAME, "expunge.dev/kind": step.kind, RUN: run}
+    if kubernetes.queue:
+        labels["kueue.x-k8s.io/queue-name"] = kubernetes.queue
+        if kubernetes.priority:
+            labels["kueue.x-k8s.io/priority-class"] = kubernetes.priority
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": job_name(step), "namespace": site.namespace, "labels": labels,
+            "annotations": {KEY: step.key, RESOURCES: _fingerprint(asked, kubernetes), "expunge.dev/step": step.name},
+        },
+        "spec": {
+            # Kueue starts what waits in its queue; a Job of nobody's queue would never start.
+            **({"suspend": True} if kubernetes.queue else {}),
+            "backoffLimit": BACKOFF_LIMIT,
+            "podFailurePolicy": _failure_policy(),
+            # A new attempt only once the old one is gone, and not while it is still writing its checkpoint.
+            "podReplacementPolicy": "Failed",
+            "ttlSecondsAfterFinished": TTL,
+            "template": {
+                "metadata": {"labels": dict(labels), "annotations": {KEY: step.key}},
+                "spec": _pod(step, site, asked, kubernetes),
+            },
+        },
+    }  # fmt: skip
+
+
+def _failure_policy() -> dict[str, Any]:
+    """The first rule that fits decides."""
+    final = sorted({ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.SPENT})
+
+    def codes(*values: int) -> dict[str, Any]:
+        return {"containerName": CONTAINER, "operator": "In", "values": [int(v) for v in values]}
+
+    return {"rules": [
+        {"action": "FailJob", "onExitCodes": codes(*final)},
+        # Eviction, preemption, a lost node, Kueue: not the step's fault, so they spend no try.
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": "Ignore", "onExitCodes": codes(ExitCode.PREEMPTED)},
+        # A pod that never ran: suspended, or deleted while it waited for a node.
+        {"action": "Ignore", "onPodConditions": [{"type": "PodScheduled", "status": "False"}]},
+    ]}  # fmt: skip
+
+
+def _pod(step: Step, site: Site, asked: Resources, kubernetes: Kubernetes) -> dict[str, Any]:
+    chosen = kubernetes.model_dump(
+        mode="json", include={"priorityClassName", "runtimeClassName", "nodeSelector", "tolerations", "affinity"},
+        exclude_none=True,
+    )  # fmt: skip
+    volumes, mounts = _volumes(kubernetes)
+    return {
+        "restartPolicy": "Never",
+        # The attempt's own time. A Job's deadline would count the hours in a queue.
+        "activeDeadlineSeconds": asked.deadline,
+        "terminationGracePeriodSeconds": GRACE,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        **({"serviceAccountName": site.service_account} if site.service_account else {}),
+        **{k: v for k, v in chosen.items() if v},
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "volumes": [
+            {"name": "work", "emptyDir": {"sizeLimit": asked.disk}},
+            # Workers of one step share tensors there; the container runtime's own has 64 MiB.
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            *volumes,
+        ],
+        "containers": [{
+            "name": CONTAINER,
+            "image": site.image,
+            "imagePullPolicy": site.pull_policy,
+            "command": list(site.command),
+            "env": _environment(step, site, asked),
+            **({"envFrom": [{"secretRef": {"name": site.secret}}]} if site.secret else {}),
+            "resources": _resources(site, asked),
+            "securityContext": {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            },
+            # The last lines of the log are why it failed, even when nothing reached the store.
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [
+                {"name": "work", "mountPath": WORK}, {"name": "shm", "mountPath": "/dev/shm"}, *mounts,
+            ],
+        }],
+    }  # fmt: skip
+
+
+def _environment(step: Step, site: Site, asked: Resources) -> list[dict[str, Any]]:
+    values = {
+        "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": site.store, "EXPUNGE_THREADS": str(asked.cpu),
+        "EXPUNGE_DEADLINE": str(asked.deadline), "HOME": WORK, "TMPDIR": WORK, "HF_HOME": f"{WORK}/hf",
+        "XDG_CACHE_HOME": f"{WORK}/cache", "TRITON_CACHE_DIR": f"{WORK}/cache/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
+    }  # fmt: skip
+    fields = {
+        "EXPUNGE_ATTEMPT": "metadata.uid",
+        # Attempts of one Job are counted, so that one that is disrupted for ever ends.
+        "EXPUNGE_JOB": "metadata.labels['batch.kubernetes.io/controller-uid']",
+    }
+    return [
+        *({"name": name, "value": value} for name, value in values.items()),
+        *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
+    ]
+
+
+def _resources(site: Site, asked: Resources) -> dict[str, Any]:
+    # Memory and disk are given and limited alike, so that a step never lives on what another may need. Cores are not
+    # limited: a step that waits for none is not slowed.
+    fixed = {"memory": asked.memory, "ephemeral-storage": asked.disk}
+    if asked.gpu:
+        fixed[site.gpu] = str(asked.gpu)
+    return {"requests": {"cpu": str(asked.cpu), **fixed}, "limits": fixed}
+
+
+def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    volumes: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
+    for number, volume in enumerate(kubernetes.volumes):
+        name = f"data-{number}"
+        only = {"readOnly": True} if volume.read_only else {}
+        if volume.claim:
+            source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": volume.claim, **only}}
+        else:
+            claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": volume.size}}}
+            named = {"storageClassName": volume.storage_class} if volume.storage_class else {}
+            source = {"ephemeral": {"volumeClaimTemplate": {"spec": claim | named}}}
+        volumes.append({"name": name, **source})
+        mounts.append({"name": name, "mountPath": volume.mount, **only})
+    return volumes, mounts
+
+
+def _fingerprint(asked: Resources, kubernetes: Kubernetes) -> str:
+    """Tells whether a Job that failed had what this experiment asks for: its failure is no verdict on another's."""
+    what = {"resources": asked.model_dump(mode="json"), "kubernetes": kubernetes.model_dump(mode="json")}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

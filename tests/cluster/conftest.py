@@ -1,0 +1,30 @@
+"""A real control plane for all of these tests, and a namespace of its own for each."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from cluster import ControlPlane
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    if os.environ.get("KUBEBUILDER_ASSETS"):
+        print(f"programs of {os.environ['KUBEBUILDER_ASSETS']}", file=sys.stderr)
+    plane = ControlPlane(tmp_path_factory.mktemp("plane"))
+    plane.start()
+    yield plane
+    plane.stop()
+
+
+@pytest.fixture
+def namespace(plane: ControlPlane) -> str:
+    """A namespace whose pods must be ``restricted``."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    plane.kubectl("create", "namespace", name)
+    plane.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    return name

@@ -1,0 +1,184 @@
+"""Step -> Job: the whole object, what decides it, and all that an experiment may not say about its pods."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from expunge_controller.document import ExperimentError
+from expunge_controller.experiment import Kubernetes, ResourcesByKind, load_experiment
+from expunge_controller.manifests import DEFAULTS, KEY, RESOURCES, Site, check_reachable, job, job_name
+from expunge_controller.plan import Plan, Step
+from expunge_controller.resolve import resolve
+from expunge_jobs.errors import BadTask, ExitCode
+from expunge_jobs.task import parse_task
+from pydantic import ValidationError
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
+GOLDEN = Path(__file__).parent / "golden"
+SITE = Site(
+    namespace="research", image="registry.test/expunge-jobs@sha256:" + "0" * 64, store="s3://bucket/expunge",
+    secret="store-credentials", service_account="expunge-job",
+)  # fmt: skip
+EVERYTHING = Kubernetes.model_validate({
+    "queue": "research", "priority": "low", "priorityClassName": "batch", "runtimeClassName": "gvisor",
+    "nodeSelector": {"gpu.example.test/kind": "a100"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]}}},
+    "volumes": [
+        {"mount": "/mnt/models", "claim": "models", "read_only": True},
+        {"mount": "/mnt/cache", "size": "50Gi", "storage_class": "fast"},
+    ],
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return resolve(load_experiment(QUICKSTART)).plan
+
+
+def step(plan: Plan, kind: str) -> Step:
+    return next(s for s in plan.steps if s.kind == kind)
+
+
+def made(one: Step, resources: dict[str, Any] | None = None, kubernetes: Kubernetes | None = None) -> dict[str, Any]:
+    return job(one, SITE, ResourcesByKind.model_validate(resources or {}), kubernetes or Kubernetes(), "run-1")
+
+
+def container(made: dict[str, Any]) -> dict[str, Any]:
+    (only,) = made["spec"]["template"]["spec"]["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "kubernetes"),
+    [("finetune", "finetune", None), ("merge", "merge", None), ("everything", "evaluate", EVERYTHING)],
+)
+def test_the_whole_object(plan: Plan, name: str, kind: str, kubernetes: Kubernetes | None) -> None:
+    """Set EXPUNGE_GOLDEN=1 to write the files anew; then read what changed."""
+    found = made(step(plan, kind), kubernetes=kubernetes)
+    # The task and what follows from it have tests of their own, and change with the quickstart's settings.
+    text = json.dumps(found).replace(json.dumps(step(plan, kind).task.to_json())[1:-1], "THE TASK")
+    text = text.replace(step(plan, kind).key, "THE-KEY").replace(step(plan, kind).key[:16], "KEY-16")
+    file = GOLDEN / f"job-{name}.yaml"
+    if os.environ.get("EXPUNGE_GOLDEN") == "1":
+        file.write_text(yaml.safe_dump(json.loads(text), sort_keys=False))
+    assert json.loads(text) == yaml.safe_load(file.read_text())
+
+
+def test_the_pod_runs_the_task_itself(plan: Plan) -> None:
+    for one in plan.steps:
+        env = {e["name"]: e.get("value") for e in container(made(one))["env"]}
+        assert parse_task(env["EXPUNGE_TASK"] or "") == one.task
+        assert made(one)["metadata"]["annotations"][KEY] == one.key == parse_task(env["EXPUNGE_TASK"] or "").key()
+
+
+def test_names_are_labels_too(plan: Plan) -> None:
+    names = [job_name(s) for s in plan.steps]
+    assert len(set(names)) == len(names)
+    assert all(len(n) <= 63 for n in names)
+
+
+def test_the_same_step_of_another_run_is_the_same_job(plan: Plan) -> None:
+    one = step(plan, "finetune")
+    other = job(one, SITE, ResourcesByKind(), Kubernetes(), "run-2")
+    assert other["metadata"]["name"] == made(one)["metadata"]["name"]
+    other["metadata"]["labels"]["expunge.dev/run"] = "run-1"
+    other["spec"]["template"]["metadata"]["labels"]["expunge.dev/run"] = "run-1"
+    assert other == made(one)
+
+
+def test_resources(plan: Plan) -> None:
+    one = step(plan, "finetune")
+    assert container(made(one))["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    asked = container(made(one, {"finetune": {"gpu": 2, "memory": "64Gi", "cpu": 8, "disk": "99Gi", "deadline": 60}}))
+    assert asked["resources"] == {
+        "requests": {"cpu": "8", "memory": "64Gi", "ephemeral-storage": "99Gi", "nvidia.com/gpu": "2"},
+        "limits": {"memory": "64Gi", "ephemeral-storage": "99Gi", "nvidia.com/gpu": "2"},
+    }
+    assert "nvidia.com/gpu" not in container(made(one, {"finetune": {"gpu": 0}}))["resources"]["limits"]
+    assert "nvidia.com/gpu" not in container(made(step(plan, "merge")))["resources"]["limits"]
+    mig = job(
+        one,
+        Site(namespace="x", image="i", store="s3://bucket", gpu="nvidia.com/mig-1g.10gb"),
+        ResourcesByKind(),
+        Kubernetes(),
+        "r",
+    )
+    assert container(mig)["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == "1"
+    assert "envFrom" not in container(mig) and "serviceAccountName" not in mig["spec"]["template"]["spec"]
+
+
+def test_another_wish_has_another_fingerprint(plan: Plan) -> None:
+    one = step(plan, "finetune")
+    plain = made(one)["metadata"]["annotations"][RESOURCES]
+    assert (
+        made(one, {"finetune": {"memory": DEFAULTS["finetune"].memory}})["metadata"]["annotations"][RESOURCES] == plain
+    )
+    assert made(one, {"finetune": {"memory": "64Gi"}})["metadata"]["annotations"][RESOURCES] != plain
+    assert made(one, {"merge": {"memory": "64Gi"}})["metadata"]["annotations"][RESOURCES] == plain
+    assert made(one, kubernetes=EVERYTHING)["metadata"]["annotations"][RESOURCES] != plain
+
+
+def test_what_cannot_succeed_fails_the_job_before_anything_is_ignored(plan: Plan) -> None:
+    rules = made(step(plan, "finetune"))["spec"]["podFailurePolicy"]["rules"]
+    assert [r["action"] for r in rules] == ["FailJob", "Ignore", "Ignore", "Ignore"]
+    assert rules[0]["onExitCodes"]["values"] == [ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.SPENT]
+    assert rules[2]["onExitCodes"]["values"] == [ExitCode.PREEMPTED]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"hostNetwork": True},
+        {"hostPID": True},
+        {"containers": [{"name": "mine", "image": "evil"}]},
+        {"initContainers": []},
+        {"image": "evil"},
+        {"serviceAccountName": "admin"},
+        {"automountServiceAccountToken": True},
+        {"securityContext": {"runAsUser": 0}},
+        {"env": [{"name": "AWS_ENDPOINT_URL", "value": "https://evil.test"}]},
+        {"envFrom": [{"secretRef": {"name": "foreign"}}]},
+        {"imagePullSecrets": [{"name": "foreign"}]},
+        {"labels": {"inject": "yes"}},
+        {"annotations": {"vault.hashicorp.com/agent-inject": "true"}},
+        {"ttlSecondsAfterFinished": 1},
+        {"volumes": [{"mount": "/mnt/x", "hostPath": "/"}]},
+        {"volumes": [{"mount": "/mnt/x", "secret": "foreign"}]},
+        {"volumes": [{"mount": "/mnt/../usr/lib/python3/site-packages", "claim": "mine"}]},
+        {"volumes": [{"mount": "/work", "claim": "mine"}]},
+        {"volumes": [{"mount": "/mnt", "claim": "mine"}]},
+        {"volumes": [{"mount": "/mnt/x", "claim": "mine", "size": "1Gi"}]},
+        {"volumes": [{"mount": "/mnt/x"}]},
+        {"volumes": [{"mount": "/mnt/x", "claim": "../x"}]},
+        {"tolerations": [{"key": "x", "effect": "Sometimes"}]},
+        {"affinity": {"hostAffinity": {}}},
+        {"nodeSelector": {"a b": "c"}},
+    ],
+)
+def test_what_an_experiment_may_not_say(wish: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Kubernetes.model_validate(wish)
+
+
+def test_what_pods_cannot_reach_is_refused_at_once() -> None:
+    with pytest.raises(ExperimentError) as caught:
+        check_reachable(
+            Site(namespace="x", image="", store=".expunge"), ["file:///a/forget.jsonl", "builtin://people/retain"]
+        )
+    assert len(caught.value.problems) == 3
+    assert (
+        "--image" in str(caught.value)
+        and "s3://bucket/prefix" in str(caught.value)
+        and "/a/forget.jsonl" in str(caught.value)
+    )
+    with pytest.raises(BadTask, match="unknown option"):
+        check_reachable(Site(namespace="x", image="i", store="s3://bucket?nope=1"), [])
+    check_reachable(SITE, ["builtin://people/retain", "hf://a/b"])
