@@ -37,7 +37,7 @@ store: venv ## the same tests on a directory and on a real S3 server (built once
 	$(BIN)/python -m pytest tests/store
 
 cluster: venv ## tests on a real Kubernetes control plane (built once, with Go: 5 to 10 minutes)
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/coverage run -m pytest tests/cluster
 
 cluster-up: venv ## start that control plane, print its KUBECONFIG, end it with Ctrl-C
 	$(BIN)/python tests/support/cluster.py
