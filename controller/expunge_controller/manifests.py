@@ -21,10 +21,10 @@ RUN = "expunge.dev/run"
 NAME = {"app.kubernetes.io/name": "expunge", "app.kubernetes.io/component": "step"}
 """Labels of every Job and pod of ours."""
 CONTAINER = "step"
-WORK = "/work"
+WORK = "/scratch"
 """The only folder that a step may write; HOME and every cache lie in it."""
 TTL = 24 * 3600
-"""Seconds that a finished Job is kept. The verdict on its step is in the store long before."""
+"""Seconds that a finished Job is kept, for people to look at; what it made is in the store."""
 GRACE = 120
 """Seconds between TERM and KILL: the end of an optimizer step, then a checkpoint."""
 BACKOFF_LIMIT = 3
@@ -118,13 +118,12 @@ def job(step: Step, site: Site, resources: ResourcesByKind, kubernetes: Kubernet
 
 def _failure_policy() -> dict[str, Any]:
     """The first rule that fits decides."""
-    final = sorted({ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.SPENT})
 
     def codes(*values: int) -> dict[str, Any]:
         return {"containerName": CONTAINER, "operator": "In", "values": [int(v) for v in values]}
 
     return {"rules": [
-        {"action": "FailJob", "onExitCodes": codes(*final)},
+        {"action": "FailJob", "onExitCodes": codes(ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT)},
         # Eviction, preemption, a lost node, Kueue: not the step's fault, so they spend no try.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "Ignore", "onExitCodes": codes(ExitCode.PREEMPTED)},
@@ -178,19 +177,11 @@ def _pod(step: Step, site: Site, asked: Resources, kubernetes: Kubernetes) -> di
 def _environment(step: Step, site: Site, asked: Resources) -> list[dict[str, Any]]:
     values = {
         "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": site.store, "EXPUNGE_THREADS": str(asked.cpu),
-        "EXPUNGE_DEADLINE": str(asked.deadline), "HOME": WORK, "TMPDIR": WORK, "HF_HOME": f"{WORK}/hf",
-        "XDG_CACHE_HOME": f"{WORK}/cache", "TRITON_CACHE_DIR": f"{WORK}/cache/triton",
-        "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
+        "HOME": WORK, "TMPDIR": WORK, "HF_HOME": f"{WORK}/hf", "XDG_CACHE_HOME": f"{WORK}/cache",
+        "TRITON_CACHE_DIR": f"{WORK}/cache/triton", "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
     }  # fmt: skip
-    fields = {
-        "EXPUNGE_ATTEMPT": "metadata.uid",
-        # Attempts of one Job are counted, so that one that is disrupted for ever ends.
-        "EXPUNGE_JOB": "metadata.labels['batch.kubernetes.io/controller-uid']",
-    }
-    return [
-        *({"name": name, "value": value} for name, value in values.items()),
-        *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
-    ]
+    attempt = {"name": "EXPUNGE_ATTEMPT", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
+    return [*({"name": name, "value": value} for name, value in values.items()), attempt]
 
 
 def _resources(site: Site, asked: Resources) -> dict[str, Any]:

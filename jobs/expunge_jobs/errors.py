@@ -4,7 +4,6 @@ Exception
 └── StepError                 exit 1    may be tried again
     ├── BadTask               exit 65   cannot succeed however often it is tried
     ├── DamagedInput          exit 66   an artifact it needs is damaged: make that one again
-    ├── Spent                 exit 69   disrupted too often without getting further, or out of its own time
     └── Preempted             exit 143  ended by SIGTERM from outside; worth trying again
 """
 
@@ -20,7 +19,6 @@ class ExitCode(IntEnum):
     FAILED = 1
     BAD_TASK = 65
     DAMAGED_INPUT = 66
-    SPENT = 69
     PREEMPTED = 143
 
 
@@ -40,12 +38,6 @@ class DamagedInput(StepError):
     """An artifact that the task needs is not what its manifest says."""
 
     exit_code = ExitCode.DAMAGED_INPUT
-
-
-class Spent(StepError):
-    """Too many attempts were disrupted without getting further, or this one's own time is over."""
-
-    exit_code = ExitCode.SPENT
 
 
 class Preempted(StepError):

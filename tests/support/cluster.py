@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,6 @@ from s3server import free_port
 from tools import binary
 
 ADMINS = "system:masters"
-_AUDIT = {
-    "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata", "namespaces": [""]}, {"level": "Metadata"}],
-}  # fmt: skip
 
 
 class ControlPlane:
@@ -46,10 +42,6 @@ class ControlPlane:
     @property
     def url(self) -> str:
         return f"https://{self.host}:{self.port}"
-
-    @property
-    def audit_log(self) -> Path:
-        return self.folder / "audit.log"
 
     def start(self) -> None:
         for name in ("etcd", "kube-apiserver"):
@@ -107,12 +99,12 @@ class ControlPlane:
         """What ``kubectl get ... -o json`` says."""
         return json.loads(self.kubectl("get", *words, "-o", "json"))
 
-    def kubeconfig_of(self, user: str, group: str = "", server: str | None = None) -> Path:
-        """A kubeconfig of a user of this name and group; ``server`` in place of the API server's own address."""
+    def kubeconfig_of(self, user: str, group: str = "") -> Path:
+        """A kubeconfig of a user of this name and group."""
         identity = self._authority.issue_cert("client.test", common_name=user, organization_name=group or None)
         file = self.folder / f"{user.replace(':', '-')}-{len(list(self.folder.glob('*.kubeconfig')))}.kubeconfig"
         cluster = {
-            "server": server or self.url, "certificate-authority-data": _base64(self._authority.cert_pem.bytes()),
+            "server": self.url, "certificate-authority-data": _base64(self._authority.cert_pem.bytes()),
         }  # fmt: skip
         credentials = {
             "client-certificate-data": _base64(identity.cert_chain_pems[0].bytes()),
@@ -126,12 +118,6 @@ class ControlPlane:
         file.write_text(yaml.safe_dump(config))
         file.chmod(0o600)
         return file
-
-    def audit(self) -> Iterator[dict[str, Any]]:
-        """Every request that the API server has answered, in order."""
-        for line in self.audit_log.read_text().splitlines():
-            if line.endswith("}"):
-                yield json.loads(line)
 
     def _make_certificates(self) -> None:
         self._authority = trustme.CA()
@@ -147,7 +133,6 @@ class ControlPlane:
         admin = self._authority.issue_cert("client.test", common_name="tests", organization_name=ADMINS)
         admin.configure_cert(context)
         self._context = context
-        (self.folder / "audit.yaml").write_text(yaml.safe_dump(_AUDIT))
 
     def _words(self) -> dict[str, list[str]]:
         if not self._commands:
@@ -165,7 +150,7 @@ class ControlPlane:
                     "--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=accounts.key",
                     "--service-account-signing-key-file=accounts.key", "--service-cluster-ip-range=10.96.0.0/16",
                     "--endpoint-reconciler-type=lease", "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000",
-                    "--audit-policy-file=audit.yaml", f"--audit-log-path={self.audit_log}", "--allow-privileged",
+                    "--allow-privileged",
                 ],
                 "kube-controller-manager": [
                     *self._client("system:kube-controller-manager", "kube-controller-manager"), "--use-service-account-credentials",
