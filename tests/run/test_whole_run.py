@@ -118,16 +118,17 @@ def test_a_damaged_artifact_is_named_with_what_to_do(tiny: Path, finished: Path,
 
 
 def test_a_full_store_is_told_as_such_and_nothing_is_lost(tiny: Path, finished: Path, tmp_path: Path) -> None:
-    """In a mount namespace of its own: a file system of 220 KiB, then with more room.
+    """In a mount namespace of its own: a file system of half the size that an undisturbed run needs, then a large one.
 
     Some sandboxes allow the namespace and not the mount, or ignore its size: the script looks before it runs."""
     run = f"{sys.executable} -m expunge_controller run {tiny} --store {tmp_path}/store"
+    half = sum(-(-f.stat().st_size // 4096) * 4 for f in finished.rglob("*") if f.is_file()) // 2
     script = f"""
-        mount -t tmpfs -o size=220k,mode=700 tmpfs {tmp_path} || exit {NO_SMALL_FILE_SYSTEM}
-        head -c 1000000 /dev/zero > {tmp_path}/filler && exit {NO_SMALL_FILE_SYSTEM}
+        mount -t tmpfs -o size={half}k,mode=700 tmpfs {tmp_path} || exit {NO_SMALL_FILE_SYSTEM}
+        head -c {2 * half}k /dev/zero > {tmp_path}/filler && exit {NO_SMALL_FILE_SYSTEM}
         rm {tmp_path}/filler
         {run}; echo first=$?
-        mount -o remount,size=8m {tmp_path}
+        mount -o remount,size=64m {tmp_path}
         {run}; echo second=$?
         cp -r {tmp_path}/store {tmp_path.parent}/kept
     """
@@ -139,7 +140,8 @@ def test_a_full_store_is_told_as_such_and_nothing_is_lost(tiny: Path, finished: 
         pytest.skip("needs Linux's unshare for a small file system")
     if "unshare failed" in done.stderr or done.returncode == NO_SMALL_FILE_SYSTEM:
         pytest.skip(f"needs a small tmpfs in a mount namespace: {done.stderr.strip() or 'its size is not enforced'}")
-    assert "first=2" in done.stdout
+    # A step fails (1), or not even that can be written down (2): which, is the chance of who meets the end first.
+    assert "first=1" in done.stdout or "first=2" in done.stdout, (half, done.stderr)
     assert "second=0" in done.stdout
     assert "is full" in done.stderr
     assert "no word why" not in done.stderr
