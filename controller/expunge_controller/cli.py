@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from expunge_jobs.store import Store
 
-    from expunge_controller.executors.local import LocalExecutor
+    from expunge_controller.executors import Executor
+    from expunge_controller.experiment import Spec
+    from expunge_controller.kubeapi import Cluster
+    from expunge_controller.manifests import Site
     from expunge_controller.resolve import Resolved
     from expunge_controller.runner import Runner
     from expunge_controller.state import StepStatus
@@ -34,7 +37,11 @@ _HELP = {
     ),
     "results": ("show the table of scores as far as it is", "expunge results experiment.yaml -o json"),
     "status": ("show each step, and why it is not done", "expunge status experiment.yaml"),
-    "logs": ("show the log of a step, or of each that has one", "expunge logs experiment.yaml 'finetune over'"),
+    "logs": ("show the log of a step, or of each that has one", "expunge logs experiment.yaml 'finetune over' -f"),
+    "cancel": (
+        "end a run's Jobs on a cluster; what is finished is kept",
+        "expunge cancel experiment.yaml --executor kubernetes",
+    ),
     "pull": (
         "copy the merged adapter (or with --full the merged model) out",
         "expunge pull experiment.yaml --to adapter/",
@@ -54,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     # After parsing: --help loads nothing but argparse.
     from expunge_controller.document import ExperimentError
+    from expunge_controller.kubeapi import ApiError
 
     try:
         code: int = globals()[f"_{arguments.verb}"](arguments)
@@ -64,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_INPUT
     except StepError as error:
         _say(f"error: {error}")
+        return BAD_INPUT
+    except ApiError as error:
+        _say(f"error: the cluster: {error}")
         return BAD_INPUT
     except KeyboardInterrupt:
         return STOPPED
@@ -91,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         n: verbs.add_parser(n, help=text, description=text + ".", epilog=f"example: {x}")
         for n, (text, x) in _HELP.items()
     }
-    for name in ("run", "plan", "results", "status", "logs", "pull", "render"):
+    for name in ("run", "plan", "results", "status", "logs", "cancel", "pull", "render"):
         made[name].add_argument("file", metavar="FILE", help="the experiment file")
         made[name].add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field below spec"
@@ -102,13 +113,22 @@ def _parser() -> argparse.ArgumentParser:
     made["run"].add_argument("--parallel", type=_count, metavar="N", help="steps at once, at most")
     for name in ("plan", "results", "status"):
         made[name].add_argument("-o", "--output", choices=("table", "json"), default="table")
-    made["render"].add_argument("--image", metavar="IMAGE", help="the jobs image (default: $EXPUNGE_IMAGE)")
-    made["render"].add_argument("--namespace", metavar="NAME", default="default", help="where the Jobs belong")
-    made["render"].add_argument(
-        "--secret", metavar="NAME", help="a Secret of the namespace with the store's credentials"
-    )
-    made["render"].add_argument("--service-account", metavar="NAME", help="of the pods; without a token of its own")
+    for name in ("run", "plan", "results", "status", "logs", "cancel"):
+        made[name].add_argument(
+            "--executor", choices=("local", "kubernetes"), default=os.environ.get("EXPUNGE_EXECUTOR") or "local",
+            help="what runs the steps (default: $EXPUNGE_EXECUTOR or local)",
+        )  # fmt: skip
+        made[name].add_argument("--context", metavar="NAME", help="of the kubeconfig (default: its current one)")
+    for name in ("run", "plan", "results", "status", "logs", "cancel", "render"):
+        made[name].add_argument("--namespace", metavar="NAME", help="where the Jobs belong (default: the context's)")
+    for name in ("run", "render"):
+        made[name].add_argument("--image", metavar="IMAGE", help="the jobs image (default: $EXPUNGE_IMAGE)")
+        made[name].add_argument(
+            "--secret", metavar="NAME", help="a Secret of the namespace with the store's credentials"
+        )
+        made[name].add_argument("--service-account", metavar="NAME", help="of the pods; without a token of its own")
     made["logs"].add_argument("step", metavar="STEP", nargs="?", help="a step's name or the beginning of its key")
+    made["logs"].add_argument("-f", "--follow", action="store_true", help="go on until the step ends")
     made["pull"].add_argument("--trial", metavar="NAME", help="which trial's, where there is a sweep")
     made["pull"].add_argument("--to", metavar="DIR", required=True, help="a new or empty directory")
     made["pull"].add_argument("--full", action="store_true", help="the merged model: an adapter alone does not forget")
@@ -160,26 +180,73 @@ def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
     return store, resolved
 
 
-def _observe(store: Store, resolved: Resolved) -> dict[str, StepStatus]:
-    from expunge_controller.executors.local import observe_running
+def _cluster(arguments: argparse.Namespace) -> Cluster:
+    from expunge_controller.kubeapi import connect
+
+    return connect(arguments.context, arguments.namespace)
+
+
+def _site(arguments: argparse.Namespace, namespace: str) -> Site:
+    from expunge_controller.manifests import Site
+
+    return Site(
+        namespace=namespace, image=arguments.image or os.environ.get("EXPUNGE_IMAGE") or "",
+        store=arguments.store or os.environ.get("EXPUNGE_STORE") or "", secret=arguments.secret,
+        service_account=arguments.service_account,
+    )  # fmt: skip
+
+
+def _observe(store: Store, resolved: Resolved, arguments: argparse.Namespace) -> dict[str, StepStatus]:
     from expunge_controller.runner import read_failures
     from expunge_controller.state import done_keys, statuses
 
     plan = resolved.plan
     done = done_keys(store, plan.steps)
-    running = observe_running(store, [s for s in plan.steps if s.key not in done])
+    left = [s for s in plan.steps if s.key not in done]
+    if arguments.executor == "kubernetes":
+        from expunge_controller.executors.kubernetes import observe_jobs
+
+        cluster = _cluster(arguments)
+        running = observe_jobs(cluster, cluster.namespace, left)
+    else:
+        from expunge_controller.executors.local import observe_running
+
+        running = observe_running(store, left)
     return statuses(plan, done, running, read_failures(store, resolved))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _executor(arguments: argparse.Namespace, store: Store, resolved: Resolved, spec: Spec) -> Executor:
     from importlib.util import find_spec
 
+    from expunge_controller.document import ExperimentError
+
+    plan = resolved.plan
+    parallel = arguments.parallel or plan.parallel
+    if arguments.executor == "kubernetes":
+        from expunge_controller.executors.kubernetes import KubernetesExecutor
+        from expunge_controller.manifests import check_reachable
+
+        cluster = _cluster(arguments)
+        site = _site(arguments, cluster.namespace)
+        check_reachable(site, resolved.pins)
+        executor = KubernetesExecutor(
+            store, cluster, site, spec.resources, spec.kubernetes, resolved.digest[:16], parallel
+        )
+        executor.open()
+        return executor
+    from expunge_controller.executors.local import LocalExecutor
+
+    if find_spec("torch") is None:
+        raise ExperimentError(["this Python has no torch, which steps need: pip install 'expunge[jobs]'"])
+    return LocalExecutor(store, plan.specialists, spec.resources, parallel)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from expunge_jobs.results import collect
     from expunge_jobs.store import check_conditional_writes
 
     from expunge_controller import tables
     from expunge_controller.display import make_display
-    from expunge_controller.executors.local import LocalExecutor
     from expunge_controller.experiment import load_experiment
     from expunge_controller.resolve import write_record
     from expunge_controller.runner import Runner
@@ -188,12 +255,10 @@ def _run(arguments: argparse.Namespace) -> int:
     check_conditional_writes(store)
     write_record(store, resolved)
     plan = resolved.plan
-    _say(tables.plan_table(plan, _observe(store, resolved)) + "\n")
-    spec = load_experiment(Path(arguments.file), arguments.set).experiment.spec
-    if find_spec("torch") is None:
-        _say("error: this Python has no torch, which steps need: pip install 'expunge[jobs]'")
-        return BAD_INPUT
-    executor = LocalExecutor(store, plan.specialists, spec.resources, arguments.parallel or plan.parallel)
+    executor = _executor(
+        arguments, store, resolved, load_experiment(Path(arguments.file), arguments.set).experiment.spec
+    )
+    _say(tables.plan_table(plan, _observe(store, resolved, arguments)) + "\n")
     with make_display(plan) as display:
         runner = Runner(store, executor, resolved, display)
         with _Interrupts(runner, executor):
@@ -201,6 +266,12 @@ def _run(arguments: argparse.Namespace) -> int:
                 outcome = runner.run()
             finally:
                 executor.stop(GRACE)
+    if outcome.stopped and executor.detached:
+        _say(
+            f"left; its Jobs go on. To see them: {_command('status', arguments)}\n"
+            f"To go on: {_command('run', arguments)}\nTo end them: {_command('cancel', arguments)}"
+        )
+        return STOPPED
     if outcome.stopped:
         _say(f"stopped; finished steps are kept. To go on: {_command('run', arguments)}")
         return STOPPED
@@ -221,15 +292,19 @@ def _command(verb: str, arguments: argparse.Namespace) -> str:
         words += ["--set", override]
     if arguments.store:
         words += ["--store", arguments.store]
-    if verb == "run" and arguments.parallel:
-        words += ["--parallel", str(arguments.parallel)]
+    for name in ("executor", "context", "namespace"):
+        if (value := getattr(arguments, name)) and value != "local":
+            words += [f"--{name}", value]
+    for name in ("parallel", "image", "secret", "service_account") if verb == "run" else ():
+        if value := getattr(arguments, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 
 
 class _Interrupts:
     """Ctrl-C (or TERM) once: stop in order; twice: at once."""
 
-    def __init__(self, runner: Runner, executor: LocalExecutor) -> None:
+    def __init__(self, runner: Runner, executor: Executor) -> None:
         self.runner, self.executor, self.count = runner, executor, 0
 
     def __enter__(self) -> None:
@@ -244,7 +319,8 @@ class _Interrupts:
         if self.count > 1:
             # The steps die with this process: the end of their stdin tells them.
             os._exit(STOPPED)
-        _say(f"stopping (up to {GRACE:.0f} s; once more stops at once)")
+        if not self.executor.detached:
+            _say(f"stopping (up to {GRACE:.0f} s; once more stops at once)")
         self.runner.request_stop()
 
 
@@ -252,7 +328,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from expunge_controller import tables
 
     store, resolved = _open(arguments)
-    plan, states = resolved.plan, _observe(store, resolved)
+    plan, states = resolved.plan, _observe(store, resolved, arguments)
     if arguments.output == "table":
         print(tables.plan_table(plan, states))
         return DONE
@@ -268,7 +344,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from expunge_controller import tables
 
     store, resolved = _open(arguments)
-    states = _observe(store, resolved)
+    states = _observe(store, resolved, arguments)
     if arguments.output == "table":
         print(tables.status_table(resolved.plan, states))
         return DONE
@@ -286,7 +362,7 @@ def _results(arguments: argparse.Namespace) -> int:
     from expunge_controller import tables
 
     store, resolved = _open(arguments)
-    states = _observe(store, resolved)
+    states = _observe(store, resolved, arguments)
     waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states.items()}
     results = collect(store, resolved.plan.models, waiting)
     if arguments.output == "table":
@@ -297,12 +373,33 @@ def _results(arguments: argparse.Namespace) -> int:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    from expunge_controller.logs import read_logs, select_steps
+    from expunge_controller.logs import follow, read_logs, select_steps
 
     store, resolved = _open(arguments)
-    for step in select_steps(resolved.plan, arguments.step):
+    steps = select_steps(resolved.plan, arguments.step)
+    if arguments.follow:
+        cluster = _cluster(arguments) if arguments.executor == "kubernetes" else None
+        for line in follow(store, steps, cluster):
+            print(line, flush=True)
+        return DONE
+    for step in steps:
         for line in read_logs(store, step):
             print(line)
+    return DONE
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from expunge_controller.document import ExperimentError
+    from expunge_controller.executors.kubernetes import cancel
+    from expunge_controller.runner import mark_cancelled
+
+    if arguments.executor != "kubernetes":
+        raise ExperimentError(["cancel is for --executor kubernetes; Ctrl-C ends a run on this machine"])
+    store, resolved = _open(arguments)
+    cluster = _cluster(arguments)
+    mark_cancelled(store, resolved)
+    count = cancel(cluster, cluster.namespace, resolved.digest[:16])
+    _say(f"{count} Job{'s' if count != 1 else ''} deleted; finished steps are kept")
     return DONE
 
 
@@ -319,16 +416,12 @@ def _render(arguments: argparse.Namespace) -> int:
     import yaml
 
     from expunge_controller.experiment import load_experiment
-    from expunge_controller.manifests import Site, check_reachable, job
+    from expunge_controller.manifests import check_reachable, job
     from expunge_controller.resolve import resolve
 
     loaded = load_experiment(Path(arguments.file), arguments.set)
     resolved = resolve(loaded)
-    site = Site(
-        namespace=arguments.namespace, image=arguments.image or os.environ.get("EXPUNGE_IMAGE") or "",
-        store=arguments.store or os.environ.get("EXPUNGE_STORE") or "", secret=arguments.secret,
-        service_account=arguments.service_account,
-    )  # fmt: skip
+    site = _site(arguments, arguments.namespace or "default")
     check_reachable(site, resolved.pins)
     spec = loaded.experiment.spec
     jobs = [job(s, site, spec.resources, spec.kubernetes, resolved.digest[:16]) for s in resolved.plan.steps]

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-from expunge_controller.executors.local import progress_words
+from expunge_controller.executors import Progress, progress_words
 from expunge_controller.plan import Plan, Step
 
 PLAIN_EVERY = 10.0
@@ -24,10 +24,11 @@ class Display(Protocol):
     def __enter__(self) -> Display: ...
     def __exit__(self, *exception: object) -> None: ...
     def started(self, step: Step) -> None: ...
-    def progress(self, running: dict[str, dict[str, float]]) -> None: ...
+    def progress(self, running: dict[str, Progress]) -> None: ...
     def finished(self, step: Step, seconds: float) -> None: ...
     def failed(self, step: Step, reason: str, again: bool) -> None: ...
     def elsewhere(self, step: Step) -> None: ...
+    def notice(self, text: str) -> None: ...
 
 
 def make_display(plan: Plan) -> Display:
@@ -41,6 +42,7 @@ class PlainDisplay:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._said: dict[str, float] = {}
+        self._reasons: dict[str, str] = {}
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -52,9 +54,13 @@ class PlainDisplay:
         self._said[step.key] = time.monotonic()
         self.line(f"started   {step.name}")
 
-    def progress(self, running: dict[str, dict[str, float]]) -> None:
+    def progress(self, running: dict[str, Progress]) -> None:
         for key, progress in running.items():
-            if progress and time.monotonic() - self._said.get(key, 0.0) >= PLAIN_EVERY:
+            reason = progress.get("reason", "")
+            new = reason and reason != self._reasons.get(key)  # why a step waits is said at once, and not ten times
+            due = progress and not reason and time.monotonic() - self._said.get(key, 0.0) >= PLAIN_EVERY
+            self._reasons[key] = reason
+            if new or due:
                 self._said[key] = time.monotonic()
                 self.line(f"running   {self.plan.by_key[key].name}: {progress_words(progress)}")
 
@@ -66,6 +72,9 @@ class PlainDisplay:
 
     def elsewhere(self, step: Step) -> None:
         self.line(f"waiting   {step.name}: another run on this machine has it")
+
+    def notice(self, text: str) -> None:
+        self.line(f"note      {text}")
 
     def line(self, text: str) -> None:
         say(text)
@@ -90,7 +99,7 @@ class LiveDisplay(PlainDisplay):
     def __exit__(self, *exception: object) -> None:
         self._live.stop()
 
-    def progress(self, running: dict[str, dict[str, float]]) -> None:
+    def progress(self, running: dict[str, Progress]) -> None:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 

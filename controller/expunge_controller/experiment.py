@@ -191,6 +191,14 @@ class Evaluate(EvaluateSettings):
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)$")]
 
 
+_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def bytes_of(quantity: str) -> int:
+    """``16Gi`` -> bytes."""
+    return int(float(quantity[:-2]) * _UNITS[quantity[-2:]])
+
+
 class Resources(Model):
     """What a step of one kind asks for. Locally, memory decides how many run side by side; the rest is for a cluster."""
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from expunge_jobs.artifact import attempts, folder
+from expunge_jobs.artifact import attempts, read_log
 from expunge_jobs.errors import nearest
-from expunge_jobs.store import NotFound, Store
+from expunge_jobs.store import Store
 
 from expunge_controller.document import ExperimentError
-from expunge_controller.executors.local import LOG, progress_words
+from expunge_controller.executors import progress_words
+from expunge_controller.executors.kubernetes import follow_pods
+from expunge_controller.executors.local import observe_running
 from expunge_controller.plan import Plan, Step
+
+if TYPE_CHECKING:
+    from expunge_controller.kubeapi import Cluster
+
+POLL = 0.5
+"""Seconds between two looks at a log that grows."""
 
 
 def select_steps(plan: Plan, wanted: str | None) -> list[Step]:
@@ -34,13 +44,39 @@ def read_logs(store: Store, step: Step) -> Iterator[str]:
     """Every attempt's log, oldest first, with words for what is told as JSON."""
     for record in attempts(store, step.ref):
         yield f"--- {step.name} ({step.key[:12]}), attempt {record.attempt[:8]} of {record.started}"
-        try:
-            data, _ = store.get(f"{folder(step.ref)}/attempts/{record.attempt}/{LOG}")
-        except NotFound:
+        data = read_log(store, step.ref, record.attempt)
+        if data is None:
             yield "(no log)"
             continue
         for line in data.decode(errors="replace").splitlines():
             yield _readable(line)
+
+
+def follow(store: Store, steps: list[Step], cluster: Cluster | None) -> Iterator[str]:
+    """The logs of these steps, one after the other, each until nothing runs it any more: from its pods where there is a
+    cluster and they are still there, else from the store."""
+    for step in steps:
+        if cluster is None:
+            yield from _follow_here(store, step)
+            continue
+        live = False
+        for line in follow_pods(cluster, cluster.namespace, step):
+            live = True
+            yield _readable(line)
+        if not live:
+            yield from read_logs(store, step)
+
+
+def _follow_here(store: Store, step: Step) -> Iterator[str]:
+    told = 0
+    while True:
+        runs = step.key in observe_running(store, [step])
+        lines = list(read_logs(store, step))
+        yield from lines[told:]
+        told = len(lines)
+        if not runs:
+            return
+        time.sleep(POLL)
 
 
 def _readable(line: str) -> str:

@@ -12,7 +12,7 @@ from expunge_jobs.errors import ExitCode
 from expunge_jobs.store import open_store
 
 from expunge_controller.document import ExperimentError
-from expunge_controller.experiment import Kubernetes, Resources, ResourcesByKind
+from expunge_controller.experiment import Kubernetes, Resources, ResourcesByKind, bytes_of
 from expunge_controller.plan import Step
 
 KEY = "expunge.dev/key"
@@ -28,6 +28,10 @@ TTL = 24 * 3600
 GRACE = 120
 """Seconds between TERM and KILL: the end of an optimizer step, then a checkpoint."""
 BACKOFF_LIMIT = 3
+LOG_SECONDS = 15
+"""How often what a step says reaches the store."""
+START_TIMEOUT = 15 * 60
+"""Seconds that a pod with a node may take to start before its step fails."""
 
 DEFAULTS = {
     "memorize": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
@@ -123,7 +127,7 @@ def _failure_policy() -> dict[str, Any]:
         return {"containerName": CONTAINER, "operator": "In", "values": [int(v) for v in values]}
 
     return {"rules": [
-        {"action": "FailJob", "onExitCodes": codes(ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT)},
+        {"action": "FailJob", "onExitCodes": codes(ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.SPENT)},
         # Eviction, preemption, a lost node, Kueue: not the step's fault, so they spend no try.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "Ignore", "onExitCodes": codes(ExitCode.PREEMPTED)},
@@ -138,10 +142,12 @@ def _pod(step: Step, site: Site, asked: Resources, kubernetes: Kubernetes) -> di
         exclude_none=True,
     )  # fmt: skip
     volumes, mounts = _volumes(kubernetes)
+    assert asked.deadline is not None, "requested() fills every field"
     return {
         "restartPolicy": "Never",
-        # The attempt's own time. A Job's deadline would count the hours in a queue.
-        "activeDeadlineSeconds": asked.deadline,
+        # The attempt's own time: a Job's deadline would count the hours in a queue. The step ends itself before that; this is
+        # for one that hangs, since a pod's clock runs while its image is pulled, and ends in a TERM like any other.
+        "activeDeadlineSeconds": asked.deadline + START_TIMEOUT + GRACE,
         "terminationGracePeriodSeconds": GRACE,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -177,11 +183,19 @@ def _pod(step: Step, site: Site, asked: Resources, kubernetes: Kubernetes) -> di
 def _environment(step: Step, site: Site, asked: Resources) -> list[dict[str, Any]]:
     values = {
         "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": site.store, "EXPUNGE_THREADS": str(asked.cpu),
+        "EXPUNGE_LOG_SECONDS": str(LOG_SECONDS), "EXPUNGE_DEADLINE": str(asked.deadline),
+        "EXPUNGE_DISK": str(bytes_of(asked.disk or "0Gi")),
         "HOME": WORK, "TMPDIR": WORK, "HF_HOME": f"{WORK}/hf", "XDG_CACHE_HOME": f"{WORK}/cache",
         "TRITON_CACHE_DIR": f"{WORK}/cache/triton", "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
     }  # fmt: skip
-    attempt = {"name": "EXPUNGE_ATTEMPT", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
-    return [*({"name": name, "value": value} for name, value in values.items()), attempt]
+    fields = {
+        "EXPUNGE_ATTEMPT": "metadata.uid",
+        "EXPUNGE_JOB": "metadata.labels['batch.kubernetes.io/controller-uid']",
+    }
+    return [
+        *({"name": name, "value": value} for name, value in values.items()),
+        *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
+    ]
 
 
 def _resources(site: Site, asked: Resources) -> dict[str, Any]:

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from expunge_jobs.artifact import now
-from expunge_jobs.store import Store
+from expunge_jobs.store import Store, Unavailable
 
-from expunge_controller.executors import Ended, Executor
+from expunge_controller.executors import Ended, Executor, Progress
 from expunge_controller.plan import Plan, Step
 from expunge_controller.resolve import Resolved, folder
 from expunge_controller.state import done_keys, is_done, wanted_keys
 
 ATTEMPTS = 3
 BACKOFF = (1.0, 4.0)
+PATIENCE = 5.0
+"""Seconds until a store that gave no answer is asked again."""
 POLL = 0.25
 """Seconds between looks at steps that another runner has, and between two pictures of the progress."""
 
@@ -29,10 +31,11 @@ class Observer(Protocol):
     """Who is told how a run goes."""
 
     def started(self, step: Step) -> None: ...
-    def progress(self, running: dict[str, dict[str, float]]) -> None: ...
+    def progress(self, running: dict[str, Progress]) -> None: ...
     def finished(self, step: Step, seconds: float) -> None: ...
     def failed(self, step: Step, reason: str, again: bool) -> None: ...
     def elsewhere(self, step: Step) -> None: ...
+    def notice(self, text: str) -> None: ...
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Runner:
         self._not_before: dict[str, float] = {}
         self._began: dict[str, float] = {}
         self._elsewhere: set[str] = set()
+        self._untaken: list[Ended] = []
+        self._trouble = ""
 
     def request_stop(self) -> None:
         """Ask the loop to stop; safe in a signal handler."""
@@ -74,13 +79,32 @@ class Runner:
         outcome = Outcome()
         self.forget_failures()
         done = done_keys(self.store, self.plan.steps)
-        while not self._stop and self._act(done, outcome):
-            for ended in self.executor.wait(POLL):
-                self._take(ended, done, outcome)
-            self.observer.progress(self.executor.running())
-            self._look_elsewhere(done)
+        while not self._stop:
+            try:
+                trouble = ""
+                if not self._act(done, outcome):
+                    break
+                self._untaken += self.executor.wait(POLL)
+                while self._untaken:
+                    self._take(self._untaken[0], done, outcome)
+                    del self._untaken[0]
+                self._look_elsewhere(done)
+                self.observer.progress(self.executor.running())
+                trouble = self.executor.trouble()
+            except Unavailable as error:
+                # Nothing is lost: what ended is still untaken, and what is done is in the store.
+                trouble = str(error)
+                time.sleep(PATIENCE)
+            finally:
+                self._say_trouble(trouble)
         outcome.stopped = self._stop
         return outcome
+
+    def _say_trouble(self, trouble: str) -> None:
+        """Once, when it begins; and once when it is over."""
+        if trouble != self._trouble:
+            self.observer.notice(f"{trouble}; trying again" if trouble else "answered again")
+            self._trouble = trouble
 
     def _act(self, done: set[str], outcome: Outcome) -> bool:
         """Start what can be started. False: nothing is left that could be, and nothing runs."""
@@ -108,6 +132,9 @@ class Runner:
             return
         if self._stop:
             return
+        if ended.lost:
+            self._lost(step, ended.reason)
+            return
         reason = ended.reason or "ended well, but without an artifact"
         tries = self._tries[ended.key] = self._tries.get(ended.key, 0) + 1
         again = not ended.final and tries < ATTEMPTS
@@ -116,7 +143,16 @@ class Runner:
         else:
             outcome.failed[ended.key] = reason
             self._record_failure(ended.key, reason)
+            self.executor.settled(step)
         self.observer.failed(step, reason, again)
+
+    def _lost(self, step: Step, reason: str) -> None:
+        """Begin again, unless somebody has said that the run is over."""
+        if is_cancelled(self.store, self.resolved):
+            self.observer.notice(f"{step.name}: {reason}; this run was cancelled")
+            self._stop = True
+        else:
+            self.observer.notice(f"{step.name}: {reason}; starting it again")
 
     def _look_elsewhere(self, done: set[str]) -> None:
         """Steps that another runner has: their manifests tell when they are done."""
@@ -131,7 +167,22 @@ class Runner:
 
     def forget_failures(self) -> None:
         """A failure belongs to the run that met it: a new run tries again."""
-        self.store.delete([e.path for e in self.store.list(f"{folder(self.resolved)}/failed")])
+        paths = [e.path for e in self.store.list(f"{folder(self.resolved)}/failed")]
+        self.store.delete([*paths, _cancelled(self.resolved)])
+
+
+def _cancelled(resolved: Resolved) -> str:
+    return f"{folder(resolved)}/cancelled.json"
+
+
+def mark_cancelled(store: Store, resolved: Resolved) -> None:
+    """Whoever is at this run now is to end when its steps vanish; the next run takes the mark away."""
+    store.put(_cancelled(resolved), json.dumps({"cancelled": now()}).encode())
+
+
+def is_cancelled(store: Store, resolved: Resolved) -> bool:
+    """Whether the mark is there."""
+    return bool(store.present([_cancelled(resolved)]))
 
 
 def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Runs one step: read the task, fetch its inputs, run its job program, upload, mark done.
 
 Everything is said by environment variables: EXPUNGE_TASK (the task as JSON), EXPUNGE_STORE (URI), EXPUNGE_ATTEMPT (this
-attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost) and
+attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost),
+EXPUNGE_LOG_SECONDS (keep the log in the store, a part as often), EXPUNGE_JOB (the uid of the Job whose attempts are counted),
+EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes; both end a step for good, where a TERM alone would not) and
 EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
 """
 
@@ -16,9 +18,15 @@ from typing import TYPE_CHECKING
 from expunge_jobs import stop
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from expunge_jobs.artifact import Attempt
     from expunge_jobs.errors import StepError
     from expunge_jobs.task import Task
     from expunge_jobs.work import Work
+
+DISTURBED = 10
+"""Attempts of one Job that may end from outside, one after the other and none of them leaving a checkpoint."""
 
 
 def main() -> int:
@@ -53,56 +61,99 @@ def _die_with_stdin() -> None:
 
 
 def _step(threads: int) -> int:
+    import contextlib
     import socket
-    import tempfile
     import uuid
 
-    from expunge_jobs.artifact import Attempt, read_manifest
-    from expunge_jobs.errors import ExitCode, Preempted, StepError
+    from expunge_jobs.artifact import Attempt, disturbed, read_manifest
+    from expunge_jobs.errors import ExitCode, Spent, StepError
     from expunge_jobs.store import open_store
     from expunge_jobs.task import ArtifactRef, parse_task
-    from expunge_jobs.work import CHECKPOINT_SECONDS, Work, emit
+    from expunge_jobs.work import emit
 
     attempt: Attempt | None = None
     error: StepError
-    try:
-        task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
-        store = open_store(os.environ.get("EXPUNGE_STORE", ""))
-        ref = ArtifactRef(kind=task.kind, key=task.key())
-        if read_manifest(store, ref) is not None:
-            emit("done", note="already there")
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            if deadline := os.environ.get("EXPUNGE_DEADLINE"):
+                stop.after(float(deadline))
+            task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
+            store = open_store(os.environ.get("EXPUNGE_STORE", ""))
+            ref = ArtifactRef(kind=task.kind, key=task.key())
+            if read_manifest(store, ref) is not None:
+                emit("done", note="already there")
+                return ExitCode.DONE
+            job = os.environ.get("EXPUNGE_JOB", "")
+            before = disturbed(store, ref, job) if job else 0
+            attempt = Attempt(store, ref, os.environ.get("EXPUNGE_ATTEMPT") or uuid.uuid4().hex)
+            attempt.begin(socket.gethostname(), os.getpid(), job)
+            if seconds := os.environ.get("EXPUNGE_LOG_SECONDS"):
+                _keep_log(attempt, float(seconds), until_the_end)
+            emit("start", kind=task.kind, key=ref.key, attempt=attempt.id)
+            if before >= DISTURBED:
+                raise Spent(
+                    f"ended from outside {before} times in a row without getting on: see what disturbs its pods"
+                )
+            won = _try(task, attempt, threads)
+            emit("done", **({} if won else {"note": "another attempt was first"}))
             return ExitCode.DONE
-        attempt = Attempt(store, ref, os.environ.get("EXPUNGE_ATTEMPT") or uuid.uuid4().hex)
-        attempt.begin(socket.gethostname(), os.getpid())
-        emit("start", kind=task.kind, key=ref.key, attempt=attempt.id)
-        with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
-            out, scratch = Path(folder, "out"), Path(folder, "scratch")
-            out.mkdir()
-            scratch.mkdir()
-            seconds = float(os.environ.get("EXPUNGE_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
-            work = Work(store, out, scratch, threads, attempt, seconds)
+        except stop.Terminated:
+            error = _stopped(None)
+        except StepError as raised:
+            error = raised
+        except MemoryError:
+            error = StepError("out of memory: lower batch_size, or give the step more memory")
+        except Exception as raised:
+            if os.environ.get("EXPUNGE_DEBUG") == "1":
+                raise
+            error = _unforeseen(raised)
+        emit("failed", reason=str(error), exit_code=int(error.exit_code))
+        if attempt is not None:
+            try:
+                attempt.end(str(error), exit_code=int(error.exit_code))
+            except StepError as second:
+                emit("notice", text=f"the attempt's end could not be recorded: {second}")
+        return error.exit_code
+
+
+def _keep_log(attempt: Attempt, seconds: float, until_the_end: ExitStack) -> None:
+    from expunge_jobs import work
+    from expunge_jobs.log import LogParts
+
+    work.listeners.append(until_the_end.enter_context(LogParts(attempt, seconds)).take)
+
+
+def _try(task: Task, attempt: Attempt, threads: int) -> bool:
+    """Make the artifact and publish it; whether this attempt was the first."""
+    import tempfile
+
+    from expunge_jobs.work import CHECKPOINT_SECONDS, Work, emit
+
+    with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
+        out, scratch = Path(folder, "out"), Path(folder, "scratch")
+        out.mkdir()
+        scratch.mkdir()
+        seconds = float(os.environ.get("EXPUNGE_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
+        work = Work(attempt.store, out, scratch, threads, attempt, seconds)
+        try:
             figures, versions, device = _run(task, work, threads)
             emit("publish")
-            won = attempt.publish(task, out, figures, versions, device, threads)
-        emit("done", **({} if won else {"note": "another attempt was first"}))
-        return ExitCode.DONE
-    except stop.Terminated:
-        error = Preempted("stopped by SIGTERM")
-    except StepError as raised:
-        error = raised
-    except MemoryError:
-        error = StepError("out of memory: lower batch_size, or give the step more memory")
-    except Exception as raised:
-        if os.environ.get("EXPUNGE_DEBUG") == "1":
-            raise
-        error = _unforeseen(raised)
-    emit("failed", reason=str(error), exit_code=int(error.exit_code))
-    if attempt is not None:
-        try:
-            attempt.end(str(error), exit_code=int(error.exit_code))
-        except StepError as second:
-            emit("notice", text=f"the attempt's end could not be recorded: {second}")
-    return error.exit_code
+            return attempt.publish(task, out, figures, versions, device, threads)
+        except stop.Terminated:
+            raise _stopped(Path(folder)) from None
+
+
+def _stopped(folder: Path | None) -> StepError:
+    """Why SIGTERM came. A cluster sends it too when a step has used up its time or disk, which no new attempt mends."""
+    from expunge_jobs.errors import Preempted, Spent
+
+    if stop.overdue():
+        return Spent(f"took longer than {os.environ['EXPUNGE_DEADLINE']} s: raise resources.KIND.deadline")
+    if folder is not None and (disk := os.environ.get("EXPUNGE_DISK")):
+        used = sum(f.stat().st_blocks * 512 for f in folder.rglob("*") if f.is_file())
+        if used >= int(disk):
+            return Spent(f"used {used:,} bytes of disk, as many as it may: raise resources.KIND.disk")
+    return Preempted("stopped by SIGTERM")
 
 
 def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[str, str], str]:

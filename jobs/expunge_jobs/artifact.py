@@ -47,10 +47,11 @@ class Manifest(Model):
 
 
 class Record(Model):
-    """An attempt's first words; attempts are counted by these."""
+    """An attempt's first words; attempts are counted by these. ``job``: the uid of its Job, on a cluster."""
 
     attempt: str
     started: str
+    job: str = ""
     host: str = ""
     pid: int = 0
 
@@ -64,6 +65,8 @@ class End(Model):
     ended: str
 
 
+LOG, LOG_PARTS = "log.jsonl", "log"
+"""An attempt's log: a file, or a folder of parts in order."""
 CHECKPOINTS = "checkpoints"
 """Folder below an attempt's of what a later attempt may go on from (see checkpoint.py)."""
 
@@ -106,6 +109,29 @@ def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
     paths = [e.path for e in store.list(prefix) if e.path.count("/") == depth and e.path.endswith(".json")]
     records = [Record.model_validate_json(store.get(p)[0]) for p in paths]
     return sorted(records, key=lambda r: (r.started, r.attempt))
+
+
+def disturbed(store: Store, ref: ArtifactRef, job: str) -> int:
+    """How many attempts of this Job, the latest in a row, ended without a checkpoint that they left."""
+    left = {p.split("/attempts/")[1].split("/")[0] for p in checkpoints_of(store, ref)}
+    count = 0
+    for record in reversed([r for r in attempts(store, ref) if r.job == job]):
+        if record.attempt in left:
+            break
+        count += 1
+    return count
+
+
+def read_log(store: Store, ref: ArtifactRef, attempt: str) -> bytes | None:
+    """What an attempt has said so far, or None if nothing of it was kept."""
+    place = f"{folder(ref)}/attempts/{attempt}"
+    parts = [e.path for e in store.list(f"{place}/{LOG_PARTS}")]
+    if parts:
+        return b"".join(store.get(p)[0] for p in parts)
+    try:
+        return store.get(f"{place}/{LOG}")[0]
+    except NotFound:
+        return None
 
 
 def checkpoints_of(store: Store, ref: ArtifactRef) -> list[str]:
@@ -159,9 +185,9 @@ class Attempt:
         self.folder = f"{folder(ref)}/attempts/{attempt}"
         self.started = now()
 
-    def begin(self, host: str, pid: int) -> None:
+    def begin(self, host: str, pid: int, job: str = "") -> None:
         """Write the record: from here on this attempt counts."""
-        record = Record(attempt=self.id, started=self.started, host=host, pid=pid)
+        record = Record(attempt=self.id, started=self.started, job=job, host=host, pid=pid)
         self.store.put(f"{self.folder}.json", record.model_dump_json().encode())
 
     def publish(
@@ -192,7 +218,8 @@ class Attempt:
 
     def own_files(self) -> list[str]:
         """What this attempt has written so far, but its log."""
-        return [e.path for e in self.store.list(self.folder) if not e.path.endswith(("/log.jsonl", "/end.json"))]
+        kept = (f"{self.folder}/{LOG}", f"{self.folder}/{LOG_PARTS}/", f"{self.folder}/end.json")
+        return [e.path for e in self.store.list(self.folder) if not e.path.startswith(kept)]
 
     def end(self, reason: str, exit_code: int | None = None, signal: str | None = None) -> None:
         """Say how the attempt ended, and drop the files that it leaves half done, but not its checkpoints: the next attempt

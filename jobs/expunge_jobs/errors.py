@@ -4,6 +4,7 @@ Exception
 └── StepError                 exit 1    may be tried again
     ├── BadTask               exit 65   cannot succeed however often it is tried
     ├── DamagedInput          exit 66   an artifact it needs is damaged: make that one again
+    ├── Spent                 exit 69   its time, disk or tries are used up: raise them, or see what disturbs it
     └── Preempted             exit 143  ended by SIGTERM from outside; worth trying again
 """
 
@@ -13,12 +14,13 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of ``python -m expunge_jobs``; the first two numbers above 1 are BSD's ``sysexits``."""
+    """Exit codes of ``python -m expunge_jobs``; those from 64 to 78 are BSD's ``sysexits``."""
 
     DONE = 0
     FAILED = 1
     BAD_TASK = 65
     DAMAGED_INPUT = 66
+    SPENT = 69
     PREEMPTED = 143
 
 
@@ -38,6 +40,12 @@ class DamagedInput(StepError):
     """An artifact that the task needs is not what its manifest says."""
 
     exit_code = ExitCode.DAMAGED_INPUT
+
+
+class Spent(StepError):
+    """What the step was allowed is used up; going on needs more of it."""
+
+    exit_code = ExitCode.SPENT
 
 
 class Preempted(StepError):

@@ -1,18 +1,21 @@
-"""SIGTERM: ends the step where it stands, or, while its state must not be torn, at the next moment that suits."""
+"""SIGTERM, or the step's own deadline: ends it where it stands, or, while its state must not be torn, at the next moment
+that suits."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from types import FrameType
 
 
 class Terminated(BaseException):
-    """SIGTERM came. No Exception, so that nothing on the way takes it for an error of its own."""
+    """SIGTERM came, or the deadline. No Exception, so that nothing on the way takes it for an error of its own."""
 
 
 _held = 0
 _came = False
+_overdue = False
 
 
 def on_term(number: int, frame: FrameType | None) -> None:
@@ -21,6 +24,23 @@ def on_term(number: int, frame: FrameType | None) -> None:
     _came = True
     if not _held:
         raise Terminated
+
+
+def after(seconds: float) -> None:
+    """From now on the step has so much time; when it is over, it ends as with SIGTERM, and ``overdue`` tells why."""
+    signal.signal(signal.SIGALRM, _on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _on_alarm(number: int, frame: FrameType | None) -> None:
+    global _overdue
+    _overdue = True
+    on_term(number, frame)
+
+
+def overdue() -> bool:
+    """Whether the deadline was what ended the step."""
+    return _overdue
 
 
 @contextlib.contextmanager
@@ -35,5 +55,5 @@ def held() -> Iterator[None]:
 
 
 def came() -> bool:
-    """Whether SIGTERM has come."""
+    """Whether the step is to end."""
     return _came

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,17 @@ CHECKPOINT_SECONDS = 300.0
 """Training that a kill may cost, by default."""
 
 
+listeners: list[Callable[[str], None]] = []
+"""Who else is told what a step says."""
+
+
 def emit(event: str, **fields: Any) -> None:
     """One JSON line on stdout: how a step tells whoever started it what it is doing."""
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    line = json.dumps({"event": event, **fields})
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
+    for listener in listeners:
+        listener(line)
 
 
 class Work:

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 from cluster import ControlPlane
+from node import Node
+from runs import finished, finished_slower, tiny
+from s3fixtures import credentials, server
+
+__all__ = ["credentials", "finished", "finished_slower", "server", "tiny"]
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +24,15 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     plane.start()
     yield plane
     plane.stop()
+
+
+@pytest.fixture(scope="session")
+def node(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node with two GPUs that are none."""
+    node = Node(plane.kubeconfig, tmp_path_factory.mktemp("node"))
+    node.start()
+    yield node
+    node.stop()
 
 
 @pytest.fixture

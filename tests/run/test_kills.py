@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SLOWER, attempts, begin, command, finished_steps, resumed_at, wait_for, weights
+from runs import SLOWER, attempts, begin, command, finished_steps, resumed_at, wait_for, weights
 
 # The step whose start is waited for, how often, and the longest wait after it in seconds ("publish": until it publishes).
 TARGETS: list[tuple[str, float | str]] = [

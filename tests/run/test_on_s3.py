@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
+from runs import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
 from s3server import BUCKET, S3Server
 
 

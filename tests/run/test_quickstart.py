@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import attempts, begin, command, finished_steps, wait_for, weights
+from runs import attempts, begin, command, finished_steps, wait_for, weights
 
 QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
 SEEDS = range(5)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import command
+from runs import command
 
 CANARY = "zqxjcanary"
 
@@ -71,7 +71,7 @@ def test_bad_rows(tiny: Path, sets: list[str], tmp_path: Path, field: str) -> No
 
 
 def test_an_input_that_changes_under_the_run_fails_the_step(tiny: Path, sets: list[str], tmp_path: Path) -> None:
-    from conftest import SLOWER, begin, wait_for
+    from runs import SLOWER, begin, wait_for
 
     process = begin("run", str(tiny), *sets, *SLOWER, store=tmp_path / "store")
     wait_for(process, "started   memorize")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import attempts, command, weights
+from runs import attempts, command, weights
 
 NO_SMALL_FILE_SYSTEM = 77
 

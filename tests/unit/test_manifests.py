@@ -129,7 +129,7 @@ def test_another_wish_has_another_fingerprint(plan: Plan) -> None:
 def test_what_cannot_succeed_fails_the_job_before_anything_is_ignored(plan: Plan) -> None:
     rules = made(step(plan, "finetune"))["spec"]["podFailurePolicy"]["rules"]
     assert [r["action"] for r in rules] == ["FailJob", "Ignore", "Ignore", "Ignore"]
-    assert rules[0]["onExitCodes"]["values"] == [ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT]
+    assert rules[0]["onExitCodes"]["values"] == [ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.SPENT]
     assert rules[2]["onExitCodes"]["values"] == [ExitCode.PREEMPTED]
 
 

@@ -3,40 +3,72 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from expunge_controller.plan import Step
+
+Progress = dict[str, Any]
+"""A step's last progress line (step, steps, loss, ...); or ``reason``, in words why it does not go on; or nothing yet."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """An attempt that ended. ``final`` failures are not tried again."""
+    """An attempt that ended. ``final`` failures are not tried again; ``lost`` ones are no fault of the step's, and it
+    starts again at once."""
 
     key: str
     ok: bool
     reason: str = ""
     final: bool = False
+    lost: bool = False
 
 
 Start = Literal["started", "no room", "elsewhere"]
-"""What became of a wish to start a step; elsewhere: another runner has it."""
+"""What became of a wish to start a step; no room: not now, ask again; elsewhere: another runner has it."""
 
 
 class Executor(Protocol):
     """Starts steps and tells how they go. Holds no state that a new one could not observe."""
 
+    detached: bool
+    """Whether what it started goes on when this process ends."""
+
     def start(self, step: Step) -> Start:
         """Start a step, if there is room and nobody else runs it."""
         ...
 
-    def running(self) -> dict[str, dict[str, float]]:
-        """The last progress of every step that runs here, by key."""
+    def running(self) -> dict[str, Progress]:
+        """The last progress of every step that this run waits for, by key."""
         ...
 
     def wait(self, seconds: float) -> list[Ended]:
         """Attempts that ended, as soon as there is one; none after ``seconds``."""
         ...
 
-    def stop(self, grace: float) -> None:
-        """End everything that this executor started: ask, wait ``grace`` seconds, then kill."""
+    def trouble(self) -> str:
+        """In words, why nothing can be started or seen just now; empty while all is well."""
         ...
+
+    def settled(self, step: Step) -> None:
+        """The step's failure is recorded: what is left of its last attempt may go."""
+        ...
+
+    def stop(self, grace: float) -> None:
+        """End what must not outlive this process: ask, wait ``grace`` seconds, then kill."""
+        ...
+
+
+def progress_words(progress: Progress) -> str:
+    """``step 12/75, loss 0.31, 5200 tokens/s, 9 s left``, or why it does not go on."""
+    if "reason" in progress:
+        return str(progress["reason"])
+    if not progress:
+        return "starting"
+    out = [f"step {progress['step']}/{progress['steps']}"]
+    if "loss" in progress:
+        out.append(f"loss {progress['loss']:.3f}")
+    if "tokens_per_second" in progress:
+        out.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
+    if "seconds_left" in progress:
+        out.append(f"{progress['seconds_left']:.0f} s left")
+    return ", ".join(out)

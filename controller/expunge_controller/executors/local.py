@@ -24,23 +24,21 @@ from pathlib import Path
 from typing import Any
 
 from expunge_jobs import warm
-from expunge_jobs.artifact import Attempt, End, attempts, folder
+from expunge_jobs.artifact import LOG, Attempt, End, attempts, folder
 from expunge_jobs.errors import ExitCode
 from expunge_jobs.store import NotFound, Store, StoreError
 from expunge_jobs.store.file import FileStore
 
-from expunge_controller.executors import Ended, Start
-from expunge_controller.experiment import ResourcesByKind
+from expunge_controller.executors import Ended, Progress, Start, progress_words
+from expunge_controller.experiment import ResourcesByKind, bytes_of
 from expunge_controller.plan import Step
 
-LOG = "log.jsonl"
 # A fork server elsewhere than on Linux is not safe with torch; `spawn` has the same interface and imports each time.
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 if sys.platform == "linux":
     _CONTEXT.set_forkserver_preload(["expunge_jobs.warm"])
 _LOST = 255
 """What multiprocessing says of a process whose fork server is gone."""
-_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def cores() -> int:
@@ -56,11 +54,6 @@ def threads_of(kind: str, specialists: int, available: int) -> int:
     if kind == "merge":
         return 1
     return max(1, available // max(2, specialists))
-
-
-def memory_bytes(quantity: str) -> int:
-    """``16Gi`` -> bytes."""
-    return int(float(quantity[:-2]) * _UNITS[quantity[-2:]])
 
 
 def machine_memory() -> int:
@@ -150,6 +143,8 @@ class _Running:
 class LocalExecutor:
     """Runs as many steps side by side as cores, memory and GPUs allow."""
 
+    detached = False
+
     def __init__(self, store: Store, specialists: int, resources: ResourcesByKind, parallel: int) -> None:
         self.store, self.specialists, self.resources, self.parallel = store, specialists, resources, parallel
         self.locks = Locks(store)
@@ -161,7 +156,7 @@ class LocalExecutor:
     def start(self, step: Step) -> Start:
         threads = threads_of(step.kind, self.specialists, self._cores)
         asked = getattr(self.resources, step.kind).memory
-        memory = memory_bytes(asked or "1Gi")
+        memory = bytes_of(asked or "1Gi")
         gpu = self._free_gpu(step)
         if not self._room(threads, memory) or (self._gpus and gpu is None and step.kind != "merge"):
             return "no room"
@@ -174,7 +169,7 @@ class LocalExecutor:
             os.close(lock)  # the step's own copy holds it now
         return "started"
 
-    def running(self) -> dict[str, dict[str, float]]:
+    def running(self) -> dict[str, Progress]:
         return {key: last_progress(r.log) for key, r in self._here.items()}
 
     def wait(self, seconds: float) -> list[Ended]:
@@ -184,6 +179,12 @@ class LocalExecutor:
             while True:
                 keys.append(self._ended.get_nowait())
         return [self._verdict(self._here.pop(k)) for k in keys if k in self._here]
+
+    def trouble(self) -> str:
+        return ""
+
+    def settled(self, step: Step) -> None:
+        pass
 
     def stop(self, grace: float) -> None:
         self._signal(signal.SIGTERM)
@@ -310,7 +311,7 @@ def killed_reason(number: int, kind: str) -> str:
     return f"killed by {name}"
 
 
-def last_progress(log: Path) -> dict[str, Any]:
+def last_progress(log: Path) -> Progress:
     """The newest progress line of a log; empty before the first."""
     return next((e for e in reversed(tail(log)) if e.get("event") == "progress"), {})
 
@@ -346,23 +347,9 @@ def observe_running(store: Store, steps: list[Step]) -> dict[str, str]:
     return out
 
 
-def newest_progress(store: Store, step: Step) -> dict[str, Any]:
+def newest_progress(store: Store, step: Step) -> Progress:
     """The last progress of the step's newest attempt, from its log in the store."""
     for record in reversed(attempts(store, step.ref)):
         local = store.local_path(f"{folder(step.ref)}/attempts/{record.attempt}/{LOG}")
         return last_progress(local) if local is not None else {}
     return {}
-
-
-def progress_words(progress: dict[str, Any]) -> str:
-    """``step 12/75, loss 0.31, 5200 tokens/s, 9 s left``."""
-    if not progress:
-        return "starting"
-    out = [f"step {progress['step']}/{progress['steps']}"]
-    if "loss" in progress:
-        out.append(f"loss {progress['loss']:.3f}")
-    if "tokens_per_second" in progress:
-        out.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
-    if "seconds_left" in progress:
-        out.append(f"{progress['seconds_left']:.0f} s left")
-    return ", ".join(out)

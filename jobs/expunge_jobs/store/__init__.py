@@ -3,7 +3,8 @@
 StepError
 └── StoreError            the store cannot be used now: not writable, full, not reachable
     ├── NotFound          nothing is there under this path
-    └── Conflict          a conditional write met something else there
+    ├── Conflict          a conditional write met something else there
+    └── Unavailable       no answer, or too busy, for longer than a call is tried again: a later one may go through
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class NotFound(StoreError):
 
 class Conflict(StoreError):
     """A conditional write met something else there."""
+
+
+class Unavailable(StoreError):
+    """The store gives no answer just now; the same call may go through later."""
 
 
 @dataclass(frozen=True, slots=True)

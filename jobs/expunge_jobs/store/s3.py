@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from expunge_jobs.errors import BadTask, nearest
-from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, checked_path
+from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, Unavailable, checked_path
 
 T = TypeVar("T")
 THREADS = 8
@@ -243,7 +243,7 @@ class S3Store:
         except ClientError as error:
             raise self._refused(path, error, conditional) from None
         except (BotoCoreError, RetriesExceededError, OSError, ValueError) as error:
-            raise StoreError(self._unreached(path, error)) from None
+            raise self._unreached(path, error) from None
 
     def _refused(self, path: str, error: Any, conditional: bool) -> StoreError:
         """What the server answered, in words."""
@@ -252,6 +252,8 @@ class S3Store:
         at = f" ({error.operation_name} {path})" if path else ""
         if status == 412 or (conditional and status == 404 and code == "NoSuchKey"):
             return Conflict(f"{path} is there already, or has changed")
+        if code == "SlowDown":
+            return Unavailable(f"the store {self.name}: the server is too busy, after several tries{at}: {said}")
         if code in _WORDS:
             return StoreError(f"the store {self.name}: {_WORDS[code]}{at}: {said}")
         if code == "NoSuchBucket":
@@ -269,29 +271,31 @@ class S3Store:
             return StoreError(f"the store {self.name}: the server does not know {what}: {said}")
         if "checksum" in said.lower():
             return StoreError(f"the store {self.name}: {said}{at}; checksums=when_required may help with this server")
-        return StoreError(f"the store {self.name} failed{at}: {said or status}")
+        kind = Unavailable if status >= 500 else StoreError
+        return kind(f"the store {self.name} failed{at}: {said or status}")
 
-    def _unreached(self, path: str, error: Exception) -> str:
+    def _unreached(self, path: str, error: Exception) -> StoreError:
         """Why no answer came, in words."""
         from botocore import exceptions as sdk
         from s3transfer.exceptions import RetriesExceededError
 
         at = f" ({path})" if path else ""
         if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
-            return (
+            return StoreError(
                 f"the store {self.name}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, "
                 "or whatever else the AWS SDK reads"
             )
         if isinstance(error, sdk.SSLError):
-            return (
+            return StoreError(
                 f"the store {self.name}: the server's certificate is not trusted; ?ca_bundle=FILE (or AWS_CA_BUNDLE) "
                 f"names those that are: {error}"
             )
         if isinstance(error, OSError):
-            return f"copying {path} of the store {self.name}: {error.strerror or error} ({error.filename or 'here'})"
+            what = f"{error.strerror or error} ({error.filename or 'here'})"
+            return StoreError(f"copying {path} of the store {self.name}: {what}")
         if isinstance(error, sdk.ConnectionError | sdk.HTTPClientError | RetriesExceededError):
-            return f"the store {self.name} is not reachable{at}: {error}"
-        return f"the store {self.name} failed{at}: {error}"
+            return Unavailable(f"the store {self.name} is not reachable{at}: {error}")
+        return StoreError(f"the store {self.name} failed{at}: {error}")
 
 
 _WORDS = {
@@ -301,7 +305,6 @@ _WORDS = {
     "ExpiredToken": "the credentials have expired",
     "InvalidToken": "the session token is not valid",
     "RequestTimeTooSkewed": "this machine's clock differs too much from the server's",
-    "SlowDown": "the server is too busy, after several tries",
 }
 _REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 

@@ -1,0 +1,417 @@
+"""Steps as Jobs of a cluster. Names follow from keys, so starting is creating or adopting; whoever starts next, here or
+elsewhere, finds the same Jobs. The manifest in the store is the verdict; Jobs and pods only say when to look, and why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from expunge_jobs.artifact import End, attempts, folder
+from expunge_jobs.store import NotFound, Store, StoreError
+
+from expunge_controller.executors import Ended, Progress, Start, progress_words, verdict
+from expunge_controller.experiment import Kubernetes, ResourcesByKind
+from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
+from expunge_controller.manifests import (
+    CONTAINER,
+    KEY,
+    NAME,
+    RESOURCES,
+    RUN,
+    START_TIMEOUT,
+    Site,
+    job,
+    job_name,
+    requested,
+)
+from expunge_controller.plan import Step
+from expunge_controller.state import is_done
+
+SELECTOR = ",".join(f"{k}={v}" for k, v in NAME.items())
+LOST = 5 * 60.0
+"""Seconds past the end of its grace period after which a pod that does not go is taken for lost with its node."""
+LOOK = 2.0
+"""Seconds between two looks at what only a clock or a pod's log tells."""
+UNSEEN = 10.0
+"""Seconds after which a Job that was made and never seen is asked for."""
+
+
+def jobs_path(namespace: str, name: str = "") -> str:
+    """Of the Jobs of a namespace, or of one."""
+    return f"/apis/batch/v1/namespaces/{namespace}/jobs" + (f"/{name}" if name else "")
+
+
+def pods_path(namespace: str) -> str:
+    """Of the pods of a namespace."""
+    return f"/api/v1/namespaces/{namespace}/pods"
+
+
+@dataclass
+class _Held:
+    """A Job that this run waits for."""
+
+    step: Step
+    uid: str
+    foreign: bool
+    """Made with other resources than this run asks for: if it fails, that is no verdict on ours."""
+    since: float
+    """When it was met, in seconds of the monotonic clock."""
+    seen: bool = False
+    """The mirror has had it: if it is not there now, it is gone."""
+    looked: str = ""
+    """What happened when the store was asked last."""
+    events: list[Object] = field(default_factory=list)
+
+
+class KubernetesExecutor:
+    """One Job a step. Ending it, or its machine, ends no Job."""
+
+    detached = True
+
+    def __init__(
+        self, store: Store, cluster: Cluster, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
+        parallel: int, start_timeout: float = START_TIMEOUT,
+    ) -> None:  # fmt: skip
+        self.store, self.cluster, self.site, self.run, self.parallel = store, cluster, site, run, parallel
+        self.resources, self.kubernetes, self.start_timeout = resources, kubernetes, start_timeout
+        self._here: dict[str, _Held] = {}
+        self._keys: dict[str, str] = {}
+        self._replaced: set[str] = set()
+        self._ended: list[Ended] = []
+        self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._trouble = ""
+        self._not_before = 0.0
+        self._progress: dict[str, Progress] = {}
+        self._next_look = 0.0
+        self.jobs = Mirror(
+            cluster,
+            jobs_path(site.namespace),
+            SELECTOR,
+            verdict.trim_job,
+            lambda o: self._changes.put(o["metadata"]["name"]),
+        )
+        self.pods = Mirror(
+            cluster,
+            pods_path(site.namespace),
+            SELECTOR,
+            verdict.trim_pod,
+            lambda o: self._changes.put(o["metadata"]["job"]),
+        )
+        self._stopping = threading.Event()
+        self._reader = threading.Thread(target=self._read_logs, daemon=True, name="logs of pods")
+
+    def open(self) -> None:
+        """Begin to watch.
+
+        Raises:
+            ApiError: the cluster refuses, or does not answer.
+        """
+        for path in (jobs_path(self.site.namespace), pods_path(self.site.namespace)):
+            self.cluster.request("GET", path, query={"labelSelector": SELECTOR, "limit": 1})
+        for mirror in (self.jobs, self.pods):
+            mirror.start()
+        for mirror in (self.jobs, self.pods):
+            mirror.wait(30)
+        self._reader.start()
+
+    def start(self, step: Step) -> Start:
+        if len(self._here) >= self.parallel or time.monotonic() < self._not_before:
+            return "no room"
+        try:
+            started = self._create_or_adopt(step)
+        except ApiError as error:
+            if error.passing:
+                self._trouble = str(error)
+                self._not_before = time.monotonic() + max(error.after or 0.0, 1.0)
+                return "no room"
+            self._ended.append(Ended(step.key, ok=False, reason=f"the cluster refuses its Job: {error}", final=True))
+            started = True
+        except _Refused as error:
+            self._ended.append(Ended(step.key, ok=False, reason=str(error), final=True))
+            started = True
+        self._trouble = ""
+        return "started" if started else "no room"
+
+    def running(self) -> dict[str, Progress]:
+        return {key: self._how(held) for key, held in self._here.items()} | {e.key: {} for e in self._ended}
+
+    def trouble(self) -> str:
+        return self._trouble or self.jobs.trouble or self.pods.trouble
+
+    def wait(self, seconds: float) -> list[Ended]:
+        names: set[str] = set()
+        with contextlib.suppress(queue.Empty):
+            names.add(self._changes.get(timeout=0.0 if self._ended else seconds))
+            while True:
+                names.add(self._changes.get_nowait())
+        try:
+            for name in names:
+                held = self._here.get(self._keys.get(name, ""))
+                if held is not None:
+                    self._look(held)
+            if time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + LOOK
+                for held in list(self._here.values()):
+                    self._look_at_clock(held)
+        except (StoreError, ApiError) as error:
+            for name in names:  # nothing that was seen is lost
+                self._changes.put(name)
+            if isinstance(error, StoreError) or not error.passing:
+                raise
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def settled(self, step: Step) -> None:
+        """The failure is recorded. A Job that has not ended by itself goes; others stay for people to look at."""
+        found = self.jobs.get(job_name(step))
+        if found is None or found["metadata"]["annotations"].get(KEY) != step.key:
+            return
+        if verdict.condition(found, "Failed", "Complete") is None:
+            with contextlib.suppress(ApiError):  # it stays, and the next run meets it
+                self._delete(found)
+
+    def stop(self, grace: float) -> None:
+        self._stopping.set()
+        for mirror in (self.jobs, self.pods):
+            mirror.stop()
+
+    def _create_or_adopt(self, step: Step) -> bool:
+        """Whether the step has a Job that can be waited for. One of an earlier run that failed makes room for ours."""
+        wish = job(step, self.site, self.resources, self.kubernetes, self.run)
+        try:
+            found = self.cluster.request("POST", jobs_path(self.site.namespace), wish)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            try:
+                found = self.cluster.request("GET", jobs_path(self.site.namespace, job_name(step)))
+            except ApiError as second:
+                if second.status == 404:
+                    return False  # gone in between: next time
+                raise
+        found = verdict.trim_job(found)
+        if found["metadata"]["annotations"].get(KEY) != step.key:
+            raise _Refused(f"a Job {job_name(step)} is there already and is not ours: rename or delete it")
+        if found["metadata"]["deletionTimestamp"]:
+            return False
+        if verdict.condition(found, "Failed", "Complete") is None:
+            self._hold(step, found, wish)
+            return True
+        if is_done(self.store, step):
+            self._ended.append(Ended(step.key, ok=True))
+            return True
+        self._delete(found)
+        return False
+
+    def _hold(self, step: Step, found: Object, wish: Object) -> None:
+        marks, ours = found["metadata"]["annotations"], wish["metadata"]["annotations"]
+        foreign = marks.get(RESOURCES) != ours[RESOURCES]
+        self._keys[job_name(step)] = step.key
+        self._here[step.key] = _Held(step, found["metadata"]["uid"], foreign, time.monotonic())
+        self._changes.put(job_name(step))  # what happened before it was held
+
+    def _delete(self, found: Object) -> None:
+        meta = found["metadata"]
+        self.cluster.delete(jobs_path(self.site.namespace, meta["name"]), meta["uid"])
+
+    def _take(self, held: _Held, ended: Ended) -> None:
+        del self._here[held.step.key]
+        self._progress.pop(held.step.key, None)
+        self._ended.append(ended)
+
+    def _find(self, held: _Held) -> tuple[Object | None, list[Object]]:
+        """The Job as the mirror has it, and its pods."""
+        name = job_name(held.step)
+        found = self.jobs.get(name)
+        if found is not None and found["metadata"]["uid"] != held.uid:
+            found = None  # an earlier one that is going, or a later one that somebody made
+        if found is not None:
+            held.seen = True
+        return found, [p for p in self.pods.objects() if p["metadata"]["job"] == name]
+
+    def _look(self, held: _Held) -> None:
+        """Something has changed about the Job or its pods."""
+        found, pods = self._find(held)
+        ended = verdict.newest(p for p in pods if verdict.has_ended(p))
+        final = verdict.condition(found, "Failed", "Complete") if found else None
+        gone = found is None and held.seen
+        what = f"{ended and ended['metadata']['uid']} {final and final['type']} {gone}"
+        if (ended or final or gone) and what != held.looked:
+            if is_done(self.store, held.step):
+                self._take(held, Ended(held.step.key, ok=True))
+                return
+            held.looked = what
+        if gone:
+            self._take(held, Ended(held.step.key, ok=False, reason="its Job is gone", lost=True))
+        elif found and final:
+            self._judge(held, found, pods)
+
+    def _judge(self, held: _Held, found: Object, pods: list[Object]) -> None:
+        """The Job has ended without an artifact."""
+        step = held.step
+        if held.foreign and step.key not in self._replaced:
+            self._replaced.add(step.key)
+            self._delete(found)
+            self._take(held, Ended(step.key, ok=False, reason="failed with another run's resources", lost=True))
+            return
+        if verdict.condition(found, "Complete"):
+            reason = "completed without an artifact"
+        else:
+            asked = requested(step, self.resources)
+            reason = verdict.failure_words(step.kind, asked, found, pods, self._said(step))
+        self._take(held, Ended(step.key, ok=False, reason=reason, final=True))
+
+    def _said(self, step: Step) -> str:
+        """What the step's newest attempt has written about its end."""
+        for record in reversed(attempts(self.store, step.ref)):
+            try:
+                data, _ = self.store.get(f"{folder(step.ref)}/attempts/{record.attempt}/end.json")
+            except NotFound:
+                return ""
+            return End.model_validate_json(data).reason
+        return ""
+
+    def _look_at_clock(self, held: _Held) -> None:
+        """What only time tells, or what no change is sent for."""
+        found, pods = self._find(held)
+        age = time.monotonic() - held.since
+        if found is None and not held.seen and age > UNSEEN:
+            held.since, held.seen = time.monotonic(), self._is_gone(held)
+            self._changes.put(job_name(held.step))
+        if found is not None and not pods and not found["spec"]["suspend"] and age > LOOK:
+            held.events = self._events(held)
+        now = datetime.now(UTC)
+        for pod in pods:
+            trouble, waited = verdict.start_trouble(pod), verdict.seconds_since_scheduled(pod, now)
+            if trouble and not verdict.has_ended(pod) and waited > self.start_timeout:
+                reason = f"could not start within {self.start_timeout:.0f} s: {trouble}"
+                self._take(held, Ended(held.step.key, ok=False, reason=reason, final=True))
+                return
+            if found is not None and verdict.seconds_past_end(pod, now) > LOST:
+                self._delete(found)  # its node is lost; a Job makes no new pod while the old one may still run
+                return
+
+    def _is_gone(self, held: _Held) -> bool:
+        try:
+            found = self.cluster.request("GET", jobs_path(self.site.namespace, job_name(held.step)))
+        except ApiError as error:
+            return error.status == 404
+        return bool(found["metadata"]["uid"] != held.uid)
+
+    def _events(self, held: _Held) -> list[Object]:
+        path = f"/api/v1/namespaces/{self.site.namespace}/events"
+        try:
+            return self.cluster.list(path, fields=f"involvedObject.uid={held.uid}")[0]
+        except ApiError:  # no permission, perhaps: the step waits all the same, with fewer words
+            return []
+
+    def _how(self, held: _Held) -> Progress:
+        found, pods = self._find(held)
+        if self.trouble():
+            return {"reason": self.trouble()}
+        if found is None:
+            return {}
+        words = verdict.waiting_words(found, pods, held.events)
+        return {"reason": words} if words else self._progress.get(held.step.key, {})
+
+    def _read_logs(self) -> None:
+        """Keeps the newest progress of every running pod, from the end of its log."""
+        while not self._stopping.wait(LOOK):
+            for key, held in list(self._here.items()):
+                _, pods = self._find(held)
+                pod = verdict.newest(p for p in pods if p["status"]["phase"] == "Running")
+                if pod is not None:
+                    # No log is no error: the pod may have ended, or its node may not answer. Its state says the rest.
+                    with contextlib.suppress(ApiError):
+                        self._progress[key] = self._newest_progress(pod) or self._progress.get(key, {})
+
+    def _newest_progress(self, pod: Object) -> Progress:
+        lines = self.cluster.log(self.site.namespace, pod["metadata"]["name"], CONTAINER, tail=5)
+        return newest_progress(lines)
+
+
+class _Refused(Exception):
+    """No Job can be made for a step, in words."""
+
+
+def newest_progress(lines: Iterable[str]) -> Progress:
+    """The last progress that a log tells of."""
+    progress: Progress = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == "progress":
+                progress = event
+    return progress
+
+
+def observe_jobs(cluster: Cluster, namespace: str, steps: Iterable[Step]) -> dict[str, str]:
+    """Steps that have an unfinished Job, by key: how far they are, or what they wait for.
+
+    Raises:
+        ApiError: the cluster refuses, or does not answer.
+    """
+    jobs = {o["metadata"]["name"]: verdict.trim_job(o) for o in cluster.list(jobs_path(namespace), SELECTOR)[0]}
+    pods = [verdict.trim_pod(o) for o in cluster.list(pods_path(namespace), SELECTOR)[0]]
+    out: dict[str, str] = {}
+    for step in steps:
+        found = jobs.get(job_name(step))
+        if found is None or found["metadata"]["annotations"].get(KEY) != step.key:
+            continue
+        if verdict.condition(found, "Failed", "Complete"):
+            continue
+        mine = [p for p in pods if p["metadata"]["job"] == job_name(step)]
+        words = verdict.waiting_words(found, mine)
+        pod = verdict.newest(mine)
+        if not words and pod is not None:
+            with contextlib.suppress(ApiError):
+                lines = cluster.log(namespace, pod["metadata"]["name"], CONTAINER, tail=5)
+                words = progress_words(newest_progress(lines))
+        out[step.key] = words or "running"
+    return out
+
+
+def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
+    """Lines of the step's pods as they come, until its Job has ended; nothing where it has none.
+
+    Raises:
+        ApiError: the cluster refuses, or does not answer.
+    """
+    told: set[str] = set()
+    name = f"batch.kubernetes.io/job-name={job_name(step)}"
+    while True:
+        unfinished = step.key in observe_jobs(cluster, namespace, [step])
+        pods = [verdict.trim_pod(o) for o in cluster.list(pods_path(namespace), name)[0]]
+        pod = verdict.newest(p for p in pods if p["status"]["phase"] != "Pending" and p["metadata"]["uid"] not in told)
+        if pod is not None:
+            told.add(pod["metadata"]["uid"])
+            yield from cluster.log(namespace, pod["metadata"]["name"], CONTAINER, follow=True)
+        elif not unfinished:
+            return
+        else:
+            time.sleep(LOOK)
+
+
+def cancel(cluster: Cluster, namespace: str, run: str) -> int:
+    """Deletes a run's unfinished Jobs; how many.
+
+    Raises:
+        ApiError: the cluster refuses, or does not answer.
+    """
+    found, _ = cluster.list(jobs_path(namespace), f"{SELECTOR},{RUN}={run}")
+    count = 0
+    for each in found:
+        trimmed = verdict.trim_job(each)
+        if verdict.condition(trimmed, "Failed", "Complete") is None:
+            count += cluster.delete(jobs_path(namespace, trimmed["metadata"]["name"]), trimmed["metadata"]["uid"])
+    return count

@@ -1,0 +1,181 @@
+"""What a Job and its pods say, in words: why a step waits, why it cannot start, why it failed. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from expunge_jobs.errors import ExitCode
+
+from expunge_controller.experiment import Resources
+from expunge_controller.manifests import KEY, RESOURCES, RUN
+
+Object = dict[str, Any]
+LONGEST = 256
+"""Characters of a message that is passed on."""
+_CANNOT_START = {
+    "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable",
+    "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun",
+}  # fmt: skip
+"""Reasons of a waiting container that waiting alone seldom ends (a slow pull says ContainerCreating)."""
+
+
+def trim_job(job: Object) -> Object:
+    """Those fields of a Job that are read."""
+    meta, status = job["metadata"], job.get("status", {})
+    marks = meta.get("annotations") or {}
+    return {
+        "metadata": {
+            "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
+            "annotations": {k: marks[k] for k in (KEY, RESOURCES) if k in marks},
+            "labels": {k: v for k, v in (meta.get("labels") or {}).items() if k in (RUN, _QUEUE)},
+        },
+        "spec": {"suspend": bool(job["spec"].get("suspend"))},
+        "status": {
+            "failed": status.get("failed", 0),
+            "conditions": [c for c in status.get("conditions") or [] if c["status"] == "True"],
+        },
+    }  # fmt: skip
+
+
+def trim_pod(pod: Object) -> Object:
+    """Those fields of a pod that are read."""
+    meta, status = pod["metadata"], pod.get("status", {})
+    return {
+        "metadata": {
+            "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
+            "creationTimestamp": meta["creationTimestamp"], "job": (meta.get("labels") or {}).get(_JOB_NAME, ""),
+        },
+        "status": {
+            "phase": status.get("phase", "Pending"), "reason": status.get("reason", ""), "message": status.get("message", ""),
+            "conditions": {c["type"]: c for c in status.get("conditions") or []},
+            "state": next((c["state"] for c in status.get("containerStatuses") or []), {}),
+        },
+    }  # fmt: skip
+
+
+_QUEUE = "kueue.x-k8s.io/queue-name"
+_JOB_NAME = "batch.kubernetes.io/job-name"
+
+
+def condition(job: Object, *kinds: str) -> Object | None:
+    """The Job's condition of one of these types, if it holds."""
+    return next((c for c in job["status"]["conditions"] if c["type"] in kinds), None)
+
+
+def newest(pods: Iterable[Object]) -> Object | None:
+    """The pod that was made last."""
+    return max(pods, key=lambda p: p["metadata"]["creationTimestamp"], default=None)
+
+
+def has_ended(pod: Object) -> bool:
+    """Whether its container will not run again."""
+    return pod["status"]["phase"] in ("Succeeded", "Failed")
+
+
+def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> str:
+    """Why an unfinished Job's step is where it is; empty while its container runs."""
+    pod = newest(p for p in pods if not has_ended(p))
+    if pod is None:
+        if job["spec"]["suspend"]:
+            queue = job["metadata"]["labels"].get(_QUEUE)
+            return f"suspended: waits for room in the queue '{queue}'" if queue else "suspended"
+        refused = [e for e in events if e.get("reason") == "FailedCreate"]
+        if refused:
+            return f"its pod is refused: {_short(refused[-1].get('message', ''))}"
+        if pods:
+            return "its pod ended; the next try begins soon"
+        return "no pod yet"
+    status = pod["status"]
+    if pod["metadata"]["deletionTimestamp"]:
+        return "its pod is being ended, and another will take its place"
+    scheduled = status["conditions"].get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return f"waiting for a node: {_short(scheduled.get('message') or scheduled.get('reason', ''))}"
+    if trouble := start_trouble(pod):
+        return f"cannot start: {trouble}"
+    if status["phase"] == "Pending":
+        return "its pod is starting" if scheduled else "waiting for a node"
+    return ""
+
+
+def start_trouble(pod: Object) -> str:
+    """Why a pod that has a node cannot start, or nothing."""
+    waiting = pod["status"]["state"].get("waiting") or {}
+    if waiting.get("reason") not in _CANNOT_START:
+        return ""
+    message = waiting.get("message", "")
+    return f"{waiting['reason']}" + (f": {_short(message)}" if message else "")
+
+
+def seconds_since_scheduled(pod: Object, now: datetime) -> float:
+    """How long the pod has had a node; 0 while it has none."""
+    scheduled = pod["status"]["conditions"].get("PodScheduled", {})
+    if scheduled.get("status") != "True" or not scheduled.get("lastTransitionTime"):
+        return 0.0
+    return (now - datetime.fromisoformat(scheduled["lastTransitionTime"])).total_seconds()
+
+
+def seconds_past_end(pod: Object, now: datetime) -> float:
+    """How long a pod should have been gone, its grace period included; 0 while nobody wants it gone."""
+    ends = pod["metadata"]["deletionTimestamp"]
+    return (now - datetime.fromisoformat(ends)).total_seconds() if ends else 0.0
+
+
+def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Object], said: str = "") -> str:
+    """Why a Job failed, and what to raise. ``said``: what the step's last attempt has written into the store."""
+    pod = newest(p for p in pods if has_ended(p))
+    if pod is None:
+        why = condition(job, "Failed", "FailureTarget") or {}
+        return said or _short(why.get("message", "")) or "its Job failed and says no reason"
+    status = pod["status"]
+    ended = status["state"].get("terminated") or {}
+    code, last = ended.get("exitCode"), _last(ended.get("message", ""))
+    if status["reason"] == "DeadlineExceeded":
+        return f"took longer than {asked.deadline} s: raise resources.{kind}.deadline" + _heard(last)
+    if status["reason"] == "Evicted" and any(w in status["message"] for w in ("ephemeral", "emptyDir", "EmptyDir")):
+        return f"used more disk than {asked.disk}: raise resources.{kind}.disk" + _heard(last)
+    if ended.get("reason") == "OOMKilled":
+        lower = "" if kind == "merge" else ", or lower batch_size"
+        return f"out of memory at {asked.memory}: raise resources.{kind}.memory{lower}" + _heard(last)
+    if said:
+        return said
+    if status["reason"]:
+        return f"{status['reason']}: {_short(status['message'])}"
+    if code == 128 + 9:
+        return "killed by SIGKILL from outside" + _heard(last)
+    if ended.get("reason") in ("StartError", "ContainerCannotRun"):
+        return f"cannot start: {_short(ended.get('message', ''))}"
+    if code == ExitCode.DONE:
+        return "completed without an artifact"
+    return last or f"ended with exit code {code} and no word why"
+
+
+def _last(message: str) -> str:
+    """The last thing that a step said, from the end of its log."""
+    for line in reversed(message.splitlines()):
+        event: Any = None
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+        if not isinstance(event, dict):
+            if line.strip():
+                return _short(line)
+            continue
+        if event.get("event") == "failed":
+            return str(event.get("reason"))
+        if event.get("event") == "progress":
+            return f"step {event.get('step')}/{event.get('steps')}"
+        return str(event.get("event"))
+    return ""
+
+
+def _heard(last: str) -> str:
+    return f" (last heard: {last})" if last else ""
+
+
+def _short(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."

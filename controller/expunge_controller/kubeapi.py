@@ -1,0 +1,303 @@
+"""The little of Kubernetes' API that the controller uses, as plain dictionaries: the official client brings credentials,
+TLS and connections; its models cost ten times the parsing and are left out. The only module that imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from expunge_controller.document import ExperimentError
+
+TRIES = 4
+CONNECT, READ = 5.0, 30.0
+"""Seconds without an answer after which a call has failed."""
+WATCH = 60
+"""Seconds after which the server ends a watch; a connection that fell silent is noticed a little later."""
+SILENCE = 600.0
+"""Seconds that a log which is followed may say nothing."""
+PAGE = 500
+
+Object = dict[str, Any]
+
+
+class ApiError(Exception):
+    """A call that was refused (``status`` is HTTP's) or got no answer (0). ``after``: seconds that the server asks for."""
+
+    def __init__(self, status: int, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.after = status, after
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same call may go through later."""
+        return self.status in (0, 429) or self.status >= 500
+
+
+class Cluster:
+    """One cluster as one user, and the namespace that is meant where none is named."""
+
+    def __init__(self, client: Any, namespace: str) -> None:
+        self._client, self.namespace = client, namespace
+
+    @property
+    def address(self) -> str:
+        """The API server's URL."""
+        return str(self._client.configuration.host)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        query: dict[str, Any] | None = None,
+        tries: int = TRIES,
+    ) -> Object:
+        """The answer of one call; tried again while that may help. Every call here may be sent twice without harm: names are
+        given, and deletes name the object's uid.
+
+        Raises:
+            ApiError: refused, or no answer after ``tries``.
+        """
+        for turn in range(1, tries + 1):
+            try:
+                with self._open(method, path, READ, query or {}, body) as response:
+                    data = response.read()
+                answer: Object = json.loads(data)
+                return answer
+            except ApiError as error:
+                if not error.passing or turn == tries:
+                    raise
+                time.sleep(max(error.after or 0.0, random.uniform(0.5, 1.0) * 0.2 * 2**turn))
+        raise AssertionError("unreachable")
+
+    def list(self, path: str, selector: str = "", fields: str = "") -> tuple[list[Object], str]:
+        """Every object, page by page, and the version at which a watch goes on."""
+        items: list[Object] = []
+        more = ""
+        while True:
+            query = {"labelSelector": selector, "fieldSelector": fields, "limit": PAGE, "continue": more}
+            page = self.request("GET", path, query=query)
+            items += page["items"]
+            more = page["metadata"].get("continue", "")
+            if not more:
+                return items, page["metadata"]["resourceVersion"]
+
+    def watch(self, path: str, selector: str, version: str) -> Iterator[tuple[str, Object]]:
+        """Changes since ``version`` as (ADDED, MODIFIED or DELETED; object), until the server ends the watch.
+
+        Raises:
+            ApiError: refused, cut, silent for too long, or (410) the version is too old.
+        """
+        query = {"watch": "true", "labelSelector": selector, "resourceVersion": version, "timeoutSeconds": WATCH}
+        with self._open("GET", path, WATCH + CONNECT, query) as response:
+            for line in _lines(response):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise ApiError(int(event["object"].get("code", 500)), event["object"].get("message", "watch ended"))
+                yield event["type"], event["object"]
+
+    def delete(self, path: str, uid: str) -> bool:
+        """Delete this very object and, after it, what it owns; False if it is gone already, or another has its name."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            self.request("DELETE", path, body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            return False
+        return True
+
+    def log(
+        self, namespace: str, pod: str, container: str, tail: int | None = None, follow: bool = False
+    ) -> Iterator[str]:
+        """Lines of a container's log: the last ``tail`` of them, or all; with ``follow`` as they come, until it ends.
+
+        Raises:
+            ApiError: there is none (yet), or the node does not answer.
+        """
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+        query = {"container": container, "tailLines": tail, "follow": "true" if follow else None}
+        with self._open("GET", path, SILENCE if follow else READ, query) as response:
+            for line in _lines(response):
+                yield line.decode(errors="replace")
+
+    @contextlib.contextmanager
+    def _open(
+        self, method: str, path: str, read: float, query: dict[str, Any], body: Object | None = None
+    ) -> Iterator[Any]:
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        given = [(k, v) for k, v in query.items() if v not in ("", None)]
+        response = None
+        try:
+            response = self._client.call_api(
+                path, method, query_params=given, header_params=headers, body=body, auth_settings=["BearerToken"],
+                _preload_content=False, _return_http_data_only=True, _request_timeout=(CONNECT, read),
+            )  # fmt: skip
+            yield response
+        except ApiException as error:
+            raise _refused(error) from None
+        except (HTTPError, OSError, ValueError) as error:  # ValueError: an answer that is cut in the middle of its JSON
+            raise ApiError(0, f"{self.address} does not answer: {_words(error)}") from None
+        finally:
+            if response is not None:
+                response.close()
+                response.release_conn()
+
+
+def connect(context: str | None = None, namespace: str | None = None) -> Cluster:
+    """The cluster that kubectl would ask: of ``context``, of $KUBECONFIG's or ~/.kube/config's current one, or the one that
+    this process runs in. Asks it nothing yet.
+
+    Raises:
+        ExperimentError: no such context, or nothing says where a cluster is.
+    """
+    from expunge_jobs.errors import nearest
+    from kubernetes import client, config
+
+    configuration = client.Configuration()
+    inside = False
+    try:
+        contexts, active = config.list_kube_config_contexts()
+    except config.ConfigException as error:
+        if context is not None:
+            raise ExperimentError([f"no kubeconfig, so no context '{context}' ({error})"]) from None
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            raise ExperimentError(
+                ["no cluster: neither $KUBECONFIG nor ~/.kube/config names one, and this is no pod of one"]
+            ) from None
+        inside, contexts, active = True, [], {}
+    if not inside:
+        chosen = next((c for c in contexts if c["name"] == context), None) if context else active
+        if chosen is None:
+            names = [c["name"] for c in contexts]
+            raise ExperimentError(
+                [f"no context '{context}' in the kubeconfig; one of: {', '.join(names)}{nearest(str(context), names)}"]
+            )
+        try:
+            config.load_kube_config(context=chosen["name"], client_configuration=configuration)
+        except (config.ConfigException, OSError) as error:
+            raise ExperimentError([f"context '{chosen['name']}' of the kubeconfig cannot be used: {error}"]) from None
+        namespace = namespace or chosen["context"].get("namespace")
+    configuration.retries = False  # ours are enough
+    return Cluster(client.ApiClient(configuration), namespace or (_own_namespace() if inside else "default"))
+
+
+def _own_namespace() -> str:
+    from pathlib import Path
+
+    return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
+
+
+def _lines(response: Any) -> Iterator[bytes]:
+    rest = b""
+    for chunk in response.stream(2**16, decode_content=True):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _refused(error: Any) -> ApiError:
+    message = str(error.reason)
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        message = json.loads(error.body)["message"]
+    after = None
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        after = float(error.headers.get("Retry-After"))
+    return ApiError(int(error.status or 0), message, after)
+
+
+def _words(error: Exception) -> str:
+    cause = getattr(error, "reason", None) or error
+    text = str(cause).rpartition(": ")[2] if "Failed to establish" in str(cause) else str(cause)
+    return text or type(error).__name__
+
+
+class Mirror:
+    """Objects of one kind in a namespace as list and watch tell them, kept up to date by a thread of its own.
+
+    However a watch ends, all is listed again: what was missed is found, and said to ``changed`` like any other change.
+    """
+
+    def __init__(
+        self, cluster: Cluster, path: str, selector: str, trim: Callable[[Object], Object],
+        changed: Callable[[Object], None],
+    ) -> None:  # fmt: skip
+        self.cluster, self.path, self.selector, self.trim, self.changed = cluster, path, selector, trim, changed
+        self.trouble = ""
+        """Why nothing new is known, in words; empty while all is well."""
+        self._objects: dict[str, Object] = {}
+        self._lock = threading.Lock()
+        self._synced, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True, name=f"mirror {path}")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether everything has been listed once, after at most so long."""
+        return self._synced.wait(seconds)
+
+    def objects(self) -> list[Object]:
+        """All of them, now."""
+        with self._lock:
+            return list(self._objects.values())
+
+    def get(self, name: str) -> Object | None:
+        """The object of this name, if it is there."""
+        with self._lock:
+            return self._objects.get(name)
+
+    def _loop(self) -> None:
+        turn = 0
+        while not self._stop.is_set():
+            try:
+                version = self._list()
+                turn, self.trouble = 0, ""
+                self._synced.set()
+                self._watch(version)
+            except ApiError as error:
+                if error.status != 410:
+                    self.trouble = str(error)
+                turn = min(turn + 1, 6)
+                self._stop.wait(max(error.after or 0.0, random.uniform(0.5, 1.0) * 0.1 * 2**turn))
+
+    def _list(self) -> str:
+        items, version = self.cluster.list(self.path, self.selector)
+        new = {o["metadata"]["name"]: self.trim(o) for o in items}
+        with self._lock:
+            old, self._objects = self._objects, new
+        for name, what in old.items():
+            if name not in new:
+                self.changed(what)
+        for name, what in new.items():
+            if old.get(name) != what:
+                self.changed(what)
+        return version
+
+    def _watch(self, version: str) -> None:
+        for kind, found in self.cluster.watch(self.path, self.selector, version):
+            if self._stop.is_set():
+                return
+            what = self.trim(found)
+            name = what["metadata"]["name"]
+            with self._lock:
+                if kind == "DELETED":
+                    self._objects.pop(name, None)
+                else:
+                    self._objects[name] = what
+            self.changed(what)
