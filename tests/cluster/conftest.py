@@ -12,8 +12,9 @@ from cluster import ControlPlane
 from node import Node
 from runs import finished, finished_slower, tiny
 from s3fixtures import credentials, server
+from testsite import site
 
-__all__ = ["credentials", "finished", "finished_slower", "server", "tiny"]
+__all__ = ["credentials", "finished", "finished_slower", "server", "site", "tiny"]
 
 
 @pytest.fixture(scope="session")

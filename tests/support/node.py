@@ -42,7 +42,7 @@ class Node:
         config.load_kube_config(str(kubeconfig), client_configuration=configuration)
         self.api = client.CoreV1Api(client.ApiClient(configuration))
         self.folder, self.name, self.gpus = folder, name, gpus
-        self.pods: dict[str, _Pod] = {}
+        self.pods: dict[str, Pod] = {}
         """By uid, every pod that it has met."""
         self._stop = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class Node:
         self.gpus = count
         self.api.patch_node_status(self.name, {"status": self._status()})
 
-    def pod(self, name: str) -> _Pod:
+    def pod(self, name: str) -> Pod:
         """The pod of this name."""
         return next(p for p in self.pods.values() if p.name == name)
 
@@ -125,7 +125,7 @@ class Node:
         if uid not in self.pods:
             if kind == "DELETED" or found["status"].get("phase") in ("Succeeded", "Failed"):
                 return
-            self.pods[uid] = _Pod(self, found)
+            self.pods[uid] = Pod(self, found)
         pod = self.pods[uid]
         if kind == "DELETED":
             pod.signal(signal.SIGKILL)
@@ -133,13 +133,14 @@ class Node:
             pod.end(found["metadata"].get("deletionGracePeriodSeconds") or 0)
 
 
-class _Pod:
-    """One pod, run by a thread of its own."""
+class Pod:
+    """One pod, run by a thread of its own. ``job``: its Job's uid."""
 
     def __init__(self, node: Node, found: Object) -> None:
         self.node, self.api, self.found = node, node.api, found
         meta = found["metadata"]
         self.name, self.namespace, self.uid = meta["name"], meta["namespace"], meta["uid"]
+        self.job = meta.get("labels", {}).get("batch.kubernetes.io/controller-uid", "")
         self.container = found["spec"]["containers"][0]
         self.folder = node.folder / self.uid
         self.log = self.folder / "log"

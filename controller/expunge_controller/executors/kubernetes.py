@@ -253,7 +253,8 @@ class KubernetesExecutor:
             held.looked = what
         if gone:
             self._take(held, Ended(held.step.key, ok=False, reason="its Job is gone", lost=True))
-        elif found and final:
+        elif found and (final or (ended and verdict.out_of_memory(ended))):
+            # A step that met its own limit meets it again: no need to wait for the Job's other tries.
             self._judge(held, found, pods)
 
     def _judge(self, held: _Held, found: Object, pods: list[Object]) -> None:

@@ -76,6 +76,11 @@ def has_ended(pod: Object) -> bool:
     return pod["status"]["phase"] in ("Succeeded", "Failed")
 
 
+def out_of_memory(pod: Object) -> bool:
+    """Whether its container was killed at its own limit of memory."""
+    return bool((pod["status"]["state"].get("terminated") or {}).get("reason") == "OOMKilled")
+
+
 def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> str:
     """Why an unfinished Job's step is where it is; empty while its container runs."""
     pod = newest(p for p in pods if not has_ended(p))
@@ -138,7 +143,7 @@ def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Objec
         return f"took longer than {asked.deadline} s: raise resources.{kind}.deadline" + _heard(last)
     if status["reason"] == "Evicted" and any(w in status["message"] for w in ("ephemeral", "emptyDir", "EmptyDir")):
         return f"used more disk than {asked.disk}: raise resources.{kind}.disk" + _heard(last)
-    if ended.get("reason") == "OOMKilled":
+    if out_of_memory(pod):
         lower = "" if kind == "merge" else ", or lower batch_size"
         return f"out of memory at {asked.memory}: raise resources.{kind}.memory{lower}" + _heard(last)
     if said:

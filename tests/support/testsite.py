@@ -1,0 +1,105 @@
+"""The shipped command before a real control plane and a real S3 server; pods' commands run as processes (see node.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import ControlPlane
+from node import Node, Pod
+from s3server import BUCKET, CREDENTIALS, S3Server
+
+CORES = len(os.sched_getaffinity(0))
+# As many threads as the local executor takes: bits depend on them.
+THREADS = (
+    f"resources={{memorize: {{cpu: {CORES}}}, finetune: {{cpu: {max(1, CORES // 2)}}}, merge: {{cpu: 1}}, "
+    f"evaluate: {{cpu: {max(1, CORES // 2)}}}}}"
+)
+
+
+class Site:
+    """The shipped command, before one namespace and one prefix of the store."""
+
+    def __init__(self, plane: ControlPlane, node: Node, namespace: str, server: S3Server, file: Path) -> None:
+        self.plane, self.node, self.namespace, self.file = plane, node, namespace, file
+        self.store = f"s3://{BUCKET}/{namespace}?endpoint_url={server.url}"
+        self.objects = server.folder / "objects" / BUCKET / namespace
+        self._begun: list[subprocess.Popen[str]] = []
+        secret = [f"--from-literal={k}={v}" for k, v in CREDENTIALS.items()]
+        plane.kubectl("create", "secret", "generic", "credentials", "-n", namespace, *secret)
+
+    def begin(self, verb: str, *words: str) -> subprocess.Popen[str]:
+        where = ["--store", self.store]
+        if verb in ("run", "plan", "results", "status", "logs", "cancel", "retry"):
+            where += ["--executor", "kubernetes", "--namespace", self.namespace]
+        if verb in ("run", "retry"):
+            where += ["--image", "registry.test/expunge-jobs:1", "--secret", "credentials"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "expunge_controller", verb, str(self.file), *where, "--set", THREADS, *words],
+            env=os.environ | {"KUBECONFIG": str(self.plane.kubeconfig)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        self._begun.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a test has left running."""
+        for process in self._begun:
+            process.kill()
+            process.communicate()
+        self.plane.kubectl("delete", "jobs", "--all", "-n", self.namespace)
+
+    def command(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        process = self.begin(verb, *words)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def job(self, step: str) -> dict[str, Any]:
+        """The Job of the step of this name."""
+        return next(j for j in self.get("jobs") if j["metadata"]["annotations"]["expunge.dev/step"] == step)
+
+    def training(self, step: str) -> Pod:
+        """The pod of this step, once it is in the middle of its work."""
+        until(lambda: any(j["metadata"]["annotations"]["expunge.dev/step"] == step for j in self.get("jobs")))
+        uid = self.job(step)["metadata"]["uid"]
+        found: list[Pod] = []
+
+        def works() -> bool:
+            found[:] = [p for p in self.node.pods.values() if p.job == uid and not p.done.is_set()]
+            return bool(found) and '"progress"' in found[0].log.read_text()
+
+        until(works)
+        return found[0]
+
+    def resumed(self, step: str) -> list[int]:
+        """The steps from which attempts of this one went on."""
+        key = self.job(step)["metadata"]["annotations"]["expunge.dev/key"]
+        out = []
+        for part in sorted(self.objects.glob(f"artifacts/*/{key}/attempts/*/log/*.jsonl")):
+            out += [e["step"] for e in map(json.loads, part.read_text().splitlines()) if e["event"] == "resumed"]
+        return out
+
+    def get(self, kind: str) -> list[dict[str, Any]]:
+        return list(self.plane.get(kind, "-n", self.namespace)["items"])
+
+
+@pytest.fixture
+def site(plane: ControlPlane, node: Node, namespace: str, server: S3Server, tiny: Path) -> Iterator[Site]:
+    site = Site(plane, node, namespace, server, tiny)
+    yield site
+    site.close()
+
+
+def until(what: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for it."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.1)
