@@ -11,6 +11,8 @@ from expunge_controller.plan import Plan, Step
 
 PLAIN_EVERY = 10.0
 """Seconds between two plain lines about the same step."""
+SETTLED = 1.0
+"""Seconds after which a reason to wait is worth a line."""
 
 
 def say(text: str) -> None:
@@ -42,7 +44,8 @@ class PlainDisplay:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._said: dict[str, float] = {}
-        self._reasons: dict[str, str] = {}
+        self._reasons: dict[str, tuple[str, float]] = {}
+        self._told: dict[str, str] = {}
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -57,10 +60,14 @@ class PlainDisplay:
     def progress(self, running: dict[str, Progress]) -> None:
         for key, progress in running.items():
             reason = progress.get("reason", "")
-            new = reason and reason != self._reasons.get(key)  # why a step waits is said at once, and not ten times
+            if reason != self._reasons.get(key, ("", 0.0))[0]:
+                self._reasons[key] = (reason, time.monotonic())
+            # Why a step waits is said once, and only if it is more than a moment on the way to something else.
+            lasts = time.monotonic() - self._reasons[key][1] >= SETTLED if reason else False
+            new = lasts and self._told.get(key) != reason
             due = progress and not reason and time.monotonic() - self._said.get(key, 0.0) >= PLAIN_EVERY
-            self._reasons[key] = reason
             if new or due:
+                self._told[key] = reason
                 self._said[key] = time.monotonic()
                 self.line(f"running   {self.plan.by_key[key].name}: {progress_words(progress)}")
 

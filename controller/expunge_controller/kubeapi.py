@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from expunge_controller.document import ExperimentError
@@ -165,8 +167,10 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
 
     configuration = client.Configuration()
     inside = False
+    # Named here, since the client reads the variable once and for all when it is imported.
+    files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     try:
-        contexts, active = config.list_kube_config_contexts()
+        contexts, active = config.list_kube_config_contexts(files)
     except config.ConfigException as error:
         if context is not None:
             raise ExperimentError([f"no kubeconfig, so no context '{context}' ({error})"]) from None
@@ -185,7 +189,7 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
                 [f"no context '{context}' in the kubeconfig; one of: {', '.join(names)}{nearest(str(context), names)}"]
             )
         try:
-            config.load_kube_config(context=chosen["name"], client_configuration=configuration)
+            config.load_kube_config(files, context=chosen["name"], client_configuration=configuration)
         except (config.ConfigException, OSError) as error:
             raise ExperimentError([f"context '{chosen['name']}' of the kubeconfig cannot be used: {error}"]) from None
         namespace = namespace or chosen["context"].get("namespace")
@@ -194,14 +198,12 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
 
 
 def _own_namespace() -> str:
-    from pathlib import Path
-
     return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
 
 
 def _lines(response: Any) -> Iterator[bytes]:
     rest = b""
-    for chunk in response.stream(2**16, decode_content=True):
+    while chunk := response.read1(2**16, decode_content=True):  # what is there, without waiting for more
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     if rest:

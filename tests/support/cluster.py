@@ -84,6 +84,22 @@ class ControlPlane:
             process.send_signal(number)
             process.wait()
 
+    @property
+    def context(self) -> ssl.SSLContext:
+        """An administrator's TLS, for whoever speaks to the API server by hand."""
+        return self._context
+
+    def kubeconfig_by(self, url: str) -> Path:
+        """A kubeconfig without credentials for an address that has its own, such as a proxy's."""
+        file = self.folder / f"by-{url.rpartition(':')[2]}.kubeconfig"
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "test", "users": [{"name": "nobody", "user": {}}],
+            "clusters": [{"name": "test", "cluster": {"server": url}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "nobody"}}],
+        }  # fmt: skip
+        file.write_text(yaml.safe_dump(config))
+        return file
+
     def kubectl(self, *words: str, give: str | None = None) -> str:
         """The output of kubectl as an administrator."""
         done = subprocess.run(

@@ -1,9 +1,15 @@
-"""A proxy before an HTTP server that sees every request and spoils those that a test names."""
+"""A proxy before an HTTP(S) server that sees every request and spoils those that a test names.
+
+It speaks plain HTTP to its client; to a server with TLS it shows its own certificate.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +45,44 @@ def answer(status: int, code: str, message: str = "as the test wishes") -> Fault
     """An error of S3 in place of the server's answer."""
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'.encode()
     return lambda serve: Answer(status, body, {"Content-Type": "application/xml"})
+
+
+def refusal(status: int, reason: str, after: int | None = None) -> Fault:
+    """An error of Kubernetes in place of the server's answer."""
+    body = json.dumps({"kind": "Status", "code": status, "reason": reason, "message": "as the test wishes"}).encode()
+    headers = {"Content-Type": "application/json"} | ({"Retry-After": str(after)} if after is not None else {})
+    return lambda serve: Answer(status, body, headers)
+
+
+def before(act: Callable[[], object]) -> Fault:
+    """Something happens, and the server never sees the request."""
+
+    def fault(serve: Serve) -> Answer | None:
+        act()
+        return None
+
+    return fault
+
+
+def after(act: Callable[[], object]) -> Fault:
+    """The server does what it is asked; then something happens, and its answer never comes."""
+
+    def fault(serve: Serve) -> Answer | None:
+        serve()
+        act()
+        return None
+
+    return fault
+
+
+def silent(seconds: float) -> Fault:
+    """Nobody answers; the connection stays."""
+
+    def fault(serve: Serve) -> Answer | None:
+        time.sleep(seconds)
+        return None
+
+    return fault
 
 
 def cut(serve: Serve) -> Answer | None:
@@ -86,11 +130,12 @@ class _Rule:
 class FaultProxy:
     """Forwards to one server; ``seen`` has every request in order."""
 
-    def __init__(self, to: str) -> None:
+    def __init__(self, to: str, context: ssl.SSLContext | None = None) -> None:
         where = urlsplit(to)
-        self.host, self.port = where.hostname or "", where.port or 80
+        self.host, self.port, self.context = where.hostname or "", where.port or 80, context
         self.seen: list[Request] = []
         self._rules: list[_Rule] = []
+        self._streams: list[socket.socket] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -108,6 +153,19 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
 
+    def drop_streams(self) -> int:
+        """Cut every answer that is still coming in; how many."""
+        with self._lock:
+            streams, self._streams = self._streams, []
+        for each in streams:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        return len(streams)
+
+    def stream(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._streams.append(connection)
+
     def take(self, request: Request) -> Fault | None:
         with self._lock:
             self.seen.append(request)
@@ -117,8 +175,13 @@ class FaultProxy:
                     return rule.fault
         return None
 
+    def connect(self) -> http.client.HTTPConnection:
+        if self.context is not None:
+            return http.client.HTTPSConnection(self.host, self.port, timeout=120, context=self.context)
+        return http.client.HTTPConnection(self.host, self.port, timeout=60)
+
     def forward(self, request: Request, body: bytes) -> Answer:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        connection = self.connect()
         try:
             connection.putrequest(request.method, request.path, skip_host=True, skip_accept_encoding=True)
             for name, value in request.headers.items():
@@ -150,6 +213,9 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
             def serve() -> Answer:
                 return proxy.forward(request, body)
 
+            if fault is None and any(w in self.path for w in ("watch=true", "follow=true")):
+                self.pass_on(request)
+                return
             said = fault(serve) if fault else serve()
             if said is None:
                 self.close_connection = True
@@ -163,6 +229,25 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(said.body)
             if said.declared is not None and self.command != "HEAD":
                 self.close_connection = True
+
+        def pass_on(self, request: Request) -> None:
+            """An answer that comes in pieces, each as soon as it is there."""
+            upstream = proxy.connect()
+            try:
+                upstream.request(request.method, request.path, headers={"Accept": "application/json"})
+                proxy.stream(self.connection)
+                got = upstream.getresponse()
+                self.send_response_only(got.status)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                while piece := got.read1(65536):
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+            except (OSError, http.client.HTTPException):
+                pass  # either side has gone
+            finally:
+                self.close_connection = True
+                upstream.close()
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = handle_one
 

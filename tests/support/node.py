@@ -54,6 +54,9 @@ class Node:
 
     def start(self) -> None:
         self._register()
+        os.environ["EXPUNGE_PRELOAD"] = "1"
+        _CONTEXT.Process(target=int).start()  # torch is imported once, before the first pod
+        del os.environ["EXPUNGE_PRELOAD"]
         for target in (self._server.serve_forever, self._beat, self._watch):
             threading.Thread(target=target, daemon=True).start()
 
@@ -186,7 +189,6 @@ class Pod:
             if list(self.container["command"][1:]) == ["-m", "expunge_jobs"]:
                 fds = [DupFd(f.fileno()) for f in (log, nothing, nothing)]
                 self._process = _CONTEXT.Process(target=warm.child, args=(environment, *fds), daemon=True)
-                os.environ["EXPUNGE_PRELOAD"] = "1"
                 self._process.start()
                 wait = self._join
             else:

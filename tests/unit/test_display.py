@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,17 @@ def test_live_lines_side_by_side(plan: Plan, monkeypatch: pytest.MonkeyPatch) ->
     assert "finetune under" in said
     assert "starting" in said
     assert "FAILED    finetune over: the loss is nan" in said
+
+
+def test_why_a_step_waits_is_said_once_and_only_if_it_lasts(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    (over, *_) = (s for s in plan.steps if s.kind == "finetune")
+    with display.make_display(plan) as shown:
+        shown.progress({over.key: {"reason": "no pod yet"}})
+        for _ in range(2):
+            shown.progress({over.key: {"reason": "waiting for a node: 1 Insufficient nvidia.com/gpu"}})
+            time.sleep(display.SETTLED * 1.1)
+        shown.progress({over.key: {"reason": "waiting for a node: 1 Insufficient nvidia.com/gpu"}})
+        shown.progress({over.key: {"reason": "its pod is starting"}})
+        shown.progress({over.key: PROGRESS})
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["running   finetune over: waiting for a node: 1 Insufficient nvidia.com/gpu"]

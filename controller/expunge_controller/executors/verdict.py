@@ -99,7 +99,9 @@ def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] 
         return "its pod is being ended, and another will take its place"
     scheduled = status["conditions"].get("PodScheduled", {})
     if scheduled.get("status") == "False":
-        return f"waiting for a node: {_short(scheduled.get('message') or scheduled.get('reason', ''))}"
+        # After its first sentence the scheduler tells what it thought of preemption.
+        message = str(scheduled.get("message") or scheduled.get("reason", "")).partition(". ")[0]
+        return f"waiting for a node: {_short(message)}"
     if trouble := start_trouble(pod):
         return f"cannot start: {trouble}"
     if status["phase"] == "Pending":
