@@ -149,6 +149,10 @@ class FaultProxy:
         """Spoil the next ``times`` requests of this kind."""
         self._rules.append(_Rule(fault, when, times))
 
+    def calm(self) -> None:
+        """Spoil nothing any more."""
+        self._rules.clear()
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()

@@ -30,8 +30,8 @@ from urllib3.exceptions import HTTPError
 Object = dict[str, Any]
 MISSING = "missing"
 """An image of this word cannot be pulled here."""
-_CONTEXT: Any = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["expunge_jobs.warm"])
+CONTEXT: Any = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["expunge_jobs.warm", "kubernetes.client", "boto3.session", "expunge_controller.cli"])
 
 
 class Node:
@@ -55,7 +55,7 @@ class Node:
     def start(self) -> None:
         self._register()
         os.environ["EXPUNGE_PRELOAD"] = "1"
-        _CONTEXT.Process(target=int).start()  # torch is imported once, before the first pod
+        CONTEXT.Process(target=int).start()  # torch is imported once, before the first pod
         del os.environ["EXPUNGE_PRELOAD"]
         for target in (self._server.serve_forever, self._beat, self._watch):
             threading.Thread(target=target, daemon=True).start()
@@ -130,6 +130,8 @@ class Node:
                 return
             self.pods[uid] = Pod(self, found)
         pod = self.pods[uid]
+        if pod.lost:
+            return
         if kind == "DELETED":
             pod.signal(signal.SIGKILL)
         elif found["metadata"].get("deletionTimestamp"):
@@ -148,6 +150,8 @@ class Pod:
         self.folder = node.folder / self.uid
         self.log = self.folder / "log"
         self.oom = False
+        self.lost = False
+        """Cut off: nobody can end it any more, and nobody hears of it."""
         self.alive = threading.Event()
         self.done = threading.Event()
         self._process: Any = None
@@ -188,7 +192,7 @@ class Pod:
             environment = self._environment()
             if list(self.container["command"][1:]) == ["-m", "expunge_jobs"]:
                 fds = [DupFd(f.fileno()) for f in (log, nothing, nothing)]
-                self._process = _CONTEXT.Process(target=warm.child, args=(environment, *fds), daemon=True)
+                self._process = CONTEXT.Process(target=warm.child, args=(environment, *fds), daemon=True)
                 self._process.start()
                 wait = self._join
             else:

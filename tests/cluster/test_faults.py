@@ -1,0 +1,145 @@
+"""Whatever happens to pods, Jobs, the API server and the store: the same artifacts, and no finished step run again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import ControlPlane
+from faults import FaultProxy, answer, refusal, silent
+from kubernetes import client
+from node import Node, Pod
+from runs import SLOWER, attempts, wait_for, weights
+from s3server import S3Server
+from testsite import Site, until
+
+
+def evict(node: Node, pod: Pod) -> None:
+    body = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod.name, namespace=pod.namespace))
+    node.api.create_namespaced_pod_eviction(pod.name, pod.namespace, body)
+
+
+def delete(node: Node, pod: Pod) -> None:
+    node.api.delete_namespaced_pod(pod.name, pod.namespace)
+
+
+def kill(node: Node, pod: Pod) -> None:
+    pod.signal(signal.SIGKILL)
+
+
+def lose(node: Node, pod: Pod) -> None:
+    """The node is cut off: the pod is given up, and its process goes on."""
+    pod.lost = True
+    node.api.delete_namespaced_pod(pod.name, pod.namespace, grace_period_seconds=0)
+
+
+def others(site: Site, *steps: str) -> set[int]:
+    """Attempts of every step but these."""
+    keys = {site.job(s)["metadata"]["annotations"]["expunge.dev/key"] for s in steps}
+    return {n for f, n in attempts(site.objects).items() if f.rpartition("/")[2] not in keys}
+
+
+@pytest.mark.parametrize(("what", "resumes"), [(evict, True), (delete, True), (kill, False), (lose, False)])
+def test_a_pod_that_goes(
+    site: Site, node: Node, finished_slower: Path, what: Callable[[Node, Pod], None], resumes: bool
+) -> None:
+    run = site.fork("run", *SLOWER)
+    pod = site.training("finetune over")
+    pod.signal(signal.SIGSTOP)
+    what(node, pod)
+    if what is not lose:
+        pod.signal(signal.SIGCONT)
+    run.join()
+    assert run.exitcode == 0, site.said.read_text()
+    if what is lose:  # it wakes up after its replacement has finished
+        assert not pod.done.is_set()
+        pod.signal(signal.SIGCONT)
+        until(pod.done.is_set)
+        assert "another attempt was first" in pod.log.read_text()
+    assert weights(site.objects) == weights(finished_slower)
+    assert others(site, "finetune over") == {1}
+    assert bool(site.resumed("finetune over")) == resumes
+
+
+def test_a_job_that_somebody_deletes(site: Site, finished_slower: Path) -> None:
+    run = site.fork("run", *SLOWER)
+    pod = site.training("finetune over")
+    pod.signal(signal.SIGSTOP)
+    name = site.job("finetune over")["metadata"]["name"]
+    site.plane.kubectl("delete", "job", name, "-n", site.namespace, "--wait=false")
+    pod.signal(signal.SIGCONT)
+    run.join()
+    assert run.exitcode == 0, site.said.read_text()
+    assert "finetune over: its Job is gone; starting it again" in site.said.read_text()
+    assert weights(site.objects) == weights(finished_slower)
+    assert others(site, "finetune over") == {1}
+
+
+def test_jobs_that_are_tidied_away_at_once(site: Site, finished_slower: Path) -> None:
+    run = site.fork("run", *SLOWER)
+    for step in ("memorize", "finetune over"):
+        site.training(step)
+        site.plane.kubectl(
+            "patch", "job", site.job(step)["metadata"]["name"], "-n", site.namespace, "--type=merge",
+            "-p", '{"spec": {"ttlSecondsAfterFinished": 1}}',
+        )  # fmt: skip
+    run.join()
+    assert run.exitcode == 0, site.said.read_text()
+    assert weights(site.objects) == weights(finished_slower)
+    assert set(attempts(site.objects).values()) == {1}
+
+
+def test_out_of_memory_says_what_to_raise_and_is_not_tried_in_vain(site: Site) -> None:
+    run = site.begin("run", *SLOWER)
+    site.training("finetune over").kill_for_memory()
+    _, err = run.communicate()
+    assert run.returncode == 1
+    (line,) = [x for x in err.splitlines() if x.startswith("FAILED")]
+    assert line.startswith(
+        "FAILED    finetune over: out of memory at 16Gi: raise resources.finetune.memory, or lower batch_size (last heard:"
+    )
+    assert not [j for j in site.get("jobs") if j["metadata"]["annotations"]["expunge.dev/step"] == "finetune over"]
+    assert "out of memory at 16Gi" in site.command("status", *SLOWER).stdout
+    assert "step " in site.command("logs", "finetune over", *SLOWER).stdout
+
+
+def test_the_api_server_and_the_store_go_and_come_back(
+    site: Site, plane: ControlPlane, server: S3Server, finished_slower: Path
+) -> None:
+    run = site.begin("run", *SLOWER)
+    site.training("memorize")
+    plane.end("kube-apiserver")
+    server.stop()
+    back = threading.Timer(5, lambda: (server.start(), plane.begin("kube-apiserver")))
+    back.start()
+    said = wait_for(run, "does not answer")
+    back.join()
+    _, err = run.communicate()
+    assert run.returncode == 0, said + err
+    assert "answered again" in err
+    assert weights(site.objects) == weights(finished_slower)
+    assert set(attempts(site.objects).values()) == {1}
+
+
+def test_faults_on_the_way(site: Site, plane: ControlPlane, server: S3Server, finished: Path) -> None:
+    """Watches that are cut, expired, or silent for ever; calls that are refused for a while; a busy store."""
+    cluster, store = FaultProxy(plane.url, plane.context), FaultProxy(server.url)
+    site.environment |= {"KUBECONFIG": str(plane.kubeconfig_by(cluster.url)), "AWS_ENDPOINT_URL_S3": store.url}
+    cluster.inject(silent(100), lambda r: "pods?watch" in r.path)
+    cluster.inject(refusal(410, "Expired"), lambda r: "jobs?watch" in r.path)
+    cluster.inject(refusal(429, "TooManyRequests", after=1), lambda r: r.method == "POST", times=2)
+    cluster.inject(refusal(500, "InternalError"), lambda r: r.method == "POST", times=6)
+    store.inject(answer(503, "SlowDown"), lambda r: "manifest.json" in r.path, times=5)
+    try:
+        done = site.command("run")
+    finally:
+        cluster.close()
+        store.close()
+    assert done.returncode == 0, done.stderr
+    assert weights(site.objects) == weights(finished)
+    assert set(attempts(site.objects).values()) == {1}
+    posts = [r for r in cluster.seen if r.method == "POST"]
+    assert len(posts) == 10 + 8

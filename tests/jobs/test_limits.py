@@ -1,0 +1,154 @@
+"""What a step does about its own deadline, its disk, disturbances without end, and where its words are kept; by processes
+of the shipped program."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+from expunge_jobs.artifact import Attempt, attempts, checkpoints_of, disturbed, read_log, read_manifest
+from expunge_jobs.errors import ExitCode
+from expunge_jobs.log import LogParts
+from expunge_jobs.store import Store, StoreError, open_store
+from expunge_jobs.store.file import FileStore
+from expunge_jobs.task import Architecture, ArtifactRef, MemorizeSettings, MemorizeTask
+
+
+class Step:
+    """One training step of half a minute and more, and the store that it writes into."""
+
+    def __init__(self, folder: Path) -> None:
+        architecture = Architecture(vocab_size=320, hidden_size=32, layers=1, heads=2, intermediate_size=64)
+        learn = MemorizeSettings(epochs=4000, batch_size=5, learning_rate=1e-3, stop_at=None)
+        self.task = MemorizeTask(data=tiny.task_data(folder), settings=learn, architecture=architecture)
+        self.ref = ArtifactRef(kind=self.task.kind, key=self.task.key())
+        self.store = open_store(str(folder / "store"))
+        self._begun: list[subprocess.Popen[str]] = []
+
+    def begin(self, attempt: str, **limits: str) -> subprocess.Popen[str]:
+        environment = os.environ | {
+            "EXPUNGE_TASK": self.task.to_json(), "EXPUNGE_STORE": self.store.uri, "EXPUNGE_ATTEMPT": attempt,
+            "EXPUNGE_THREADS": "1", **limits,
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "expunge_jobs"], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        self._begun.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._begun:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> Iterator[Step]:
+    step = Step(tmp_path)
+    yield step
+    step.close()
+
+
+def until_it_trains(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert any('"progress"' in line for line in process.stdout)
+
+
+def last(process: subprocess.Popen[str]) -> dict[str, object]:
+    out, _ = process.communicate(timeout=60)
+    event: dict[str, object] = json.loads(out.splitlines()[-1])
+    return event
+
+
+def test_its_deadline_ends_it_for_good(step: Step) -> None:
+    process = step.begin("one", EXPUNGE_DEADLINE="0.5")
+    said = last(process)
+    assert process.returncode == ExitCode.SPENT == said["exit_code"]
+    assert said["reason"] == "took longer than 0.5 s: raise resources.KIND.deadline"
+
+
+def test_with_more_time_it_goes_on(step: Step) -> None:
+    process = step.begin("one", EXPUNGE_DEADLINE="1000", EXPUNGE_CHECKPOINT_SECONDS="1000")
+    until_it_trains(process)
+    process.send_signal(signal.SIGALRM)  # what the timer sends
+    assert last(process)["exit_code"] == ExitCode.SPENT
+    assert checkpoints_of(step.store, step.ref)
+
+
+def test_term_is_preemption_within_its_disk_and_the_end_beyond_it(step: Step) -> None:
+    for attempt, disk, code in (("one", 2**30, ExitCode.PREEMPTED), ("two", 1, ExitCode.SPENT)):
+        process = step.begin(attempt, EXPUNGE_DISK=str(disk))
+        until_it_trains(process)
+        process.send_signal(signal.SIGTERM)
+        said = last(process)
+        assert process.returncode == code, said
+    assert "raise resources.KIND.disk" in str(said["reason"])
+
+
+def test_disturbed_ten_times_without_getting_on_it_gives_up(step: Step) -> None:
+    for number in range(10):
+        Attempt(step.store, step.ref, f"earlier-{number}").begin("host", 1, "job-a")
+        time.sleep(0.002)  # records are ordered by their time
+    assert disturbed(step.store, step.ref, "job-a") == 10
+    process = step.begin("last", EXPUNGE_JOB="job-a")
+    said = last(process)
+    assert process.returncode == ExitCode.SPENT
+    assert "ended from outside 10 times in a row without getting on" in str(said["reason"])
+    other = step.begin("other", EXPUNGE_JOB="job-b")
+    until_it_trains(other)
+
+
+def test_a_checkpoint_is_getting_on(step: Step) -> None:
+    for number in range(5):
+        attempt = Attempt(step.store, step.ref, f"earlier-{number}")
+        attempt.begin("host", 1, "job-a")
+        time.sleep(0.002)
+        if number == 2:
+            step.store.put(f"{attempt.folder}/checkpoints/00000007.json", b"{}")
+    assert disturbed(step.store, step.ref, "job-a") == 2
+    assert disturbed(step.store, step.ref, "job-b") == 0
+
+
+def test_what_it_says_is_in_the_store_while_it_says_it(step: Step) -> None:
+    process = step.begin("one", EXPUNGE_LOG_SECONDS="0.2")
+    until_it_trains(process)
+    until = time.monotonic() + 30
+    while b'"progress"' not in (read_log(step.store, step.ref, "one") or b""):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    log = (read_log(step.store, step.ref, "one") or b"").decode().splitlines()
+    assert json.loads(log[0])["event"] == "start"
+    assert json.loads(log[-1]) == {"event": "failed", "reason": "stopped by SIGTERM", "exit_code": 143}
+    assert [r.attempt for r in attempts(step.store, step.ref)] == ["one"]
+    assert read_manifest(step.store, step.ref) is None
+
+
+def test_lines_wait_for_a_store_that_comes_back(tmp_path: Path) -> None:
+    class Moody(FileStore):
+        broken = True
+
+        def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
+            if self.broken:
+                raise StoreError("away")
+            super().put(path, data, if_absent=if_absent, if_match=if_match)
+
+    store = Moody(tmp_path)
+    plain: Store = store
+    ref = ArtifactRef(kind="merge", key="ab" * 32)
+    with LogParts(Attempt(plain, ref, "one"), 0.01) as parts:
+        parts.take("first")
+        time.sleep(0.1)
+        assert read_log(plain, ref, "one") is None
+        store.broken = False
+        parts.take("second")
+    assert read_log(plain, ref, "one") == b"first\nsecond\n"
