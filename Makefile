@@ -31,20 +31,20 @@ lint: venv ## ruff and mypy
 	$(BIN)/mypy
 
 unit: venv ## tests that load no torch
-	$(BIN)/coverage run -m pytest tests/unit
+	$(BIN)/coverage run -m pytest tests/unit --at-least 600
 
 store: venv ## the same tests on a directory and on a real S3 server (built once, with Go)
-	$(BIN)/python -m pytest tests/store
+	$(BIN)/python -m pytest tests/store --at-least 170
 
-cluster: venv ## tests on a real Kubernetes control plane (built once, with Go: 5 to 10 minutes)
-	$(BIN)/coverage run -m pytest tests/cluster
+cluster: venv ## tests on a real Kubernetes control plane (built once, with Go: 5 to 10 minutes), S3 and a node of processes
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 45
 
 cluster-up: venv ## start that control plane, print its KUBECONFIG, end it with Ctrl-C
 	$(BIN)/python tests/support/cluster.py
 
 jobs: venv ## tests of the job programs and of whole runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs --at-least 290
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run -m 'not slow' --at-least 22
 
 test-slow: venv ## the quickstart on seeds 0 to 4, and killed three times
 	$(BIN)/python -m pytest tests/run -m slow

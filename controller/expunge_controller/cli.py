@@ -50,6 +50,18 @@ _HELP = {
         "show the Jobs of a cluster as YAML; apply nothing, ask nobody",
         "expunge render experiment.yaml --store s3://bucket/prefix --image registry/expunge-jobs:0.1.0",
     ),
+    "upload": (
+        "put a data file or a model directory into the store, and print its address",
+        "expunge upload forget.jsonl --store s3://bucket/prefix",
+    ),
+    "retry": (
+        "run again; make anew what a step found damaged",
+        "expunge retry experiment.yaml",
+    ),
+    "doctor": (
+        "say what is missing to run on this cluster",
+        "expunge doctor --store s3://bucket/prefix --image registry/expunge-jobs:0.1.0 --secret store",
+    ),
     "list": ("list presets, objectives, methods or metrics, a line on each", "expunge list presets"),
 }
 
@@ -102,26 +114,29 @@ def _parser() -> argparse.ArgumentParser:
         n: verbs.add_parser(n, help=text, description=text + ".", epilog=f"example: {x}")
         for n, (text, x) in _HELP.items()
     }
-    for name in ("run", "plan", "results", "status", "logs", "cancel", "pull", "render"):
+    for name in ("run", "plan", "results", "status", "logs", "cancel", "pull", "render", "retry"):
         made[name].add_argument("file", metavar="FILE", help="the experiment file")
         made[name].add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field below spec"
         )
+    for name in [n for n in _HELP if n != "list"]:
         made[name].add_argument(
             "--store", metavar="URI", help="where artifacts lie (default: $EXPUNGE_STORE or ./.expunge)"
         )
-    made["run"].add_argument("--parallel", type=_count, metavar="N", help="steps at once, at most")
+    for name in ("run", "retry"):
+        made[name].add_argument("--parallel", type=_count, metavar="N", help="steps at once, at most")
     for name in ("plan", "results", "status"):
         made[name].add_argument("-o", "--output", choices=("table", "json"), default="table")
-    for name in ("run", "plan", "results", "status", "logs", "cancel"):
+    for name in ("run", "retry", "plan", "results", "status", "logs", "cancel"):
         made[name].add_argument(
             "--executor", choices=("local", "kubernetes"), default=os.environ.get("EXPUNGE_EXECUTOR") or "local",
             help="what runs the steps (default: $EXPUNGE_EXECUTOR or local)",
         )  # fmt: skip
+    for name in ("run", "retry", "plan", "results", "status", "logs", "cancel", "doctor"):
         made[name].add_argument("--context", metavar="NAME", help="of the kubeconfig (default: its current one)")
-    for name in ("run", "plan", "results", "status", "logs", "cancel", "render"):
+    for name in ("run", "retry", "plan", "results", "status", "logs", "cancel", "doctor", "render"):
         made[name].add_argument("--namespace", metavar="NAME", help="where the Jobs belong (default: the context's)")
-    for name in ("run", "render"):
+    for name in ("run", "retry", "doctor", "render"):
         made[name].add_argument("--image", metavar="IMAGE", help="the jobs image (default: $EXPUNGE_IMAGE)")
         made[name].add_argument(
             "--secret", metavar="NAME", help="a Secret of the namespace with the store's credentials"
@@ -132,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     made["pull"].add_argument("--trial", metavar="NAME", help="which trial's, where there is a sweep")
     made["pull"].add_argument("--to", metavar="DIR", required=True, help="a new or empty directory")
     made["pull"].add_argument("--full", action="store_true", help="the merged model: an adapter alone does not forget")
+    made["upload"].add_argument("path", metavar="PATH", help="JSON Lines, or a model or adapter directory")
     made["list"].add_argument("what", choices=("presets", "objectives", "methods", "metrics"))
     return parser
 
@@ -166,14 +182,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
+def _store(arguments: argparse.Namespace) -> Store:
     from expunge_jobs.store import open_store
-
-    from expunge_controller.experiment import load_experiment
-    from expunge_controller.resolve import resolve
 
     store = open_store(arguments.store or os.environ.get("EXPUNGE_STORE") or ".expunge")
     store.check()
+    return store
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
+    from expunge_controller.experiment import load_experiment
+    from expunge_controller.resolve import resolve
+
+    store = _store(arguments)
     resolved = resolve(load_experiment(Path(arguments.file), arguments.set))
     for notice in resolved.notices:
         _say(f"note: {notice}")
@@ -296,7 +317,7 @@ def _command(verb: str, arguments: argparse.Namespace) -> str:
         if (value := getattr(arguments, name)) and value != "local":
             words += [f"--{name}", value]
     for name in ("parallel", "image", "secret", "service_account") if verb == "run" else ():
-        if value := getattr(arguments, name):
+        if value := getattr(arguments, name, None):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 
@@ -374,6 +395,7 @@ def _results(arguments: argparse.Namespace) -> int:
 
 def _logs(arguments: argparse.Namespace) -> int:
     from expunge_controller.logs import follow, read_logs, select_steps
+    from expunge_controller.runner import read_failures
 
     store, resolved = _open(arguments)
     steps = select_steps(resolved.plan, arguments.step)
@@ -382,9 +404,12 @@ def _logs(arguments: argparse.Namespace) -> int:
         for line in follow(store, steps, cluster):
             print(line, flush=True)
         return DONE
+    failures = read_failures(store, resolved)
     for step in steps:
         for line in read_logs(store, step):
             print(line)
+        if step.key in failures:
+            print(f"failed: {failures[step.key]}")
     return DONE
 
 
@@ -401,6 +426,35 @@ def _cancel(arguments: argparse.Namespace) -> int:
     count = cancel(cluster, cluster.namespace, resolved.digest[:16])
     _say(f"{count} Job{'s' if count != 1 else ''} deleted; finished steps are kept")
     return DONE
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    from expunge_controller.runner import drop_damaged
+
+    store, resolved = _open(arguments)
+    for line in drop_damaged(store, resolved):
+        _say(line)
+    return _run(arguments)
+
+
+def _upload(arguments: argparse.Namespace) -> int:
+    from expunge_controller.upload import upload
+
+    print(upload(_store(arguments), Path(arguments.path)))
+    return DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from expunge_controller.doctor import examine
+    from expunge_controller.tables import aligned
+
+    cluster = _cluster(arguments)
+    rows, well = [], True
+    for check in examine(cluster, _site(arguments, cluster.namespace)):
+        rows.append([check.state, check.what, check.words])
+        well = well and check.state != "FAIL"
+    print(aligned(["", "WHAT", "FOUND"], rows))
+    return DONE if well else FAILED
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ class Rest(Model):
 
 
 class Data(Model):
-    """What is to be forgotten, what is to be kept, and rows to judge by. Addresses: builtin://, file:// or a path."""
+    """What is to be forgotten, what is to be kept, and rows to judge by. Addresses: builtin://, s3://, file:// or a path."""
 
     forget: Address = Field(description="Rows to forget.")
     retain: Address = Field(description="Rows to keep.")
@@ -277,7 +277,9 @@ class Kubernetes(Model):
 class Spec(Model):
     """One experiment, or with ``sweep`` a grid of them."""
 
-    model: Address | None = Field(None, description="hf://org/name@revision, file:// or a path to a model directory.")
+    model: Address | None = Field(
+        None, description="hf://org/name@revision, s3:// (see `expunge upload`), or a path to a model directory."
+    )
     memorize: Memorize | None = None
     data: Data
     seed: Seed = Field(42, description="The unlearning's: A's start, order of the data, dropout, random merges.")

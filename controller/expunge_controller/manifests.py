@@ -72,7 +72,9 @@ def check_reachable(site: Site, inputs: Iterable[str]) -> None:
         problems.append(f"{found}, which pods cannot reach: give --store s3://bucket/prefix, or set EXPUNGE_STORE")
     for uri in inputs:
         if uri.startswith("file://"):
-            problems.append(f"{uri.removeprefix('file://')}: a file of this machine, which pods cannot read")
+            problems.append(
+                f"{uri.removeprefix('file://')}: of this machine, which pods cannot read; put it into the store: expunge upload"
+            )
     if problems:
         raise ExperimentError(problems)
     open_store(site.store)
@@ -114,9 +116,28 @@ def job(step: Step, site: Site, resources: ResourcesByKind, kubernetes: Kubernet
             "ttlSecondsAfterFinished": TTL,
             "template": {
                 "metadata": {"labels": dict(labels), "annotations": {KEY: step.key}},
-                "spec": _pod(step, site, asked, kubernetes),
+                "spec": _pod(site, asked, kubernetes, _environment(step, site, asked)),
             },
         },
+    }  # fmt: skip
+
+
+TRIAL = (
+    "from expunge_jobs.store import open_store; import os, sys\n"
+    "try: open_store(os.environ['EXPUNGE_STORE']).check()\n"
+    "except Exception as error: sys.exit(str(error))"
+)
+
+
+def trial_job(name: str, site: Site) -> dict[str, Any]:
+    """A Job in a step's shape, without a GPU, whose pod only opens the store: what `expunge doctor` runs."""
+    asked = DEFAULTS["merge"].model_copy(update={"cpu": 1, "memory": "1Gi", "disk": "1Gi", "deadline": 60})
+    environment = [{"name": "EXPUNGE_STORE", "value": site.store}, {"name": "HOME", "value": WORK}]
+    pod = _pod(site, asked, Kubernetes(), environment)
+    pod["containers"][0]["command"] = [site.command[0], "-c", TRIAL]
+    return {
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": site.namespace},
+        "spec": {"backoffLimit": 0, "ttlSecondsAfterFinished": 60, "template": {"spec": pod}},
     }  # fmt: skip
 
 
@@ -136,7 +157,7 @@ def _failure_policy() -> dict[str, Any]:
     ]}  # fmt: skip
 
 
-def _pod(step: Step, site: Site, asked: Resources, kubernetes: Kubernetes) -> dict[str, Any]:
+def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list[dict[str, Any]]) -> dict[str, Any]:
     chosen = kubernetes.model_dump(
         mode="json", include={"priorityClassName", "runtimeClassName", "nodeSelector", "tolerations", "affinity"},
         exclude_none=True,
@@ -165,7 +186,7 @@ def _pod(step: Step, site: Site, asked: Resources, kubernetes: Kubernetes) -> di
             "image": site.image,
             "imagePullPolicy": site.pull_policy,
             "command": list(site.command),
-            "env": _environment(step, site, asked),
+            "env": environment,
             **({"envFrom": [{"secretRef": {"name": site.secret}}]} if site.secret else {}),
             "resources": _resources(site, asked),
             "securityContext": {

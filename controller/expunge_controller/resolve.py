@@ -105,6 +105,8 @@ class _Resolver:
         try:
             if inputs.scheme(uri) == "hf":
                 self.pins[uri] = f"commit:{inputs.hub_commit(uri)}"
+            elif inputs.scheme(uri) == "s3":
+                self.pins[uri] = inputs.stored_digest(uri)
             else:
                 folder = Path(uri.removeprefix("file://"))
                 self.pins[uri] = inputs.folder_digest(folder)

@@ -6,12 +6,15 @@ Kill it anywhere and start it again: what is done is read from the store's manif
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-from expunge_jobs.artifact import now
+from expunge_jobs.artifact import fetch, manifest_path, now
+from expunge_jobs.errors import DamagedInput
 from expunge_jobs.store import Store, Unavailable
 
 from expunge_controller.executors import Ended, Executor, Progress
@@ -192,3 +195,18 @@ def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
         record = json.loads(store.get(entry.path)[0])
         out[str(record["key"])] = str(record["reason"])
     return out
+
+
+def drop_damaged(store: Store, resolved: Resolved) -> Iterator[str]:
+    """Finished steps whose bytes are not what their manifests say are given up, so that the next run makes them anew: of those
+    that a failed step needs, or if none failed of all. A line on each."""
+    plan = resolved.plan
+    done = done_keys(store, plan.steps)
+    needed = {n for key in read_failures(store, resolved) if key in plan.by_key for n in plan.by_key[key].needs}
+    for step in [s for s in plan.steps if s.key in done and s.key in (needed or done)]:
+        with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
+            try:
+                fetch(store, step.ref, Path(folder))
+            except DamagedInput as error:
+                store.delete([manifest_path(step.ref)])
+                yield f"{step.name} is made again: {str(error).partition(';')[0]}"

@@ -163,8 +163,8 @@ def fetch(store: Store, ref: ArtifactRef, into: Path) -> Path:
         if found != file.sha256:
             what = "is missing" if found == "missing" else "is not what was written (SHA-256 differs)"
             raise DamagedInput(
-                f"damaged artifact: {store.name}/{path} {what}; "
-                f"delete {store.name}/{manifest_path(ref)} and run again to make it anew"
+                f"damaged artifact: {store.name}/{path} {what}; `expunge retry` makes it anew, "
+                f"or delete {store.name}/{manifest_path(ref)} and run again"
             )
     attempt = f"{folder(ref)}/attempts/{manifest.attempt}"
     local = store.local_path(f"{attempt}/{ref.folder}" if ref.folder else attempt)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from expunge_jobs import builtin
 from expunge_jobs.artifact import sha256_of
 from expunge_jobs.errors import BadTask, nearest
+from expunge_jobs.store import NotFound, Store
 from expunge_jobs.task import Input
 
-SCHEMES = ("hf", "file", "builtin")
+SCHEMES = ("hf", "file", "s3", "builtin")
+STORED = "inputs"
+"""``<store>/inputs/<digest>/<name>``: what `expunge upload` has put there."""
 
 
 def scheme(uri: str) -> str:
@@ -39,7 +44,13 @@ def read(uri: str) -> bytes:
     if kind == "builtin":
         return builtin.read(uri)
     if kind == "hf":
-        raise BadTask(f"{uri}: data files are read from file:// or builtin://; hf:// is for models")
+        raise BadTask(f"{uri}: data files are read from file://, s3:// or builtin://; hf:// is for models")
+    if kind == "s3":
+        store, name = _apart(uri)
+        try:
+            return _whole(uri, store.get(name)[0])
+        except NotFound:
+            raise BadTask(f"{uri}: no such object") from None
     path = Path(uri.removeprefix("file://"))
     try:
         content = path.read_bytes()
@@ -49,9 +60,41 @@ def read(uri: str) -> bytes:
         raise BadTask(f"{path}: is a folder; allowed: a file of rows") from None
     except OSError as error:
         raise BadTask(f"{path}: not readable ({error.strerror})") from None
+    return _whole(str(path), content)
+
+
+def _whole(name: str, content: bytes) -> bytes:
     if not content.strip():
-        raise BadTask(f"{path}: empty; allowed: JSON Lines with id, input, output, task")
+        raise BadTask(f"{name}: empty; allowed: JSON Lines with id, input, output, task")
     return content
+
+
+def _apart(uri: str) -> tuple[Store, str]:
+    """The store of the folder that an ``s3://`` input lies in, and the input's name there."""
+    from dataclasses import replace
+
+    from expunge_jobs.store.s3 import S3Store, parse_address
+
+    address = parse_address(uri)
+    parent, _, name = address.prefix.rpartition("/")
+    if not name:
+        raise BadTask(f"{uri}: names no object; allowed: s3://bucket/path?option=value")
+    return S3Store(str(replace(address, prefix=parent))), name
+
+
+def stored_digest(uri: str) -> str:
+    """The digest of a model or adapter in a bucket: a part of its address, checked when it is fetched.
+
+    Raises:
+        BadTask: it is not where `expunge upload` puts such folders, or nothing is there.
+    """
+    store, name = _apart(uri)
+    place = re.search(rf"/{STORED}/([0-9a-f]{{64}})$", store.name)
+    if place is None:
+        raise BadTask(f"{uri}: a folder in a bucket is read only from where `expunge upload` puts it")
+    if next(iter(store.list(name)), None) is None:
+        raise BadTask(f"{uri}: nothing is there")
+    return f"sha256:{place.group(1)}"
 
 
 def read_checked(ref: Input) -> bytes:
@@ -77,12 +120,21 @@ def folder_digest(folder: Path) -> str:
             f"{folder}: " + ("is a file; allowed: a model directory" if folder.exists() else "no such directory")
         )
     digest = hashlib.sha256()
+    for file in model_files(folder):
+        digest.update(f"{file.name}\0{sha256_of(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Those files of a directory that a model or adapter consists of.
+
+    Raises:
+        BadTask: there are none.
+    """
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
     if not files:
         raise BadTask(f"{folder}: no model or adapter in it (no .json, .safetensors, .model, .txt or .jinja files)")
-    for file in files:
-        digest.update(f"{file.name}\0{sha256_of(file)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+    return files
 
 
 def check_model_folder(folder: Path) -> None:
@@ -121,8 +173,9 @@ _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _HUB_PATTERNS = [f"*{suffix}" for suffix in _MODEL_FILES]
 
 
-def local_folder(ref: Input) -> Path:
-    """The folder of a pinned model or adapter; a hub model comes from, or goes through, the hub's own cache.
+def local_folder(ref: Input, scratch: Path) -> Path:
+    """The folder of a pinned model or adapter; a hub model comes from, or goes through, the hub's own cache, one in a
+    bucket is copied below ``scratch``.
 
     Raises:
         BadTask: it is not what was pinned, or the hub does not have it.
@@ -131,9 +184,25 @@ def local_folder(ref: Input) -> Path:
         name, commit = hub_name(ref.uri)[0], ref.digest.removeprefix("commit:")
         return hub_snapshot(name, commit)
     folder = Path(ref.uri.removeprefix("file://"))
+    if scheme(ref.uri) == "s3":
+        folder = _fetched(ref.uri, scratch / ref.digest.removeprefix("sha256:"))
     if folder_digest(folder) != ref.digest:
-        raise BadTask(f"the input {folder} has changed since the run was planned: run again")
+        raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
     return folder
+
+
+def _fetched(uri: str, into: Path) -> Path:
+    store, name = _apart(uri)
+    names = [e.path for e in store.list(name)]
+
+    def copy(path: str) -> None:
+        to = into / path
+        to.parent.mkdir(parents=True, exist_ok=True)
+        store.get_file(path, to)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(copy, names))
+    return into / name
 
 
 def hub_name(uri: str) -> tuple[str, str]:

@@ -37,8 +37,10 @@ class LogParts:
         self._lines.append(line)
 
     def _loop(self) -> None:
-        while not self._end.wait(self.seconds):
+        wait = min(1.0, self.seconds)  # the first words soon: that it has begun
+        while not self._end.wait(wait):
             self._write()
+            wait = self.seconds
         self._write()
 
     def _write(self) -> None:

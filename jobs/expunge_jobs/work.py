@@ -56,7 +56,7 @@ class Work:
         """
         if isinstance(ref, ArtifactRef):
             return fetch(self.store, ref, self.scratch)
-        return inputs.local_folder(ref)
+        return inputs.local_folder(ref, self.scratch)
 
     def read(self, ref: Input) -> bytes:
         """The bytes of a data file, checked against its digest."""

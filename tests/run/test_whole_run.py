@@ -113,8 +113,14 @@ def test_a_damaged_artifact_is_named_with_what_to_do(tiny: Path, finished: Path,
     assert done.returncode == 1
     assert "damaged artifact" in done.stderr
     assert "adapter_model.safetensors is not what was written" in done.stderr
+    assert "`expunge retry` makes it anew, or delete" in done.stderr
     assert "manifest.json and run again" in done.stderr
     assert "retrying" not in done.stderr
+    done = command("retry", str(tiny), "--set", "merge.density=0.3", store=store)
+    assert done.returncode == 0, done.stderr
+    assert "finetune over is made again: damaged artifact" in done.stderr
+    whole = weights(finished)
+    assert {k: v for k, v in weights(store).items() if k in whole} == whole
 
 
 def test_a_full_store_is_told_as_such_and_nothing_is_lost(tiny: Path, finished: Path, tmp_path: Path) -> None:

@@ -36,3 +36,9 @@ def proxy(server: S3Server) -> Iterator[FaultProxy]:
     proxy = FaultProxy(server.url)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture
+def behind(proxy: FaultProxy, prefix: str) -> Store:
+    """A store that the proxy stands before."""
+    return open_store(f"s3://{prefix}?endpoint_url={proxy.url}")

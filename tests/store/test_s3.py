@@ -37,12 +37,6 @@ def get(request: Request) -> bool:
 
 
 @pytest.fixture
-def behind(proxy: FaultProxy, prefix: str) -> Store:
-    """A store that the proxy stands before."""
-    return open_store(f"s3://{prefix}?endpoint_url={proxy.url}")
-
-
-@pytest.fixture
 def sums(proxy: FaultProxy, prefix: str) -> Store:
     """The same, with the SDK's own checksums on the wire."""
     return open_store(f"s3://{prefix}?endpoint_url={proxy.url}&checksums=when_supported")

@@ -155,7 +155,7 @@ class Pod:
         self.alive = threading.Event()
         self.done = threading.Event()
         self._process: Any = None
-        self._ending = False
+        self.ending = False
         self._started = _now()
         self.folder.mkdir()
         self.log.touch()
@@ -174,8 +174,8 @@ class Pod:
 
     def end(self, grace: int) -> None:
         """TERM, and KILL after the grace period."""
-        if not self._ending:
-            self._ending = True
+        if not self.ending:
+            self.ending = True
             self.signal(signal.SIGTERM)
             threading.Timer(grace, self.signal, [signal.SIGKILL]).start()
             if self._process is None:
@@ -212,7 +212,7 @@ class Pod:
             "message": "" if code == 0 else self.log.read_bytes()[-2048:].decode(errors="replace"),
         }  # fmt: skip
         self._say("Succeeded" if code == 0 else "Failed", {"terminated": terminated})
-        if self._ending:
+        if self.ending:
             self._remove()
 
     def _join(self) -> int:

@@ -43,12 +43,12 @@ class Site:
 
     def words(self, verb: str, *more: str) -> list[str]:
         """The command line of a verb."""
-        where = ["--store", self.store]
-        if verb in ("run", "plan", "results", "status", "logs", "cancel"):
-            where += ["--executor", "kubernetes", "--namespace", self.namespace]
-        if verb == "run":
+        where = ["--store", self.store, "--namespace", self.namespace]
+        if verb in ("run", "doctor"):
             where += ["--image", "registry.test/expunge-jobs:1", "--secret", "credentials"]
-        return [verb, str(self.file), *where, "--set", THREADS, *more]
+        if verb == "doctor":
+            return [verb, *where, *more]
+        return [verb, str(self.file), *where, "--executor", "kubernetes", "--set", THREADS, *more]
 
     def begin(self, verb: str, *more: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(

@@ -41,8 +41,8 @@ def test_a_hub_model_is_pinned_to_its_commit(hub: Path, revision: str) -> None:
     assert inputs.hub_commit(f"hf://org/name{revision}") == COMMIT
 
 
-def test_a_pinned_hub_model_is_the_cache_s_folder(hub: Path) -> None:
-    assert inputs.local_folder(Input(uri="hf://org/name@v1", digest=f"commit:{COMMIT}")) == hub
+def test_a_pinned_hub_model_is_the_cache_s_folder(hub: Path, tmp_path: Path) -> None:
+    assert inputs.local_folder(Input(uri="hf://org/name@v1", digest=f"commit:{COMMIT}"), tmp_path) == hub
 
 
 def test_the_key_holds_the_commit_and_not_the_revision(hub: Path) -> None:
@@ -72,10 +72,10 @@ def test_a_model_directory_that_lacks_a_file_is_refused_before_anything_runs(tmp
 def test_a_model_that_changes_is_another_digest_and_refused_by_a_pinned_task(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     pinned = Input(uri=f"file://{tmp_path}", digest=inputs.folder_digest(tmp_path))
-    assert inputs.local_folder(pinned) == tmp_path
+    assert inputs.local_folder(pinned, tmp_path / "scratch") == tmp_path
     (tmp_path / "config.json").write_text("{} ")
     with pytest.raises(BadTask, match="has changed"):
-        inputs.local_folder(pinned)
+        inputs.local_folder(pinned, tmp_path / "scratch")
 
 
 def test_a_store_that_cannot_be_made_says_so() -> None:

@@ -86,7 +86,7 @@ class KubernetesExecutor:
         self._replaced: set[str] = set()
         self._ended: list[Ended] = []
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._trouble = ""
+        self._refused = self._unheard = ""
         self._not_before = 0.0
         self._progress: dict[str, Progress] = {}
         self._next_look = 0.0
@@ -128,7 +128,7 @@ class KubernetesExecutor:
             started = self._create_or_adopt(step)
         except ApiError as error:
             if error.passing:
-                self._trouble = str(error)
+                self._refused = str(error)
                 self._not_before = time.monotonic() + max(error.after or 0.0, 1.0)
                 return "no room"
             self._ended.append(Ended(step.key, ok=False, reason=f"the cluster refuses its Job: {error}", final=True))
@@ -136,14 +136,14 @@ class KubernetesExecutor:
         except _Refused as error:
             self._ended.append(Ended(step.key, ok=False, reason=str(error), final=True))
             started = True
-        self._trouble = ""
+        self._refused = ""
         return "started" if started else "no room"
 
     def running(self) -> dict[str, Progress]:
         return {key: self._how(held) for key, held in self._here.items()} | {e.key: {} for e in self._ended}
 
     def trouble(self) -> str:
-        return self._trouble or self.jobs.trouble or self.pods.trouble
+        return self._refused or self._unheard or self.jobs.trouble or self.pods.trouble
 
     def wait(self, seconds: float) -> list[Ended]:
         names: set[str] = set()
@@ -165,9 +165,9 @@ class KubernetesExecutor:
                 self._changes.put(name)
             if isinstance(error, StoreError) or not error.passing:
                 raise
-            self._trouble = str(error)
+            self._unheard = str(error)
         else:
-            self._trouble = ""
+            self._unheard = ""
         ended, self._ended = self._ended, []
         return ended
 
@@ -237,7 +237,8 @@ class KubernetesExecutor:
             found = None  # an earlier one that is going, or a later one that somebody made
         if found is not None:
             held.seen = True
-        return found, [p for p in self.pods.objects() if p["metadata"]["job"] == name]
+        # By uid: pods of an earlier Job of this name may still be there.
+        return found, [p for p in self.pods.objects() if p["metadata"]["owner"] == held.uid]
 
     def _look(self, held: _Held) -> None:
         """Something has changed about the Job or its pods."""
@@ -371,7 +372,7 @@ def observe_jobs(cluster: Cluster, namespace: str, steps: Iterable[Step]) -> dic
             continue
         if verdict.condition(found, "Failed", "Complete"):
             continue
-        mine = [p for p in pods if p["metadata"]["job"] == job_name(step)]
+        mine = [p for p in pods if p["metadata"]["owner"] == found["metadata"]["uid"]]
         words = verdict.waiting_words(found, mine)
         pod = verdict.newest(mine)
         if not words and pod is not None:

@@ -44,10 +44,12 @@ def trim_job(job: Object) -> Object:
 def trim_pod(pod: Object) -> Object:
     """Those fields of a pod that are read."""
     meta, status = pod["metadata"], pod.get("status", {})
+    labels = meta.get("labels") or {}
     return {
         "metadata": {
             "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
-            "creationTimestamp": meta["creationTimestamp"], "job": (meta.get("labels") or {}).get(_JOB_NAME, ""),
+            "creationTimestamp": meta["creationTimestamp"], "job": labels.get(_JOB_NAME, ""),
+            "owner": labels.get(_JOB_UID, ""),
         },
         "status": {
             "phase": status.get("phase", "Pending"), "reason": status.get("reason", ""), "message": status.get("message", ""),
@@ -58,7 +60,7 @@ def trim_pod(pod: Object) -> Object:
 
 
 _QUEUE = "kueue.x-k8s.io/queue-name"
-_JOB_NAME = "batch.kubernetes.io/job-name"
+_JOB_NAME, _JOB_UID = "batch.kubernetes.io/job-name", "batch.kubernetes.io/controller-uid"
 
 
 def condition(job: Object, *kinds: str) -> Object | None:

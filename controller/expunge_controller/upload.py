@@ -1,0 +1,39 @@
+"""Puts data and models of this machine where the pods of a cluster can read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from expunge_jobs import inputs
+from expunge_jobs.artifact import sha256_of
+from expunge_jobs.errors import BadTask
+from expunge_jobs.store import Store
+
+
+def upload(store: Store, path: Path) -> str:
+    """Copies a data file, or the files of a model or adapter directory, below the store; the address to give in its place.
+
+    The address holds the digest: the same bytes have the same address, and are copied once.
+
+    Raises:
+        BadTask: neither, or a directory that lacks something.
+    """
+    if path.is_dir():
+        check = inputs.check_adapter_folder if (path / inputs.ADAPTER_FILES[0]).exists() else inputs.check_model_folder
+        try:
+            check(path)
+        except BadTask as error:
+            raise BadTask(f"{path}: {error}") from None
+        digest = inputs.folder_digest(path).removeprefix("sha256:")
+        place = f"{inputs.STORED}/{digest}/{path.resolve().name}"
+        files = {f"{place}/{file.name}": file for file in inputs.model_files(path)}
+    else:
+        inputs.read(f"file://{path.absolute()}")
+        place = f"{inputs.STORED}/{sha256_of(path)}/{path.name}"
+        files = {place: path}
+    there = store.present(files)
+    for name, file in files.items():
+        if name not in there:
+            store.put_file(name, file)
+    options = store.uri.removeprefix(store.name)
+    return f"{store.name}/{place}{options}"

@@ -1,0 +1,90 @@
+"""Inputs in a store: put there by `expunge upload`, read from their address with their bytes checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from expunge_controller.upload import upload
+from expunge_jobs import inputs
+from expunge_jobs.errors import BadTask
+from expunge_jobs.store import Store
+from expunge_jobs.task import Input
+from faults import FaultProxy
+
+ROW = json.dumps({"id": "asc1", "input": "In the beginning", "output": "there was a row.", "task": "Task1"}) + "\n"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "forget.jsonl"
+    file.write_text(ROW)
+    return file
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text(json.dumps({"file": name}))
+    (folder / "notes.md").write_text("not a part of it")
+    return folder
+
+
+def test_rows_are_the_same_rows(store: Store, rows: Path) -> None:
+    uri = upload(store, rows)
+    assert uri.startswith(f"{store.name}/inputs/")
+    assert inputs.read(uri).decode() == ROW
+    assert upload(store, rows) == uri
+    assert len(list(store.list("inputs"))) == 1
+
+
+def test_a_model_is_the_same_model(store: Store, model: Path, tmp_path: Path) -> None:
+    uri = upload(store, model)
+    digest = inputs.folder_digest(model)
+    if uri.startswith("s3://"):
+        assert inputs.stored_digest(uri) == digest, "known without a download"
+    folder = inputs.local_folder(Input(uri=uri, digest=digest), tmp_path / "scratch")
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+def test_nothing_is_copied_twice(behind: Store, proxy: FaultProxy, model: Path) -> None:
+    upload(behind, model)
+    assert sum(r.method == "PUT" for r in proxy.seen) == 3
+    upload(behind, model)
+    assert sum(r.method == "PUT" for r in proxy.seen) == 3
+
+
+def test_a_model_that_is_not_what_its_address_says(behind: Store, model: Path, tmp_path: Path) -> None:
+    uri = upload(behind, model)
+    (path,) = [e.path for e in behind.list("inputs") if e.path.endswith("config.json")]
+    behind.put(path, b"{}")
+    with pytest.raises(BadTask, match="has changed since the run was planned"):
+        inputs.local_folder(Input(uri=uri, digest=inputs.folder_digest(model)), tmp_path / "scratch")
+
+
+def test_addresses_where_nothing_is(behind: Store) -> None:
+    place, _, options = behind.uri.partition("?")
+    with pytest.raises(BadTask, match=r"none\.jsonl.*: no such object"):
+        inputs.read(f"{place}/none.jsonl?{options}")
+    with pytest.raises(BadTask, match="read only from where `expunge upload` puts it"):
+        inputs.stored_digest(f"{place}/model?{options}")
+    with pytest.raises(BadTask, match="nothing is there"):
+        inputs.stored_digest(f"{place}/inputs/{'ab' * 32}/model?{options}")
+    with pytest.raises(BadTask, match="names no object"):
+        inputs.read(f"s3://bucket?{options}")
+
+
+def test_what_is_no_input_is_refused(behind: Store, tmp_path: Path, model: Path) -> None:
+    with pytest.raises(BadTask, match="no such file"):
+        upload(behind, tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(BadTask, match="empty; allowed: JSON Lines"):
+        upload(behind, tmp_path / "empty.jsonl")
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(BadTask, match="my-model: the model directory lacks a tokenizer"):
+        upload(behind, model)
+    assert list(behind.list("inputs")) == []
