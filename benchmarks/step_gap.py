@@ -70,14 +70,16 @@ def bare(site: Site, api: client.BatchV1Api, observer: Observer) -> list[float]:
     return out
 
 
-def gaps_of(site: Site, observer: Observer, words: tuple[str, ...]) -> dict[str, float]:
-    """The gap before each step of this run that had to wait for others of it."""
+def gaps_of(site: Site, observer: Observer, words: tuple[str, ...], start: float) -> dict[str, float]:
+    """The gap before each step that had to wait for others of the run that began at ``start``."""
     plan: dict[str, Any] = json.loads(site.command("plan", "-o", "json", *words).stdout)
     name = {s["key"]: f"expunge-{s['kind']}-{s['key'][:16]}" for s in plan["steps"]}
-    return {
-        name[s["key"]]: observer.made[name[s["key"]]] - max(observer.ended[name[n]] for n in s["needs"])
-        for s in plan["steps"] if s["needs"]
-    }  # fmt: skip
+    out = {}
+    for step in plan["steps"]:
+        last = max((observer.ended[name[n]] for n in step["needs"]), default=0.0)
+        if last > start:
+            out[name[step["key"]]] = observer.made[name[step["key"]]] - last
+    return out
 
 
 def main() -> None:
@@ -100,10 +102,11 @@ def main() -> None:
             gaps: dict[str, float] = {}
             for number in range(SETTINGS):
                 words = ("--set", f"merge.density={0.4 + number / 40}")
+                start = time.monotonic()
                 run = site.fork("run", *words)
                 run.join()
                 assert run.exitcode == 0, site.said.read_text()
-                gaps |= gaps_of(site, observer, words)
+                gaps |= gaps_of(site, observer, words, start)
             values = sorted(gaps.values())
             p50, p99 = statistics.median(values), statistics.quantiles(values, n=100)[98]
             base = statistics.median(floor)
