@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-slow lint unit store cluster jobs cluster-up coverage clean
+.PHONY: help venv demo test test-fast test-slow lint unit store cluster images jobs cluster-up coverage clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,14 +21,15 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: venv ## run examples/quickstart.yaml to its table of scores
 	$(BIN)/expunge run examples/quickstart.yaml
 
-test: lint unit store cluster jobs coverage ## pass every test
+test: lint unit store cluster images jobs coverage ## pass every test
 
 test-fast: lint unit ## what needs no torch
 
-lint: venv ## ruff and mypy
+lint: venv ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
 
 unit: venv ## tests that load no torch
 	$(BIN)/coverage run -m pytest tests/unit --at-least 600
@@ -38,6 +39,13 @@ store: venv ## the same tests on a directory and on a real S3 server (built once
 
 cluster: venv ## tests on a real Kubernetes control plane (built once, with Go: 5 to 10 minutes), S3 and a node of processes
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 45
+
+images: venv ## build our container images and try them (Linux, root, apt; 5 to 10 minutes once)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  $(BIN)/python -m pytest tests/images --at-least 6; \
+	else \
+	  echo "NOT RUN: the images. They are built by root on Debian or Ubuntu: sudo make images"; \
+	fi
 
 cluster-up: venv ## start that control plane, print its KUBECONFIG, end it with Ctrl-C
 	$(BIN)/python tests/support/cluster.py

@@ -1,0 +1,80 @@
+"""Our images, built by buildah as root on a base that debootstrap makes: no image registry is asked.
+
+All of it lies in the cache folder, so that torch is brought into an image once on a machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tools import CACHE
+
+ROOT = Path(__file__).parents[2]
+BASE = "localhost/expunge-base:bookworm"
+TOOLS = ("buildah", "debootstrap")
+_CERTIFICATES = "/etc/ssl/certs"
+
+
+def why_not() -> str:
+    """Why no image can be built here, or nothing."""
+    if os.geteuid() != 0:
+        return "images are built as root: run `make images` as root, on Debian or Ubuntu"
+    if not all(map(shutil.which, TOOLS)) and not shutil.which("apt-get"):
+        return f"needs {' and '.join(TOOLS)}"
+    return ""
+
+
+def install_tools() -> None:
+    """buildah and debootstrap, from the distribution, if they are not there."""
+    if all(map(shutil.which, TOOLS)):
+        return
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for words in (["update"], ["install", "-y", "--no-install-recommends", *TOOLS]):
+        subprocess.run(["apt-get", "-qq", *words], env=environment, check=True, capture_output=True)
+
+
+def buildah(*words: str, give: str | None = None) -> str:
+    """The output of one call."""
+    place = CACHE / "containers"
+    done = subprocess.run(
+        ["buildah", "--root", str(place / "root"), "--runroot", str(place / "run"), "--storage-driver", "overlay", *words],
+        input=give, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, f"buildah {' '.join(words[:3])}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def exists(image: str) -> bool:
+    return bool(buildah("images", "--quiet", "--filter", f"reference={image}").strip())
+
+
+def make_base() -> None:
+    """Debian with Python and CA certificates, a minute or two."""
+    if exists(BASE):
+        return
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        packages = "--include=python3,python3-venv,ca-certificates"
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", packages, "bookworm", f"{folder}/base"],
+            check=True,
+            capture_output=True,
+        )
+        Path(folder, "Dockerfile").write_text("FROM scratch\nADD base /\n")
+        buildah("bud", "--quiet", "--tag", BASE, folder)
+
+
+def build(name: str, context: Path = ROOT) -> str:
+    """The image of ``docker/<name>.Dockerfile``; layers that have not changed are not made again."""
+    image = f"localhost/expunge-{name}:test"
+    certificates = ["--volume", f"{_CERTIFICATES}:{_CERTIFICATES}:ro"]
+    if file := os.environ.get("SSL_CERT_FILE"):
+        certificates += ["--build-arg", f"SSL_CERT_FILE={file}"]
+    buildah(
+        "bud", "--isolation", "chroot", "--layers", *certificates, "--build-arg", f"BASE={BASE}", "--tag", image,
+        "--file", str(context / "docker" / f"{name}.Dockerfile"), str(context),
+    )  # fmt: skip
+    return image
