@@ -1,0 +1,128 @@
+"""The executor by itself, before a real control plane: what takes minutes in a run is given seconds here."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from expunge_controller.executors import Ended, kubernetes
+from expunge_controller.executors.kubernetes import KubernetesExecutor
+from expunge_controller.experiment import Resources, load_experiment
+from expunge_controller.kubeapi import connect
+from expunge_controller.manifests import Site as Where
+from expunge_controller.plan import Step
+from expunge_controller.resolve import resolve
+from expunge_jobs.store import open_store
+from runs import SLOWER
+from testsite import THREADS, Site, until
+
+Make = Callable[..., KubernetesExecutor]
+
+
+@pytest.fixture
+def steps(site: Site) -> dict[str, Step]:
+    """The experiment's steps by name."""
+    sets = [s for s in SLOWER if s != "--set"]
+    return {s.name: s for s in resolve(load_experiment(site.file, [THREADS, *sets])).plan.steps}
+
+
+@pytest.fixture
+def make(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Makes executors, and ends them."""
+    for name, value in site.environment.items():
+        monkeypatch.setenv(name, value)
+    made = []
+
+    def make(
+        image: str = "registry.test/jobs:1", memory: str = "16Gi", parallel: int = 8, start_timeout: float = 900
+    ) -> KubernetesExecutor:
+        where = Where(namespace=site.namespace, image=image, store=site.store, secret="credentials")
+        spec = load_experiment(site.file, [THREADS]).experiment.spec
+        resources = spec.resources.model_copy(update={"memorize": Resources(cpu=1, memory=memory)})
+        executor = KubernetesExecutor(
+            open_store(site.store), connect(namespace=site.namespace), where, resources, spec.kubernetes, "run-1", parallel,
+            start_timeout,
+        )  # fmt: skip
+        executor.open()
+        made.append(executor)
+        return executor
+
+    yield make
+    for executor in made:
+        executor.stop(0)
+
+
+def start(executor: KubernetesExecutor, step: Step) -> None:
+    until(lambda: executor.start(step) == "started", 30)
+
+
+def first(executor: KubernetesExecutor, seconds: float = 60) -> Ended:
+    """The first attempt that ends."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if ended := executor.wait(0.2):
+            return ended[0]
+    raise AssertionError("nothing ended")
+
+
+def test_no_more_at_once_than_it_may(make: Make, steps: dict[str, Step]) -> None:
+    executor = make(parallel=1)
+    start(executor, steps["memorize"])
+    assert executor.start(steps["evaluate base"]) == "no room"
+    assert first(executor) == Ended(steps["memorize"].key, ok=True)
+    assert executor.running() == {}
+    assert executor.start(steps["evaluate base"]) == "started"
+
+
+def test_a_pod_whose_node_is_lost_is_given_up(
+    make: Make, steps: dict[str, Step], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "LOST", 2.0)
+    executor = make()
+    start(executor, steps["memorize"])
+    pod = site.training("memorize")
+    pod.signal(signal.SIGSTOP)
+    pod.lost = True
+    site.node.api.delete_namespaced_pod(pod.name, pod.namespace, grace_period_seconds=1)
+    ended = first(executor)
+    assert ended.lost
+    assert ended.reason == "its Job is gone"
+    start(executor, steps["memorize"])
+    assert first(executor).ok
+    pod.signal(signal.SIGKILL)
+
+
+def test_a_pod_that_cannot_start_has_its_time_and_no_more(make: Make, steps: dict[str, Step], site: Site) -> None:
+    executor = make(image="registry.test/missing:1", start_timeout=3)
+    start(executor, steps["memorize"])
+    ended = first(executor)
+    assert ended.final
+    assert ended.reason.startswith("could not start within 3 s: ImagePullBackOff: Back-off pulling image")
+    assert len(site.get("jobs")) == 1, "it stays until the failure is recorded"
+    executor.settled(steps["memorize"])
+    until(lambda: site.get("jobs") == [])
+
+
+def test_another_runs_failure_with_other_resources_is_no_verdict(
+    make: Make, steps: dict[str, Step], site: Site
+) -> None:
+    theirs, ours = make(memory="1Gi"), make(memory="32Gi")
+    start(theirs, steps["memorize"])
+    start(ours, steps["memorize"])
+    assert len(site.get("jobs")) == 1, "adopted"
+    site.training("memorize").kill_for_memory()
+    assert "out of memory at 1Gi" in first(theirs).reason
+    assert first(ours).lost
+    start(ours, steps["memorize"])
+    assert first(ours).ok
+
+
+def test_a_job_made_by_a_run_that_asked_for_the_same_counts(make: Make, steps: dict[str, Step], site: Site) -> None:
+    theirs, ours = make(), make()
+    start(theirs, steps["memorize"])
+    start(ours, steps["memorize"])
+    site.training("memorize").kill_for_memory()
+    for executor in (theirs, ours):
+        assert "out of memory at 16Gi" in first(executor).reason
