@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-slow lint unit store cluster images jobs cluster-up coverage clean
+.PHONY: help venv demo test test-fast test-slow lint unit store cluster images node jobs cluster-up cluster-demo coverage clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: venv ## run examples/quickstart.yaml to its table of scores
 	$(BIN)/expunge run examples/quickstart.yaml
 
-test: lint unit store cluster images jobs coverage ## pass every test
+test: lint unit store cluster images node jobs coverage ## pass every test
 
 test-fast: lint unit ## what needs no torch
 
@@ -47,7 +47,17 @@ images: venv ## build our container images and try them (Linux, root, apt; 5 to 
 	  echo "NOT RUN: the images. They are built by root on Debian or Ubuntu: sudo make images"; \
 	fi
 
-cluster-up: venv ## start that control plane, print its KUBECONFIG, end it with Ctrl-C
+node: venv ## our images in pods of a real node (Linux, root, apt)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/node --at-least 5; \
+	else \
+	  echo "NOT RUN: the node. It is started by root on Debian or Ubuntu: sudo make node"; \
+	fi
+
+cluster-demo: venv ## the quickstart in pods of a real cluster with two make-believe GPUs (Linux, root, apt); then end it
+	$(BIN)/python tests/support/demo.py
+
+cluster-up: venv ## start a control plane alone, print its KUBECONFIG, end it with Ctrl-C
 	$(BIN)/python tests/support/cluster.py
 
 jobs: venv ## tests of the job programs and of whole runs

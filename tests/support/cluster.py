@@ -144,6 +144,9 @@ class ControlPlane:
         )
         server.cert_chain_pems[0].write_to_path(self.folder / "apiserver.crt")
         server.private_key_pem.write_to_path(self.folder / "apiserver.key")
+        client = self._authority.issue_cert("client.test", common_name="kubelet-client", organization_name=ADMINS)
+        client.cert_chain_pems[0].write_to_path(self.folder / "kubelet-client.crt")
+        client.private_key_pem.write_to_path(self.folder / "kubelet-client.key")
         self._authority.issue_cert("accounts.test").private_key_pem.write_to_path(self.folder / "accounts.key")
         context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
         admin = self._authority.issue_cert("client.test", common_name="tests", organization_name=ADMINS)
@@ -165,7 +168,8 @@ class ControlPlane:
                     "--client-ca-file=ca.crt", "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
                     "--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=accounts.key",
                     "--service-account-signing-key-file=accounts.key", "--service-cluster-ip-range=10.96.0.0/16",
-                    "--endpoint-reconciler-type=lease", "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000",
+                    "--kubelet-client-certificate=kubelet-client.crt", "--kubelet-client-key=kubelet-client.key",
+                    "--kubelet-preferred-address-types=InternalIP", "--endpoint-reconciler-type=lease", "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000",
                     "--allow-privileged",
                 ],
                 "kube-controller-manager": [

@@ -5,13 +5,14 @@ All of it lies in the cache folder, so that torch is brought into an image once 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from tools import CACHE
+from tools import CACHE, binary
 
 ROOT = Path(__file__).parents[2]
 BASE = "localhost/expunge-base:bookworm"
@@ -65,6 +66,29 @@ def make_base() -> None:
         )
         Path(folder, "Dockerfile").write_text("FROM scratch\nADD base /\n")
         buildah("bud", "--quiet", "--tag", BASE, folder)
+
+
+def archive(image: str, to: Path) -> None:
+    """The image as a file that a container runtime imports."""
+    to.unlink(missing_ok=True)
+    buildah("push", image, f"docker-archive:{to}:{image}")
+
+
+def identity(image: str) -> str:
+    """The image's digest."""
+    (found,) = json.loads(buildah("images", "--json", "--filter", f"reference={image}"))
+    return str(found["id"])
+
+
+def make_pause() -> str:
+    """The image of a pod's first process."""
+    image = "localhost/pause:1"
+    if not exists(image):
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            shutil.copy(binary("pause"), f"{folder}/pause")
+            Path(folder, "Dockerfile").write_text('FROM scratch\nADD pause /pause\nENTRYPOINT ["/pause"]\n')
+            buildah("bud", "--quiet", "--tag", image, folder)
+    return image
 
 
 def build(name: str, context: Path = ROOT) -> str:

@@ -31,6 +31,7 @@ class Site:
 
     def __init__(self, plane: ControlPlane, node: Node, namespace: str, server: S3Server, file: Path) -> None:
         self.plane, self.node, self.namespace, self.file = plane, node, namespace, file
+        self.image = "registry.test/expunge-jobs:1"
         self.store = f"s3://{BUCKET}/{namespace}"
         self.environment = {"KUBECONFIG": str(plane.kubeconfig), "AWS_ENDPOINT_URL_S3": server.url}
         """Of the command; pods have theirs from a Secret."""
@@ -45,7 +46,7 @@ class Site:
         """The command line of a verb."""
         where = ["--store", self.store, "--namespace", self.namespace]
         if verb in ("run", "doctor"):
-            where += ["--image", "registry.test/expunge-jobs:1", "--secret", "credentials"]
+            where += ["--image", self.image, "--secret", "credentials"]
         if verb == "doctor":
             return [verb, *where, *more]
         return [verb, str(self.file), *where, "--executor", "kubernetes", "--set", THREADS, *more]

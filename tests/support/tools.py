@@ -26,6 +26,7 @@ PACKAGES = {
 KUBERNETES = "1.34.4"
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl")
 _MAIN = Path(__file__).parents[1] / "cluster" / "main.go"
+_PAUSE = Path(__file__).parents[1] / "cluster" / "pause" / "main.go"
 
 
 def binary(name: str) -> Path:
@@ -35,6 +36,9 @@ def binary(name: str) -> Path:
         return Path(assets, name)
     if name in PROGRAMS:
         return _kubernetes() / name
+    if name == "pause":
+        key = hashlib.sha256(_PAUSE.read_bytes()).hexdigest()[:8]
+        return _once(CACHE / "bin" / f"pause-{key}", _build_pause)
     package, version = PACKAGES[name]
     place = CACHE / "bin" / f"{name}-{version}"
     return _once(place, lambda new, module: _build_package(package, version, new, module))
@@ -70,6 +74,12 @@ def _build_package(package: str, version: str, to: Path, module: Path) -> None:
     _go(module, "mod", "init", "tests")
     _go(module, "get", "-tool", f"{package}@{version}")
     _go(module, "build", "-trimpath", "-ldflags=-s -w", "-o", str(to), package)
+
+
+def _build_pause(to: Path, module: Path) -> None:
+    _go(module, "mod", "init", "pause")
+    shutil.copy(_PAUSE, module / "main.go")
+    _go(module, "build", "-trimpath", "-ldflags=-s -w", "-o", str(to), ".")
 
 
 def _build_kubernetes(to: Path, module: Path) -> None:

@@ -1,0 +1,105 @@
+"""Our images in real pods: a real kubelet, container runtime, limits and network, as root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+from machine import SMALL, Real
+from runs import SLOWER, attempts, tiny, wait_for
+from s3fixtures import credentials
+from testsite import Site, until
+
+__all__ = ["credentials", "tiny"]
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    real = Real(tmp_path_factory.mktemp("real"))
+    try:
+        real.start()
+        yield real
+    finally:
+        real.stop()
+
+
+@pytest.fixture
+def site(real: Real, tiny: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    name = f"test-{abs(hash(request.node.name)) % 10**8}"
+    real.plane.kubectl("create", "namespace", name)
+    real.plane.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    site: Any = Site(real.plane, real.machine, name, real.server, tiny)  # type: ignore[arg-type]
+    site.image = "localhost/expunge-jobs:test"
+    yield site
+    site.close()
+
+
+def api(real: Real) -> client.CoreV1Api:
+    configuration = client.Configuration()
+    config.load_kube_config(str(real.plane.kubeconfig), client_configuration=configuration)
+    return client.CoreV1Api(client.ApiClient(configuration))
+
+
+def running(site: Site, step: str) -> str:
+    """The name of this step's pod, once its log tells of progress."""
+    found: list[str] = []
+
+    def works() -> bool:
+        jobs = {j["metadata"]["annotations"]["expunge.dev/step"]: j["metadata"]["name"] for j in site.get("jobs")}
+        pods = [
+            p for p in site.get("pods") if p["metadata"]["labels"].get("batch.kubernetes.io/job-name") == jobs.get(step)
+        ]
+        found[:] = [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"]
+        return bool(found) and '"progress"' in site.plane.kubectl("logs", found[0], "-n", site.namespace)
+
+    until(works, 120)
+    return found[0]
+
+
+def test_a_run_in_real_pods(site: Site) -> None:
+    done = site.command("run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "merged" in done.stdout
+    assert set(attempts(site.objects).values()) == {1}
+    pods = {p["metadata"]["labels"]["batch.kubernetes.io/job-name"]: p for p in site.get("pods")}
+    assert {p["status"]["phase"] for p in pods.values()} == {"Succeeded"}
+    over, under = (pods[site.job(f"finetune {n}")["metadata"]["name"]]["status"] for n in ("over", "under"))
+    ends = [s["containerStatuses"][0]["state"]["terminated"] for s in (over, under)]
+    assert max(e["startedAt"] for e in ends) <= min(e["finishedAt"] for e in ends), "side by side"
+
+
+def test_evicted_by_the_api_it_goes_on_from_its_checkpoint(site: Site, real: Real) -> None:
+    run = site.begin("run", *SLOWER, *SMALL, "--set", "memorize.epochs=400")
+    name = running(site, "memorize")
+    body = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=site.namespace))
+    api(real).create_namespaced_pod_eviction(name, site.namespace, body)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert site.resumed("memorize")
+
+
+def test_a_real_limit_of_memory(site: Site) -> None:
+    run = site.begin("run", *SMALL, "--set", "resources.memorize.memory=0.1Gi")
+    said = wait_for(run, "FAILED")
+    assert "out of memory at 0.1Gi: raise resources.memorize.memory" in said
+    assert run.wait() == 1
+
+
+def test_an_image_that_is_not_there(site: Site) -> None:
+    run = site.begin("run", *SMALL, "--image", "localhost/nothing:1")
+    said = wait_for(run, "cannot start")
+    assert "ErrImagePull" in said or "ImagePullBackOff" in said
+    assert site.command("cancel", *SMALL).returncode == 0
+
+
+def test_the_kubelet_goes_and_comes_back_under_a_running_step(site: Site, real: Real) -> None:
+    run = site.begin("run", *SLOWER, *SMALL, "--set", "memorize.epochs=400")
+    running(site, "memorize")
+    real.machine.end_kubelet()
+    real.machine.begin_kubelet(real.plane)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert set(attempts(site.objects).values()) == {1}
