@@ -35,7 +35,7 @@ unit: venv ## tests that load no torch
 	$(BIN)/coverage run -m pytest tests/unit --at-least 600
 
 store: venv ## the same tests on a directory and on a real S3 server (built once, with Go)
-	$(BIN)/python -m pytest tests/store --at-least 170
+	$(BIN)/coverage run -m pytest tests/store --at-least 170
 
 cluster: venv ## tests on a real Kubernetes control plane (built once, with Go: 5 to 10 minutes), S3 and a node of processes
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 50
@@ -62,12 +62,12 @@ cluster-up: venv ## start a control plane alone, print its KUBECONFIG, end it wi
 
 jobs: venv ## tests of the job programs and of whole runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs --at-least 290
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run -m 'not slow' --at-least 22
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run -m 'not slow' --at-least 24
 
 test-slow: venv ## the quickstart on seeds 0 to 4, and killed three times
 	$(BIN)/python -m pytest tests/run -m slow
 
-coverage: ## branches of the controller that `unit` and `jobs` went through: 90 % or more
+coverage: ## branches of the controller that the tests went through: 90 % or more
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from expunge_jobs import inputs
 from runs import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
 from s3server import BUCKET, S3Server
 
@@ -61,3 +62,25 @@ def test_a_store_that_cannot_be_used_is_told_at_once(tiny: Path, server: S3Serve
     assert done.returncode == 2
     assert "s3://bucket/x is not reachable" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_uploaded_rows_are_the_same_rows(tiny: Path, server: S3Server, tmp_path: Path) -> None:
+    store = f"s3://{BUCKET}/uploaded?endpoint_url={server.url}"
+    rows = tmp_path / "mine.jsonl"
+    rows.write_bytes(inputs.read("builtin://people/forget?documents=2"))
+    done = command("upload", str(rows), "--store", store, store=tmp_path)
+    assert done.returncode == 0, done.stderr
+    address = done.stdout.strip()
+    assert address.startswith(f"s3://{BUCKET}/uploaded/inputs/")
+
+    def keys(where: str) -> list[str]:
+        words = ["--set", f"data.forget={where}", "--set", "data.nonmembers=null", "--store", store, "-o", "json"]
+        said = command("plan", str(tiny), *words, store=tmp_path)
+        assert said.returncode == 0, said.stderr
+        return [s["key"] for s in json.loads(said.stdout)["steps"]]
+
+    assert keys(address) == keys(str(rows))
+    missing = command("upload", str(tmp_path / "none.jsonl"), "--store", store, store=tmp_path)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: ")
+    assert "no such file" in missing.stderr
