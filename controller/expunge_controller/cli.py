@@ -287,6 +287,9 @@ def _run(arguments: argparse.Namespace) -> int:
                 outcome = runner.run()
             finally:
                 executor.stop(GRACE)
+    if outcome.cancelled:
+        _say(f"cancelled; finished steps are kept. To go on: {_command('run', arguments)}")
+        return STOPPED
     if outcome.stopped and executor.detached:
         _say(
             f"left; its Jobs go on. To see them: {_command('status', arguments)}\n"

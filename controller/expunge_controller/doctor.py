@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Iterator
@@ -63,7 +64,11 @@ def _rights(cluster: Cluster, namespace: str) -> Iterator[Check]:
                 "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
                 "spec": {"resourceAttributes": asked},
             }  # fmt: skip
-            answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
+            try:
+                answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
+            except ApiError as error:
+                yield Check("note", "permissions", f"cannot be asked for: {error}")
+                return
             if not answer["status"].get("allowed"):
                 lacking.append(f"{verb} {resource}{'/' + sub if sub else ''}")
     words = f"may not {', '.join(lacking)} in namespace {namespace}" if lacking else f"in namespace {namespace}"
@@ -110,8 +115,11 @@ def _image(cluster: Cluster, site: Site) -> Check:
         return Check("FAIL", "image", str(error))
     try:
         return _outcome(cluster, site, name)
+    except ApiError as error:
+        return Check("FAIL", "image", f"cannot be seen: {error}")
     finally:
-        cluster.delete(jobs_path(site.namespace, name), made["metadata"]["uid"])
+        with contextlib.suppress(ApiError):  # without the permission, which is told above, it goes by its own TTL
+            cluster.delete(jobs_path(site.namespace, name), made["metadata"]["uid"])
 
 
 def _outcome(cluster: Cluster, site: Site, name: str) -> Check:

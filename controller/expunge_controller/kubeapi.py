@@ -147,7 +147,9 @@ class Cluster:
             yield response
         except ApiException as error:
             raise _refused(error) from None
-        except (HTTPError, OSError, ValueError) as error:  # ValueError: an answer that is cut in the middle of its JSON
+        # ValueError: an answer that is cut in the middle of its JSON; AttributeError: how the client tells of a TLS error.
+        except (HTTPError, OSError, ValueError, AttributeError) as error:
+            error = error.__context__ if isinstance(error, AttributeError) and error.__context__ else error
             raise ApiError(0, f"{self.address} does not answer: {_words(error)}") from None
         finally:
             if response is not None:
@@ -162,6 +164,7 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
     Raises:
         ExperimentError: no such context, or nothing says where a cluster is.
     """
+    import yaml
     from expunge_jobs.errors import nearest
     from kubernetes import client, config
 
@@ -171,9 +174,14 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
     files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     try:
         contexts, active = config.list_kube_config_contexts(files)
+    except (OSError, TypeError, yaml.YAMLError) as error:
+        raise ExperimentError([f"the kubeconfig {files} cannot be read: {' '.join(str(error).split())}"]) from None
     except config.ConfigException as error:
-        if context is not None:
+        there = any(Path(f).expanduser().exists() for f in files.split(os.pathsep) if f)
+        if context is not None and not there:
             raise ExperimentError([f"no kubeconfig, so no context '{context}' ({error})"]) from None
+        if there:
+            raise ExperimentError([f"the kubeconfig {files} cannot be used: {error}"]) from None
         try:
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
@@ -220,7 +228,7 @@ def _refused(error: Any) -> ApiError:
     return ApiError(int(error.status or 0), message, after)
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     cause = getattr(error, "reason", None) or error
     text = str(cause).rpartition(": ")[2] if "Failed to establish" in str(cause) else str(cause)
     return text or type(error).__name__

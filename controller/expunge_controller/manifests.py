@@ -104,7 +104,7 @@ def job(step: Step, site: Site, resources: ResourcesByKind, kubernetes: Kubernet
         "kind": "Job",
         "metadata": {
             "name": job_name(step), "namespace": site.namespace, "labels": labels,
-            "annotations": {KEY: step.key, RESOURCES: _fingerprint(asked, kubernetes), "expunge.dev/step": step.name},
+            "annotations": {KEY: step.key, RESOURCES: _fingerprint(site, asked, kubernetes), "expunge.dev/step": step.name},
         },
         "spec": {
             # Kueue starts what waits in its queue; a Job of nobody's queue would never start.
@@ -245,7 +245,10 @@ def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[st
     return volumes, mounts
 
 
-def _fingerprint(asked: Resources, kubernetes: Kubernetes) -> str:
-    """Tells whether a Job that failed had what this experiment asks for: its failure is no verdict on another's."""
-    what = {"resources": asked.model_dump(mode="json"), "kubernetes": kubernetes.model_dump(mode="json")}
+def _fingerprint(site: Site, asked: Resources, kubernetes: Kubernetes) -> str:
+    """Tells whether a Job that failed had what this run asks for: its failure is no verdict on another's."""
+    what = {
+        "resources": asked.model_dump(mode="json"), "kubernetes": kubernetes.model_dump(mode="json"), "image": site.image,
+        "secret": site.secret, "account": site.service_account,
+    }  # fmt: skip
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

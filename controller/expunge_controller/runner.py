@@ -43,10 +43,11 @@ class Observer(Protocol):
 
 @dataclass
 class Outcome:
-    """How a run ended: failures by key, steps that they block, and whether the user stopped it."""
+    """How a run ended: failures by key, and whether the user stopped it, or somebody cancelled it."""
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
+    cancelled: bool = False
     started: int = 0
 
 
@@ -65,7 +66,7 @@ class Runner:
     def __init__(self, store: Store, executor: Executor, resolved: Resolved, observer: Observer) -> None:
         self.store, self.executor, self.observer = store, executor, observer
         self.resolved, self.plan = resolved, resolved.plan
-        self._stop = False
+        self._stop = self._cancelled = False
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._began: dict[str, float] = {}
@@ -100,7 +101,7 @@ class Runner:
                 time.sleep(PATIENCE)
             finally:
                 self._say_trouble(trouble)
-        outcome.stopped = self._stop
+        outcome.stopped, outcome.cancelled = self._stop, self._cancelled
         return outcome
 
     def _say_trouble(self, trouble: str) -> None:
@@ -111,7 +112,9 @@ class Runner:
 
     def _act(self, done: set[str], outcome: Outcome) -> bool:
         """Start what can be started. False: nothing is left that could be, and nothing runs."""
-        pending = ready(self.plan, done, self.executor.running(), outcome.failed)
+        # What ended and is not taken yet is no more to be started than what runs.
+        busy = {*self.executor.running(), *(ended.key for ended in self._untaken)}
+        pending = ready(self.plan, done, busy, outcome.failed)
         for step in pending:
             if self._not_before.get(step.key, 0.0) > time.monotonic():
                 continue
@@ -124,7 +127,7 @@ class Runner:
             elif became == "elsewhere" and step.key not in self._elsewhere:
                 self._elsewhere.add(step.key)
                 self.observer.elsewhere(step)
-        return bool(pending or self.executor.running())
+        return bool(pending or busy or self.executor.running())
 
     def _take(self, ended: Ended, done: set[str], outcome: Outcome) -> None:
         step = self.plan.by_key[ended.key]
@@ -153,7 +156,7 @@ class Runner:
         """Begin again, unless somebody has said that the run is over."""
         if is_cancelled(self.store, self.resolved):
             self.observer.notice(f"{step.name}: {reason}; this run was cancelled")
-            self._stop = True
+            self._stop = self._cancelled = True
         else:
             self.observer.notice(f"{step.name}: {reason}; starting it again")
 

@@ -150,7 +150,8 @@ def _stopped(folder: Path | None) -> StepError:
     if stop.overdue():
         return Spent(f"took longer than {os.environ['EXPUNGE_DEADLINE']} s: raise resources.KIND.deadline")
     if folder is not None and (disk := os.environ.get("EXPUNGE_DISK")):
-        used = sum(f.stat().st_blocks * 512 for f in folder.rglob("*") if f.is_file())
+        places = [folder, *(Path(p) for p in [os.environ.get("HF_HOME")] if p)]
+        used = sum(f.stat().st_blocks * 512 for p in places for f in p.rglob("*") if f.is_file())
         if used >= int(disk):
             return Spent(f"used {used:,} bytes of disk, as many as it may: raise resources.KIND.disk")
     return Preempted("stopped by SIGTERM")

@@ -184,6 +184,8 @@ class Attempt:
         self.store, self.ref, self.id = store, ref, attempt
         self.folder = f"{folder(ref)}/attempts/{attempt}"
         self.started = now()
+        self._unsure = False
+        """The manifest was sent, and whether it is there is not known."""
 
     def begin(self, host: str, pid: int, job: str = "") -> None:
         """Write the record: from here on this attempt counts."""
@@ -203,6 +205,7 @@ class Attempt:
             kind=self.ref.kind, key=self.ref.key, attempt=self.id, task=task.model_dump(mode="json"), files=tuple(files),
             figures=figures, versions=versions, device=device, threads=threads, started=self.started, ended=now(),
         )  # fmt: skip
+        self._unsure = True
         try:
             self.store.put(
                 manifest_path(self.ref), canonical(manifest.model_dump(mode="json")).encode(), if_absent=True
@@ -216,6 +219,14 @@ class Attempt:
         self.store.delete(checkpoints_of(self.store, self.ref))
         return True
 
+    def _winner(self) -> str | None:
+        """The attempt that the manifest names."""
+        try:
+            manifest = read_manifest(self.store, self.ref)
+        except DamagedInput:
+            return None
+        return manifest.attempt if manifest else None
+
     def own_files(self) -> list[str]:
         """What this attempt has written so far, but its log."""
         kept = (f"{self.folder}/{LOG}", f"{self.folder}/{LOG_PARTS}/", f"{self.folder}/end.json")
@@ -223,7 +234,10 @@ class Attempt:
 
     def end(self, reason: str, exit_code: int | None = None, signal: str | None = None) -> None:
         """Say how the attempt ended, and drop the files that it leaves half done, but not its checkpoints: the next attempt
-        goes on from them, unless this one showed that no attempt can succeed."""
+        goes on from them, unless this one showed that no attempt can succeed. What was published, or may have been, stays."""
+        winner = self._winner()
+        if winner == self.id or (winner is None and self._unsure):
+            return
         hopeless = exit_code == ExitCode.BAD_TASK
         checkpoints = f"{self.folder}/{CHECKPOINTS}/"
         self.store.delete([p for p in self.own_files() if hopeless or not p.startswith(checkpoints)])

@@ -70,6 +70,27 @@ def test_an_address_where_nobody_is(plane: ControlPlane, monkeypatch: pytest.Mon
     assert caught.value.passing
 
 
+def test_tls_that_breaks_is_an_answer_that_did_not_come(
+    plane: ControlPlane, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy speaks no TLS."""
+    monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig_by(proxy.url.replace("http:", "https:"))))
+    with pytest.raises(ApiError, match="does not answer: .*SSL") as caught:
+        connect().request("GET", "/api", tries=1)
+    assert caught.value.passing
+
+
+@pytest.mark.parametrize("text", ["]not yaml[", "kind: Config", ""])
+def test_a_kubeconfig_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "config").write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with pytest.raises(ExperimentError, match="the kubeconfig .* cannot be"):
+        connect()
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path))
+    with pytest.raises(ExperimentError, match="the kubeconfig .* cannot be"):
+        connect()
+
+
 def test_an_object_is_deleted_only_if_it_is_that_one(cluster: Cluster) -> None:
     uid = make(cluster, "one")["metadata"]["uid"]
     assert not cluster.delete(configmaps(cluster, "one"), "00000000-0000-0000-0000-000000000000")

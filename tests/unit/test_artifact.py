@@ -19,7 +19,7 @@ from expunge_jobs.artifact import (
     sha256_of,
 )
 from expunge_jobs.errors import DamagedInput
-from expunge_jobs.store import NotFound, Store
+from expunge_jobs.store import NotFound, Store, StoreError
 from expunge_jobs.store.file import FileStore
 from expunge_jobs.task import ArtifactRef
 from samples import task
@@ -195,3 +195,34 @@ def test_a_manifest_round_trips(store: Store, out: Path) -> None:
     manifest = read_manifest(store, REF)
     assert manifest is not None
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def test_what_is_published_stays_whatever_comes_after(store: Store, tmp_path: Path) -> None:
+    """TERM after the manifest, or a runner that finds its step killed: the artifact is whole, and stays."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weights").write_bytes(b"12345")
+    attempt = Attempt(store, REF, "one")
+    attempt.begin("host", 1)
+    assert attempt.publish(task("merge"), tmp_path / "out", {}, {}, "cpu", 1)
+    for each in (attempt, Attempt(store, REF, "one")):
+        each.end("stopped by SIGTERM", exit_code=143)
+    assert (fetch(store, REF, tmp_path / "in") / "weights").read_bytes() == b"12345"
+
+
+def test_a_manifest_whose_fate_is_unknown_leaves_its_files(store: Store, tmp_path: Path) -> None:
+    class Moody:
+        def __getattr__(self, name: str) -> object:
+            return getattr(store, name)
+
+        def put(self, path: str, data: bytes, **condition: bool) -> None:
+            if path.endswith("manifest.json"):
+                raise StoreError("no answer")
+            store.put(path, data, **condition)  # type: ignore[arg-type]
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weights").write_bytes(b"12345")
+    attempt = Attempt(Moody(), REF, "one")  # type: ignore[arg-type]
+    with pytest.raises(StoreError):
+        attempt.publish(task("merge"), tmp_path / "out", {}, {}, "cpu", 1)
+    attempt.end("no answer", exit_code=1)
+    assert store.present([f"{attempt.folder}/weights"])

@@ -84,6 +84,8 @@ class KubernetesExecutor:
         self._here: dict[str, _Held] = {}
         self._keys: dict[str, str] = {}
         self._replaced: set[str] = set()
+        self._judged: dict[str, str] = {}
+        """Uids of the Jobs that failed here, by key."""
         self._ended: list[Ended] = []
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._refused = self._unheard = ""
@@ -127,7 +129,8 @@ class KubernetesExecutor:
         try:
             started = self._create_or_adopt(step)
         except ApiError as error:
-            if error.passing:
+            # 401: credentials that have expired, and may be renewed beside us; a quota waits for room like a queue.
+            if error.passing or error.status == 401 or "exceeded quota" in str(error):
                 self._refused = str(error)
                 self._not_before = time.monotonic() + max(error.after or 0.0, 1.0)
                 return "no room"
@@ -172,9 +175,9 @@ class KubernetesExecutor:
         return ended
 
     def settled(self, step: Step) -> None:
-        """The failure is recorded. A Job that has not ended by itself goes; others stay for people to look at."""
+        """The failure is recorded. If its Job has not ended by itself it goes; others stay for people to look at."""
         found = self.jobs.get(job_name(step))
-        if found is None or found["metadata"]["annotations"].get(KEY) != step.key:
+        if found is None or found["metadata"]["uid"] != self._judged.get(step.key):
             return
         if verdict.condition(found, "Failed", "Complete") is None:
             with contextlib.suppress(ApiError):  # it stays, and the next run meets it
@@ -226,6 +229,8 @@ class KubernetesExecutor:
 
     def _take(self, held: _Held, ended: Ended) -> None:
         del self._here[held.step.key]
+        if ended.final:
+            self._judged[held.step.key] = held.uid
         self._progress.pop(held.step.key, None)
         self._ended.append(ended)
 
@@ -261,21 +266,28 @@ class KubernetesExecutor:
     def _judge(self, held: _Held, found: Object, pods: list[Object]) -> None:
         """The Job has ended without an artifact."""
         step = held.step
-        if held.foreign and step.key not in self._replaced:
-            self._replaced.add(step.key)
-            self._delete(found)
-            self._take(held, Ended(step.key, ok=False, reason="failed with another run's resources", lost=True))
+        if self._replace(held, found):
             return
         if verdict.condition(found, "Complete"):
             reason = "completed without an artifact"
         else:
             asked = requested(step, self.resources)
-            reason = verdict.failure_words(step.kind, asked, found, pods, self._said(step))
+            reason = verdict.failure_words(step.kind, asked, found, pods, self._said(held))
         self._take(held, Ended(step.key, ok=False, reason=reason, final=True))
 
-    def _said(self, step: Step) -> str:
-        """What the step's newest attempt has written about its end."""
-        for record in reversed(attempts(self.store, step.ref)):
+    def _replace(self, held: _Held, found: Object) -> bool:
+        """Whether the Job, being another run's with another wish, made room for ours; once for each step."""
+        if not held.foreign or held.step.key in self._replaced:
+            return False
+        self._replaced.add(held.step.key)
+        self._delete(found)
+        self._take(held, Ended(held.step.key, ok=False, reason="failed as another run asked for it", lost=True))
+        return True
+
+    def _said(self, held: _Held) -> str:
+        """What the newest attempt of this very Job has written about its end."""
+        step = held.step
+        for record in reversed([r for r in attempts(self.store, step.ref) if r.job == held.uid]):
             try:
                 data, _ = self.store.get(f"{folder(step.ref)}/attempts/{record.attempt}/end.json")
             except NotFound:
@@ -295,6 +307,8 @@ class KubernetesExecutor:
         now = datetime.now(UTC)
         for pod in pods:
             trouble, waited = verdict.start_trouble(pod), verdict.seconds_since_scheduled(pod, now)
+            if trouble and found is not None and self._replace(held, found):
+                return
             if trouble and not verdict.has_ended(pod) and waited > self.start_timeout:
                 reason = f"could not start within {self.start_timeout:.0f} s: {trouble}"
                 self._take(held, Ended(held.step.key, ok=False, reason=reason, final=True))
@@ -394,10 +408,12 @@ def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
     while True:
         unfinished = step.key in observe_jobs(cluster, namespace, [step])
         pods = [verdict.trim_pod(o) for o in cluster.list(pods_path(namespace), name)[0]]
-        pod = verdict.newest(p for p in pods if p["status"]["phase"] != "Pending" and p["metadata"]["uid"] not in told)
-        if pod is not None:
+        new = [p for p in pods if p["status"]["phase"] != "Pending" and p["metadata"]["uid"] not in told]
+        if new:
+            pod = min(new, key=lambda p: str(p["metadata"]["creationTimestamp"]))
             told.add(pod["metadata"]["uid"])
-            yield from cluster.log(namespace, pod["metadata"]["name"], CONTAINER, follow=True)
+            with contextlib.suppress(ApiError):  # a pod that went before it said anything
+                yield from cluster.log(namespace, pod["metadata"]["name"], CONTAINER, follow=True)
         elif not unfinished:
             return
         else:

@@ -1,0 +1,88 @@
+"""The loop by itself, with an executor and a store that behave as a test wishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from expunge_controller import runner
+from expunge_controller.executors import Ended, Progress, Start
+from expunge_controller.experiment import load_experiment
+from expunge_controller.plan import Step
+from expunge_controller.resolve import resolve
+from expunge_controller.runner import Runner
+from expunge_jobs.store import Unavailable
+from expunge_jobs.store.file import FileStore
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
+
+
+class Fails:
+    """Every step that it starts fails at once."""
+
+    detached = False
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self._ended: list[Ended] = []
+
+    def start(self, step: Step) -> Start:
+        self.started.append(step.name)
+        self._ended.append(Ended(step.key, ok=False, reason="as the test wishes", final=True))
+        return "started"
+
+    def running(self) -> dict[str, Progress]:
+        return {e.key: {} for e in self._ended}
+
+    def wait(self, seconds: float) -> list[Ended]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def trouble(self) -> str:
+        return ""
+
+    def settled(self, step: Step) -> None:
+        pass
+
+    def stop(self, grace: float) -> None:
+        pass
+
+
+class Told:
+    """An observer that keeps its notices."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def started(self, step: Step) -> None: ...
+    def progress(self, running: dict[str, Progress]) -> None: ...
+    def finished(self, step: Step, seconds: float) -> None: ...
+    def failed(self, step: Step, reason: str, again: bool) -> None: ...
+    def elsewhere(self, step: Step) -> None: ...
+
+
+class Away(FileStore):
+    """Gives no answer to some questions about manifests."""
+
+    questions = 0
+
+    def present(self, paths: Iterable[str]) -> set[str]:
+        self.questions += 1
+        if self.questions in (2, 3):
+            raise Unavailable("the store is away")
+        return super().present(paths)
+
+
+def test_what_ended_while_the_store_was_away_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "PATIENCE", 0.0)
+    executor, told = Fails(), Told()
+    outcome = Runner(Away(tmp_path), executor, resolve(load_experiment(QUICKSTART)), told).run()
+    assert executor.started == ["memorize"]
+    assert list(outcome.failed.values()) == ["as the test wishes"]
+    assert told.notices == ["the store is away; trying again", "answered again"]
