@@ -70,10 +70,12 @@ class Machine:
         for name in ("kubelet", "cni", "pods"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (CACHE / "containerd").mkdir(parents=True, exist_ok=True)
-        self._outer = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
-             "--propagation", "slave", "sleep", "infinity"], stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        # Its last words, when its child is killed, are of no use to anybody.
+        with (self.folder / "namespaces.log").open("wb") as log:
+            self._outer = subprocess.Popen(
+                ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+                 "--propagation", "slave", "sleep", "infinity"], stdin=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children")
         self._until("its first process", lambda: bool(children.read_text().strip()))
         self._first = int(children.read_text())
