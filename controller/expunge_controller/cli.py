@@ -29,6 +29,7 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 GRACE = 10.0
 """Seconds between TERM and KILL when a run is stopped."""
 
+EXECUTORS = ("local", "kubernetes")
 _HELP = {
     "run": ("run an experiment to its table of scores", "expunge run examples/quickstart.yaml --set merge.density=0.5"),
     "plan": (
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument("-o", "--output", choices=("table", "json"), default="table")
     for name in ("run", "retry", "plan", "results", "status", "logs", "cancel"):
         made[name].add_argument(
-            "--executor", choices=("local", "kubernetes"), default=os.environ.get("EXPUNGE_EXECUTOR") or "local",
+            "--executor", choices=EXECUTORS, default=os.environ.get("EXPUNGE_EXECUTOR") or "local",
             help="what runs the steps (default: $EXPUNGE_EXECUTOR or local)",
         )  # fmt: skip
     for name in ("run", "retry", "plan", "results", "status", "logs", "cancel", "doctor"):
@@ -160,6 +161,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         arguments.step = rest.pop(0)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if getattr(arguments, "executor", "local") not in EXECUTORS:  # argparse checks what is given, not a default
+        parser.error(f"EXPUNGE_EXECUTOR is '{arguments.executor}'; allowed: {', '.join(EXECUTORS)}")
     return arguments
 
 

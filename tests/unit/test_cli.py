@@ -170,3 +170,13 @@ def test_a_damaged_manifest_is_named(path: Path, store: Store, capsys: Captured)
     assert main(["results", QUICKSTART, "-o", "json"]) == 0
     base = json.loads(capsys.readouterr().out)["models"][0]
     assert "is not a manifest: delete it and run again" in base["reasons"]["task_aggregate"]
+
+
+def test_a_misspelt_executor_in_the_environment_does_not_run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EXPUNGE_EXECUTOR", "kubernets")
+    with pytest.raises(SystemExit) as caught:
+        main(["status", "experiment.yaml"])
+    assert caught.value.code == 2
+    assert "EXPUNGE_EXECUTOR is 'kubernets'; allowed: local, kubernetes" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 from expunge_jobs.errors import ExitCode
 
 from expunge_controller.experiment import Resources
-from expunge_controller.manifests import KEY, RESOURCES, RUN
+from expunge_controller.manifests import KEY, RESOURCES
 
 Object = dict[str, Any]
 LONGEST = 256
@@ -31,13 +31,10 @@ def trim_job(job: Object) -> Object:
         "metadata": {
             "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
             "annotations": {k: marks[k] for k in (KEY, RESOURCES) if k in marks},
-            "labels": {k: v for k, v in (meta.get("labels") or {}).items() if k in (RUN, _QUEUE)},
+            "queue": (meta.get("labels") or {}).get(_QUEUE),
         },
         "spec": {"suspend": bool(job["spec"].get("suspend"))},
-        "status": {
-            "failed": status.get("failed", 0),
-            "conditions": [c for c in status.get("conditions") or [] if c["status"] == "True"],
-        },
+        "status": {"conditions": [c for c in status.get("conditions") or [] if c["status"] == "True"]},
     }  # fmt: skip
 
 
@@ -88,7 +85,7 @@ def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] 
     pod = newest(p for p in pods if not has_ended(p))
     if pod is None:
         if job["spec"]["suspend"]:
-            queue = job["metadata"]["labels"].get(_QUEUE)
+            queue = job["metadata"]["queue"]
             return f"suspended: waits for room in the queue '{queue}'" if queue else "suspended"
         refused = [e for e in events if e.get("reason") == "FailedCreate"]
         if refused:
