@@ -266,6 +266,10 @@ def _executor(arguments: argparse.Namespace, store: Store, resolved: Resolved, s
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    return _run_resolved(arguments, *_open(arguments))
+
+
+def _run_resolved(arguments: argparse.Namespace, store: Store, resolved: Resolved) -> int:
     from expunge_jobs.results import collect
     from expunge_jobs.store import check_conditional_writes
 
@@ -275,7 +279,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from expunge_controller.resolve import write_record
     from expunge_controller.runner import Runner
 
-    store, resolved = _open(arguments)
     check_conditional_writes(store)
     write_record(store, resolved)
     plan = resolved.plan
@@ -440,7 +443,7 @@ def _retry(arguments: argparse.Namespace) -> int:
     store, resolved = _open(arguments)
     for line in drop_damaged(store, resolved):
         _say(line)
-    return _run(arguments)
+    return _run_resolved(arguments, store, resolved)
 
 
 def _upload(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -92,22 +92,14 @@ class KubernetesExecutor:
         self._not_before = 0.0
         self._progress: dict[str, Progress] = {}
         self._next_look = 0.0
-        self.jobs = Mirror(
-            cluster,
-            jobs_path(site.namespace),
-            SELECTOR,
-            verdict.trim_job,
-            lambda o: self._changes.put(o["metadata"]["name"]),
-        )
-        self.pods = Mirror(
-            cluster,
-            pods_path(site.namespace),
-            SELECTOR,
-            verdict.trim_pod,
-            lambda o: self._changes.put(o["metadata"]["job"]),
-        )
+        self.jobs = self._mirror(jobs_path(site.namespace), verdict.trim_job, "name")
+        self.pods = self._mirror(pods_path(site.namespace), verdict.trim_pod, "job")
         self._stopping = threading.Event()
         self._reader = threading.Thread(target=self._read_logs, daemon=True, name="logs of pods")
+
+    def _mirror(self, path: str, trim: Callable[[Object], Object], job: str) -> Mirror:
+        """A mirror that tells of each change by the name of the Job that it concerns, in ``metadata`` under ``job``."""
+        return Mirror(self.cluster, path, SELECTOR, trim, lambda o: self._changes.put(o["metadata"][job]))
 
     def open(self) -> None:
         """Begin to watch.
