@@ -107,6 +107,7 @@ def _step(threads: int) -> int:
             if os.environ.get("EXPUNGE_DEBUG") == "1":
                 raise
             error = _unforeseen(raised)
+        stop.ignore()
         emit("failed", reason=str(error), exit_code=int(error.exit_code))
         if attempt is not None:
             try:
@@ -127,6 +128,7 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
     """Make the artifact and publish it; whether this attempt was the first."""
     import tempfile
 
+    from expunge_jobs.errors import StepError
     from expunge_jobs.work import CHECKPOINT_SECONDS, Work, emit
 
     with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
@@ -139,8 +141,13 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
             figures, versions, device = _run(task, work, threads)
             emit("publish")
             return attempt.publish(task, out, figures, versions, device, threads)
-        except stop.Terminated:
-            raise _stopped(Path(folder)) from None
+        except StepError:
+            raise
+        except BaseException:
+            # Torn out of an import, Terminated may arrive here as any error: a library's module was left half loaded.
+            if stop.came():
+                raise _stopped(Path(folder)) from None
+            raise
 
 
 def _stopped(folder: Path | None) -> StepError:

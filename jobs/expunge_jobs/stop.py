@@ -13,6 +13,9 @@ class Terminated(BaseException):
     """SIGTERM came, or the deadline. No Exception, so that nothing on the way takes it for an error of its own."""
 
 
+AGAIN_SECONDS = 5.0
+"""The deadline's alarm is repeated as often, in case that a library swallowed what the first one raised."""
+
 _held = 0
 _came = False
 _overdue = False
@@ -29,7 +32,7 @@ def on_term(number: int, frame: FrameType | None) -> None:
 def after(seconds: float) -> None:
     """From now on the step has so much time; when it is over, it ends as with SIGTERM, and ``overdue`` tells why."""
     signal.signal(signal.SIGALRM, _on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
 
 
 def _on_alarm(number: int, frame: FrameType | None) -> None:
@@ -52,6 +55,12 @@ def held() -> Iterator[None]:
         yield
     finally:
         _held -= 1
+
+
+def ignore() -> None:
+    """The step is ending: from now on nothing interrupts it."""
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def came() -> bool:

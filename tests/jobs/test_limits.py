@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from expunge_jobs import stop
 from expunge_jobs.artifact import Attempt, attempts, checkpoints_of, disturbed, read_log, read_manifest
 from expunge_jobs.errors import ExitCode
 from expunge_jobs.log import LogParts
@@ -33,14 +34,14 @@ class Step:
         self.store = open_store(str(folder / "store"))
         self._begun: list[subprocess.Popen[str]] = []
 
-    def begin(self, attempt: str, **limits: str) -> subprocess.Popen[str]:
+    def begin(
+        self, attempt: str, *, program: tuple[str, ...] = ("-m", "expunge_jobs"), **limits: str
+    ) -> subprocess.Popen[str]:
         environment = os.environ | {
             "EXPUNGE_TASK": self.task.to_json(), "EXPUNGE_STORE": self.store.uri, "EXPUNGE_ATTEMPT": attempt,
             "EXPUNGE_THREADS": "1", **limits,
         }  # fmt: skip
-        process = subprocess.Popen(
-            [sys.executable, "-m", "expunge_jobs"], env=environment, stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, *program], env=environment, stdout=subprocess.PIPE, text=True)
         self._begun.append(process)
         return process
 
@@ -73,6 +74,45 @@ def test_its_deadline_ends_it_for_good(step: Step) -> None:
     said = last(process)
     assert process.returncode == ExitCode.SPENT == said["exit_code"]
     assert said["reason"] == "took longer than 0.5 s: raise resources.KIND.deadline"
+
+
+TORN = """
+import signal, sys
+from expunge_jobs.__main__ import main
+
+class Tears:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            try:
+                signal.raise_signal(signal.SIGALRM)
+            except BaseException:
+                raise ImportError("half loaded") from None
+
+sys.meta_path.insert(0, Tears())
+sys.exit(main())
+"""
+
+
+def test_torn_out_of_an_import_it_says_the_deadline_all_the_same(step: Step) -> None:
+    process = step.begin("one", program=("-c", TORN), EXPUNGE_DEADLINE="1000")
+    said = last(process)
+    assert process.returncode == ExitCode.SPENT, said
+    assert said["reason"] == "took longer than 1000 s: raise resources.KIND.deadline"
+
+
+def test_a_swallowed_deadline_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "AGAIN_SECONDS", 0.05)
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        stop.after(0.05)
+        for _ in range(2):
+            with pytest.raises(stop.Terminated):
+                time.sleep(60)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        monkeypatch.setattr(stop, "_came", False)
+        monkeypatch.setattr(stop, "_overdue", False)
 
 
 def test_with_more_time_it_goes_on(step: Step) -> None:
