@@ -142,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument(
             "--secret", metavar="NAME", help="a Secret of the namespace with the store's credentials"
         )
+        made[name].add_argument(
+            "--hub-secret", metavar="NAME", help="one with HF_TOKEN, for the steps that copy hf:// models"
+        )
         made[name].add_argument("--service-account", metavar="NAME", help="of the pods; without a token of its own")
     made["logs"].add_argument("step", metavar="STEP", nargs="?", help="a step's name or the beginning of its key")
     made["logs"].add_argument("-f", "--follow", action="store_true", help="go on until the step ends")
@@ -198,7 +201,8 @@ def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
     from expunge_controller.resolve import resolve
 
     store = _store(arguments)
-    resolved = resolve(load_experiment(Path(arguments.file), arguments.set))
+    loaded = load_experiment(Path(arguments.file), arguments.set)
+    resolved = resolve(loaded, stage=getattr(arguments, "executor", "local") == "kubernetes")
     for notice in resolved.notices:
         _say(f"note: {notice}")
     return store, resolved
@@ -216,7 +220,7 @@ def _site(arguments: argparse.Namespace, namespace: str) -> Site:
     return Site(
         namespace=namespace, image=arguments.image or os.environ.get("EXPUNGE_IMAGE") or "",
         store=arguments.store or os.environ.get("EXPUNGE_STORE") or "", secret=arguments.secret,
-        service_account=arguments.service_account,
+        hub_secret=arguments.hub_secret, service_account=arguments.service_account,
     )  # fmt: skip
 
 
@@ -325,7 +329,7 @@ def _command(verb: str, arguments: argparse.Namespace) -> str:
     for name in ("executor", "context", "namespace"):
         if (value := getattr(arguments, name)) and value != "local":
             words += [f"--{name}", value]
-    for name in ("parallel", "image", "secret", "service_account") if verb == "run" else ():
+    for name in ("parallel", "image", "secret", "hub_secret", "service_account") if verb == "run" else ():
         if value := getattr(arguments, name, None):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
@@ -483,7 +487,7 @@ def _render(arguments: argparse.Namespace) -> int:
     from expunge_controller.resolve import resolve
 
     loaded = load_experiment(Path(arguments.file), arguments.set)
-    resolved = resolve(loaded)
+    resolved = resolve(loaded, stage=True)
     site = _site(arguments, arguments.namespace or "default")
     check_reachable(site, resolved.pins)
     spec = loaded.experiment.spec

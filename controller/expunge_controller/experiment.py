@@ -214,6 +214,7 @@ class Resources(Model):
 class ResourcesByKind(Model):
     """By kind of step."""
 
+    stage: Resources = Resources()
     memorize: Resources = Resources()
     finetune: Resources = Resources()
     merge: Resources = Resources()
@@ -252,11 +253,14 @@ class Volume(Model):
     )
     storage_class: ObjectName | None = None
     read_only: bool = False
+    cache: bool = Field(False, description="Models are kept here between pods; several may share it.")
 
     @model_validator(mode="after")
     def _one(self) -> Volume:
         if (self.claim is None) == (self.size is None):
             raise ValueError("a volume is a claim, or has a size: give one of the two")
+        if self.cache and self.claim is None:
+            raise ValueError("a cache is to outlive its pod: give a claim")
         return self
 
 
@@ -272,6 +276,15 @@ class Kubernetes(Model):
     tolerations: tuple[Toleration, ...] = ()
     affinity: Affinity | None = None
     volumes: tuple[Volume, ...] = ()
+
+    @model_validator(mode="after")
+    def _apart(self) -> Kubernetes:
+        mounts = [v.mount for v in self.volumes]
+        if twice := next((m for m in mounts if mounts.count(m) > 1), None):
+            raise ValueError(f"two volumes are mounted at {twice}")
+        if sum(v.cache for v in self.volumes) > 1:
+            raise ValueError("two volumes are the cache: one at most")
+        return self
 
 
 class Spec(Model):

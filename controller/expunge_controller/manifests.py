@@ -27,6 +27,8 @@ TTL = 24 * 3600
 """Seconds that a finished Job is kept, for people to look at; what it made is in the store."""
 GRACE = 120
 """Seconds between TERM and KILL: the end of an optimizer step, then a checkpoint."""
+GROUP = 65532
+"""The images' own."""
 BACKOFF_LIMIT = 3
 LOG_SECONDS = 15
 """How often what a step says reaches the store."""
@@ -34,6 +36,7 @@ START_TIMEOUT = 15 * 60
 """Seconds that a pod with a node may take to start before its step fails."""
 
 DEFAULTS = {
+    "stage": Resources(gpu=0, cpu=2, memory="4Gi", disk="40Gi", deadline=4 * 3600),
     "memorize": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
     "finetune": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
     "merge": Resources(gpu=0, cpu=2, memory="8Gi", disk="20Gi", deadline=4 * 3600),
@@ -51,6 +54,8 @@ class Site:
     store: str
     secret: str | None = None
     """Name of a Secret whose keys become environment variables: AWS_ACCESS_KEY_ID and what else the SDK reads."""
+    hub_secret: str | None = None
+    """The same for steps that copy from the hub, and for no other: HF_TOKEN, HF_ENDPOINT."""
     service_account: str | None = None
     gpu: str = "nvidia.com/gpu"
     """The GPU's resource name: a MIG slice or another maker's."""
@@ -116,7 +121,7 @@ def job(step: Step, site: Site, resources: ResourcesByKind, kubernetes: Kubernet
             "ttlSecondsAfterFinished": TTL,
             "template": {
                 "metadata": {"labels": dict(labels), "annotations": {KEY: step.key}},
-                "spec": _pod(site, asked, kubernetes, _environment(step, site, asked)),
+                "spec": _pod(site, asked, kubernetes, _environment(step, site, asked, kubernetes), _secrets(step, site)),
             },
         },
     }  # fmt: skip
@@ -133,7 +138,7 @@ def trial_job(name: str, site: Site) -> dict[str, Any]:
     """A Job in a step's shape, without a GPU, whose pod only opens the store: what `expunge doctor` runs."""
     asked = DEFAULTS["merge"].model_copy(update={"cpu": 1, "memory": "1Gi", "disk": "1Gi", "deadline": 60})
     environment = [{"name": "EXPUNGE_STORE", "value": site.store}, {"name": "HOME", "value": WORK}]
-    pod = _pod(site, asked, Kubernetes(), environment)
+    pod = _pod(site, asked, Kubernetes(), environment, [site.secret])
     pod["containers"][0]["command"] = [site.command[0], "-c", TRIAL]
     return {
         "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": site.namespace},
@@ -157,7 +162,13 @@ def _failure_policy() -> dict[str, Any]:
     ]}  # fmt: skip
 
 
-def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list[dict[str, Any]]) -> dict[str, Any]:
+def _secrets(step: Step, site: Site) -> list[str | None]:
+    return [site.secret, site.hub_secret if step.kind == "stage" else None]
+
+
+def _pod(
+    site: Site, asked: Resources, kubernetes: Kubernetes, environment: list[dict[str, Any]], secrets: list[str | None]
+) -> dict[str, Any]:
     chosen = kubernetes.model_dump(
         mode="json", include={"priorityClassName", "runtimeClassName", "nodeSelector", "tolerations", "affinity"},
         exclude_none=True,
@@ -174,7 +185,11 @@ def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list
         "enableServiceLinks": False,
         **({"serviceAccountName": site.service_account} if site.service_account else {}),
         **{k: v for k, v in chosen.items() if v},
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"},
+            # A new claim belongs to root; nothing else here has an owner that matters.
+            **({"fsGroup": GROUP, "fsGroupChangePolicy": "OnRootMismatch"} if kubernetes.volumes else {}),
+        },
         "volumes": [
             {"name": "work", "emptyDir": {"sizeLimit": asked.disk}},
             # Workers of one step share tensors there; the container runtime's own has 64 MiB.
@@ -187,7 +202,7 @@ def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list
             "imagePullPolicy": site.pull_policy,
             "command": list(site.command),
             "env": environment,
-            **({"envFrom": [{"secretRef": {"name": site.secret}}]} if site.secret else {}),
+            **({"envFrom": [{"secretRef": {"name": s}} for s in secrets if s]} if any(secrets) else {}),
             "resources": _resources(site, asked),
             "securityContext": {
                 "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
@@ -201,7 +216,7 @@ def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list
     }  # fmt: skip
 
 
-def _environment(step: Step, site: Site, asked: Resources) -> list[dict[str, Any]]:
+def _environment(step: Step, site: Site, asked: Resources, kubernetes: Kubernetes) -> list[dict[str, Any]]:
     values = {
         "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": site.store, "EXPUNGE_THREADS": str(asked.cpu),
         "EXPUNGE_LOG_SECONDS": str(LOG_SECONDS), "EXPUNGE_DEADLINE": str(asked.deadline),
@@ -209,6 +224,8 @@ def _environment(step: Step, site: Site, asked: Resources) -> list[dict[str, Any
         "HOME": WORK, "TMPDIR": WORK, "HF_HOME": f"{WORK}/hf", "XDG_CACHE_HOME": f"{WORK}/cache",
         "TRITON_CACHE_DIR": f"{WORK}/cache/triton", "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
     }  # fmt: skip
+    for cache in [v for v in kubernetes.volumes if v.cache]:
+        values["EXPUNGE_CACHE"] = cache.mount
     fields = {
         "EXPUNGE_ATTEMPT": "metadata.uid",
         "EXPUNGE_JOB": "metadata.labels['batch.kubernetes.io/controller-uid']",
@@ -249,6 +266,6 @@ def _fingerprint(site: Site, asked: Resources, kubernetes: Kubernetes) -> str:
     """Tells whether a Job that failed had what this run asks for: its failure is no verdict on another's."""
     what = {
         "resources": asked.model_dump(mode="json"), "kubernetes": kubernetes.model_dump(mode="json"), "image": site.image,
-        "secret": site.secret, "account": site.service_account,
+        "secrets": [site.secret, site.hub_secret], "account": site.service_account,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from expunge_jobs import plugins
 from expunge_jobs.task import (
+    KIND_VERSIONS,
     AdapterRef,
     ArtifactRef,
     EvaluateSettings,
@@ -25,6 +26,7 @@ from expunge_jobs.task import (
     ModelRef,
     RowsRef,
     SetName,
+    StageTask,
     Task,
     TaskData,
     WeightedAdapter,
@@ -78,8 +80,8 @@ class Plan:
     by_key: dict[str, Step] = field(repr=False)
 
 
-def make_plan(loaded: Loaded, pins: Pins) -> Plan:
-    """The plan of an experiment whose inputs are pinned."""
+def make_plan(loaded: Loaded, pins: Pins, stage: bool = False) -> Plan:
+    """The plan of an experiment whose inputs are pinned. ``stage``: what lies on the hub is copied into the store first."""
     tasks: dict[str, tuple[str, Task]] = {}
     trials_of: dict[str, list[str]] = defaultdict(list)
     keys_of_role: dict[str, dict[str, str]] = defaultdict(dict)
@@ -98,7 +100,9 @@ def make_plan(loaded: Loaded, pins: Pins) -> Plan:
         Step(key, task.kind, names[key], task, tuple(r.key for r in keys.needs(key, task)), tuple(trials_of[key]))
         for key, (_, task) in tasks.items()
     ]
-    order = {"memorize": 0, "finetune": 1, "merge": 2, "evaluate": 3}
+    if stage:
+        steps = _staged(steps)
+    order = {kind: place for place, kind in enumerate(KIND_VERSIONS)}
     steps.sort(key=lambda s: order[s.kind])  # stable: within a kind, as the file has them
     spec = loaded.experiment.spec
     return Plan(
@@ -106,6 +110,24 @@ def make_plan(loaded: Loaded, pins: Pins) -> Plan:
         parallel=spec.parallel, specialists=max(1, len(spec.specialists) + len(spec.baselines)),
         by_key={s.key: s for s in steps},
     )  # fmt: skip
+
+
+def _staged(steps: list[Step]) -> list[Step]:
+    """The same steps, and before those that read something of the hub, one that copies it. No other key changes for it."""
+    copies: dict[str, Step] = {}
+    out = []
+    for step in steps:
+        needs = list(step.needs)
+        for source in [i for i in step.task.inputs() if i.uri.startswith("hf://")]:
+            task = StageTask(source=source)
+            key = task.key()
+            needs.append(key)
+            name = f"stage {source.uri.removeprefix('hf://')}"
+            before = copies[key].trials if key in copies else ()
+            trials = tuple(dict.fromkeys([*before, *step.trials]))
+            copies[key] = Step(key, task.kind, name, task, (), trials)
+        out.append(replace(step, needs=tuple(needs)))
+    return [*copies.values(), *out]
 
 
 class Inputs(NamedTuple):

@@ -7,7 +7,7 @@ found before anything runs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from expunge_jobs.task import EvaluateTask, Input, TaskData, canonical
 
 from expunge_controller.document import Document, ExperimentError, KeyPath
 from expunge_controller.experiment import Loaded
-from expunge_controller.plan import Plan, inputs_of, make_plan
+from expunge_controller.plan import Plan, Step, inputs_of, make_plan
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Resolved:
     record: dict[str, Any]
 
 
-def resolve(loaded: Loaded) -> Resolved:
-    """Pin and check every input, and plan.
+def resolve(loaded: Loaded, stage: bool = False) -> Resolved:
+    """Pin and check every input, and plan; ``stage`` as in ``make_plan``.
 
     Raises:
         ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
@@ -50,7 +50,7 @@ def resolve(loaded: Loaded) -> Resolved:
         for path, uri in asked.adapters.items():
             resolver.folder(path, uri, inputs.check_adapter_folder)
     resolver.check()
-    plan = make_plan(loaded, resolver.pins)
+    plan = make_plan(loaded, resolver.pins, stage)
     seen: dict[str, TaskData] = {}
     for step in plan.steps:
         if isinstance(step.task, EvaluateTask):
@@ -58,11 +58,12 @@ def resolve(loaded: Loaded) -> Resolved:
     for data in seen.values():
         resolver.sets(data)
     resolver.check()
+    asked_for = [s for s in plan.steps if s.kind != "stage"]  # a copy follows from its input: one generation everywhere
     record = {
         "experiment": loaded.experiment.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         "inputs": resolver.pins,
-        "steps": sorted(s.key for s in plan.steps),
-        "versions": _versions(plan),
+        "steps": sorted(s.key for s in asked_for),
+        "versions": _versions(asked_for),
     }
     digest = hashlib.sha256(canonical(record).encode()).hexdigest()
     return Resolved(plan, resolver.pins, resolver.notices, digest, record)
@@ -148,9 +149,9 @@ class _Resolver:
                     self.notices.append(text)
 
 
-def _versions(plan: Plan) -> dict[str, int]:
+def _versions(steps: Iterable[Step]) -> dict[str, int]:
     out: dict[str, int] = {}
-    for step in plan.steps:
+    for step in steps:
         out[step.task.kind] = step.task.version
         out |= step.task.plugins
     return dict(sorted(out.items()))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from expunge_jobs import inputs
-from expunge_jobs.artifact import sha256_of
 from expunge_jobs.errors import BadTask
-from expunge_jobs.store import Store
+from expunge_jobs.store import Store, sha256_of
 
 
 def upload(store: Store, path: Path) -> str:

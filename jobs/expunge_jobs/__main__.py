@@ -3,8 +3,8 @@
 Everything is said by environment variables: EXPUNGE_TASK (the task as JSON), EXPUNGE_STORE (URI), EXPUNGE_ATTEMPT (this
 attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost),
 EXPUNGE_LOG_SECONDS (keep the log in the store, a part as often), EXPUNGE_JOB (the uid of the Job whose attempts are counted),
-EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes; both end a step for good, where a TERM alone would not) and
-EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
+EXPUNGE_CACHE (a folder that outlives the step), EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes; both end a step for good,
+where a TERM alone would not) and EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
         out.mkdir()
         scratch.mkdir()
         seconds = float(os.environ.get("EXPUNGE_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
-        work = Work(attempt.store, out, scratch, threads, attempt, seconds)
+        cache = Path(place) if (place := os.environ.get("EXPUNGE_CACHE")) else None
+        work = Work(attempt.store, out, scratch, threads, attempt, seconds, cache)
         try:
             figures, versions, device = _run(task, work, threads)
             emit("publish")
@@ -158,7 +159,8 @@ def _stopped(folder: Path | None) -> StepError:
         return Spent(f"took longer than {os.environ['EXPUNGE_DEADLINE']} s: raise resources.KIND.deadline")
     if folder is not None and (disk := os.environ.get("EXPUNGE_DISK")):
         places = [folder, *(Path(p) for p in [os.environ.get("HF_HOME")] if p)]
-        used = sum(f.stat().st_blocks * 512 for p in places for f in p.rglob("*") if f.is_file())
+        files = [f.stat() for p in places for f in p.rglob("*") if f.is_file()]
+        used = sum({(f.st_dev, f.st_ino): f.st_blocks * 512 for f in files}.values())  # a linked file counts once
         if used >= int(disk):
             return Spent(f"used {used:,} bytes of disk, as many as it may: raise resources.KIND.disk")
     return Preempted("stopped by SIGTERM")
@@ -171,6 +173,16 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
 
     # Libraries warn about their own future; a step's log is for what its user can act on.
     warnings.filterwarnings("ignore")
+    device = _prepare_torch(threads) if task.kind != "stage" else "cpu"
+    program = importlib.import_module(f"expunge_jobs.{task.kind}")
+    figures = program.run(task, work)
+    versions = {n: version(n) for n in ("expunge", "torch", "transformers", "peft", "tokenizers")}
+    versions["python"] = sys.version.split()[0]
+    return figures, versions, device
+
+
+def _prepare_torch(threads: int) -> str:
+    """The name of the device that it will compute on."""
     import torch
 
     torch.set_num_threads(threads)
@@ -179,12 +191,7 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    program = importlib.import_module(f"expunge_jobs.{task.kind}")
-    figures = program.run(task, work)
-    versions = {n: version(n) for n in ("expunge", "torch", "transformers", "peft", "tokenizers")}
-    versions["python"] = sys.version.split()[0]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return figures, versions, device
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _unforeseen(raised: Exception) -> StepError:

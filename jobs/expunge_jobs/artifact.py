@@ -9,15 +9,17 @@ A manifest exists if and only if the artifact is whole; two attempts never mix t
 
 from __future__ import annotations
 
-import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from expunge_jobs.cache import through_cache
 from expunge_jobs.errors import DamagedInput, ExitCode
-from expunge_jobs.store import Conflict, NotFound, Store
+from expunge_jobs.store import Conflict, NotFound, Store, sha256_of
 from expunge_jobs.task import ArtifactRef, Model, Task, canonical
 
 
@@ -139,8 +141,9 @@ def checkpoints_of(store: Store, ref: ArtifactRef) -> list[str]:
     return [e.path for e in store.list(f"{folder(ref)}/attempts") if f"/{CHECKPOINTS}/" in e.path]
 
 
-def fetch(store: Store, ref: ArtifactRef, into: Path) -> Path:
-    """The artifact's files (of ``ref.folder`` alone, if it names one) as a local folder, each checked.
+def fetch(store: Store, ref: ArtifactRef, into: Path, cache: Path | None = None) -> Path:
+    """The artifact's files (of ``ref.folder`` alone, if it names one) as a local folder, each checked; by way of ``cache``,
+    a folder that outlives the step, if there is one.
 
     Raises:
         DamagedInput: no manifest, a file missing, or bytes that are not the manifest's; says which, and what to do.
@@ -150,13 +153,16 @@ def fetch(store: Store, ref: ArtifactRef, into: Path) -> Path:
         raise DamagedInput(f"the {ref.kind} artifact {ref.key[:16]} is not there: run the experiment again")
     prefix = f"{ref.folder}/" if ref.folder else ""
     files = [f for f in manifest.files if f.path.startswith(prefix)]
-    for file in files:
-        path = f"{folder(ref)}/attempts/{manifest.attempt}/{file.path}"
+    attempt = f"{folder(ref)}/attempts/{manifest.attempt}"
+
+    def one(file: StoredFile) -> None:
+        path = f"{attempt}/{file.path}"
         place = store.local_path(path)
         try:
             if place is None:
                 place = into / ref.key / file.path
-                store.get_file(path, place)
+                get = partial(store.get_file, path)
+                through_cache(cache, file.sha256, place, get) if cache else get(place)
             found = sha256_of(place)
         except (NotFound, FileNotFoundError):
             found = "missing"
@@ -166,15 +172,11 @@ def fetch(store: Store, ref: ArtifactRef, into: Path) -> Path:
                 f"damaged artifact: {store.name}/{path} {what}; `expunge retry` makes it anew, "
                 f"or delete {store.name}/{manifest_path(ref)} and run again"
             )
-    attempt = f"{folder(ref)}/attempts/{manifest.attempt}"
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, files))
     local = store.local_path(f"{attempt}/{ref.folder}" if ref.folder else attempt)
     return local if local is not None else into / ref.key / ref.folder
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex, with bounded memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Attempt:

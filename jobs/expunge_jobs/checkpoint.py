@@ -23,8 +23,8 @@ import torch
 from pydantic import ValidationError
 
 from expunge_jobs import stop
-from expunge_jobs.artifact import CHECKPOINTS, Attempt, checkpoints_of, sha256_of
-from expunge_jobs.store import StoreError
+from expunge_jobs.artifact import CHECKPOINTS, Attempt, checkpoints_of
+from expunge_jobs.store import StoreError, sha256_of
 from expunge_jobs.task import Model
 
 State = dict[str, Any]

@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from expunge_jobs import builtin
-from expunge_jobs.artifact import sha256_of
-from expunge_jobs.errors import BadTask, nearest
-from expunge_jobs.store import NotFound, Store
+from expunge_jobs.errors import BadTask, StepError, nearest
+from expunge_jobs.store import NotFound, Store, sha256_of
 from expunge_jobs.task import Input
 
 SCHEMES = ("hf", "file", "s3", "builtin")
@@ -171,6 +170,8 @@ def check_adapter_folder(folder: Path) -> None:
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _HUB_PATTERNS = [f"*{suffix}" for suffix in _MODEL_FILES]
+_HUB_IGNORED = ["*/*", "consolidated*"]
+"""Folders beside the model, and the same weights once more in their makers' own form."""
 
 
 def local_folder(ref: Input, scratch: Path) -> Path:
@@ -243,13 +244,23 @@ def hub_commit(uri: str) -> str:
 
 
 def hub_snapshot(name: str, commit: str) -> Path:
-    """The local folder of a hub model at a commit, downloaded unless it is in the cache; safetensors only."""
+    """The local folder of a hub model at a commit, downloaded unless it is in the cache; safetensors only.
+
+    Raises:
+        BadTask: the hub does not have it, or not for this token.
+        StepError: the hub could not be asked; that may pass.
+    """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=commit, allow_patterns=_HUB_PATTERNS))
-    except Exception as error:  # as above
-        raise BadTask(f"hf://{name}@{commit}: cannot be had: {_first_line(error)}") from None
+        return Path(
+            snapshot_download(name, revision=commit, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_IGNORED)
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise BadTask(f"hf://{name}@{commit}: the hub does not have it, or not for this HF_TOKEN") from None
+    except Exception as error:  # whatever the hub's client and the HTTP client below it raise
+        raise StepError(f"hf://{name}@{commit}: cannot be had: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

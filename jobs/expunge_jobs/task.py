@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -27,10 +27,10 @@ from expunge_jobs.errors import BadTask
 TASK_FORMAT = 1
 """The version of this file's JSON; a task with a newer one is refused by name."""
 
-KIND_VERSIONS = {"memorize": 1, "finetune": 1, "merge": 1, "evaluate": 1}
+KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 1}
 """Raised by hand when the results of a kind change; part of every key."""
 
-Kind = Literal["memorize", "finetune", "merge", "evaluate"]
+Kind = Literal["stage", "memorize", "finetune", "merge", "evaluate"]
 Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
 
 
@@ -256,8 +256,26 @@ class _Task(Model):
     def needs(self) -> list[ArtifactRef]:
         """The artifacts that this task reads, each once."""
         found: dict[tuple[str, str], ArtifactRef] = {}
-        _collect(self, found)
+        for ref in _collect(self, ArtifactRef):
+            found.setdefault((ref.kind, ref.key), ref)
         return list(found.values())
+
+    def inputs(self) -> list[Input]:
+        """What this task reads from outside the store, each once."""
+        return list(dict.fromkeys(_collect(self, Input)))
+
+
+class StageTask(_Task):
+    """Copies a model or adapter of the hub into the store -> ``model/``."""
+
+    kind: Literal["stage"] = "stage"
+    source: Input
+
+    @model_validator(mode="after")
+    def _of_the_hub(self) -> StageTask:
+        if not self.source.uri.startswith("hf://"):
+            raise ValueError(f"stage copies from hf://, found {self.source.uri}")
+        return self
 
 
 class MemorizeTask(_Task):
@@ -330,7 +348,7 @@ class EvaluateTask(_Task):
     dtype: Dtype = "checkpoint"
 
 
-Task = MemorizeTask | FinetuneTask | MergeTask | EvaluateTask
+Task = StageTask | MemorizeTask | FinetuneTask | MergeTask | EvaluateTask
 _TASK: TypeAdapter[Task] = TypeAdapter(Annotated[Task, Field(discriminator="kind")])
 
 
@@ -384,6 +402,7 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+_Ref = TypeVar("_Ref", ArtifactRef, Input)
 _ADDRESSES = frozenset({"uri"})
 
 
@@ -395,12 +414,11 @@ def _without(value: Any, drop: frozenset[str]) -> Any:
     return value
 
 
-def _collect(value: Any, found: dict[tuple[str, str], ArtifactRef]) -> None:
-    if isinstance(value, ArtifactRef):
-        found.setdefault((value.kind, value.key), value)
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            _collect(getattr(value, name), found)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            _collect(item, found)
+def _collect(value: Any, kind: type[_Ref]) -> list[_Ref]:
+    if isinstance(value, kind):
+        return [value]
+    if isinstance(value, BaseModel):
+        value = [getattr(value, name) for name in type(value).model_fields]
+    elif isinstance(value, dict):
+        value = list(value.values())
+    return [found for item in value for found in _collect(item, kind)] if isinstance(value, tuple | list) else []

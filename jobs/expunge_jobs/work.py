@@ -37,14 +37,14 @@ def emit(event: str, **fields: Any) -> None:
 
 class Work:
     """A step's surroundings. Everything below ``out`` becomes the artifact; ``scratch`` goes when the step ends.
-    Without an ``attempt`` no checkpoint is written or read."""
+    Without an ``attempt`` no checkpoint is written or read. ``cache`` is a folder that outlives the step (see cache.py)."""
 
     def __init__(
         self, store: Store, out: Path, scratch: Path, threads: int = 1, attempt: Attempt | None = None,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS, cache: Path | None = None,
     ) -> None:  # fmt: skip
         self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
-        self.attempt, self.checkpoint_seconds = attempt, checkpoint_seconds
+        self.attempt, self.checkpoint_seconds, self.cache = attempt, checkpoint_seconds, cache
         self._clock = _Clock()
 
     def path(self, ref: ArtifactRef | Input) -> Path:
@@ -55,7 +55,12 @@ class Work:
             BadTask: an input that has changed since it was pinned.
         """
         if isinstance(ref, ArtifactRef):
-            return fetch(self.store, ref, self.scratch)
+            return fetch(self.store, ref, self.scratch, self.cache)
+        if inputs.scheme(ref.uri) == "hf":
+            from expunge_jobs.stage import staged
+
+            if read_manifest(self.store, copy := staged(ref)) is not None:
+                return fetch(self.store, copy, self.scratch, self.cache)
         return inputs.local_folder(ref, self.scratch)
 
     def read(self, ref: Input) -> bytes:

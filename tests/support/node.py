@@ -190,7 +190,9 @@ class Pod:
             return
         with self.log.open("wb") as log, Path(os.devnull).open("rb") as nothing:
             environment = self._environment()
-            if list(self.container["command"][1:]) == ["-m", "expunge_jobs"]:
+            # A fork has the hub's address and folders as they were when huggingface_hub was imported.
+            forked = self.found["metadata"].get("labels", {}).get("expunge.dev/kind") != "stage"
+            if forked and list(self.container["command"][1:]) == ["-m", "expunge_jobs"]:
                 fds = [DupFd(f.fileno()) for f in (log, nothing, nothing)]
                 self._process = CONTEXT.Process(target=warm.child, args=(environment, *fds), daemon=True)
                 self._process.start()
@@ -233,6 +235,12 @@ class Pod:
             elif path.startswith("metadata.labels["):
                 value = self.found["metadata"]["labels"].get(path[17:-2], "")
             values[each["name"]] = value.replace("/scratch", str(self.folder))
+        claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in self.found["spec"]["volumes"]
+                  if "persistentVolumeClaim" in v}  # fmt: skip
+        for mount in [m for m in self.container["volumeMounts"] if m["name"] in claims]:
+            place = self.node.folder / "claims" / self.namespace / claims[mount["name"]]
+            place.mkdir(parents=True, exist_ok=True)
+            values = {k: str(place) if v == mount["mountPath"] else v for k, v in values.items()}
         return values
 
     def _say(self, phase: str, state: Object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from expunge_controller.manifests import DEFAULTS, KEY, RESOURCES, Site, check_r
 from expunge_controller.plan import Plan, Step
 from expunge_controller.resolve import resolve
 from expunge_jobs.errors import BadTask, ExitCode
-from expunge_jobs.task import parse_task
+from expunge_jobs.task import Input, StageTask, parse_task
 from pydantic import ValidationError
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
@@ -182,3 +183,34 @@ def test_what_pods_cannot_reach_is_refused_at_once() -> None:
     with pytest.raises(BadTask, match="unknown option"):
         check_reachable(Site(namespace="x", image="i", store="s3://bucket?nope=1"), [])
     check_reachable(SITE, ["builtin://people/retain", "hf://a/b"])
+
+
+def test_the_hub_s_secret_is_for_the_step_that_copies_alone(plan: Plan) -> None:
+    source = Input(uri="hf://org/name", digest="commit:0")
+    task = StageTask(source=source)
+    stage = Step(task.key(), "stage", "stage org/name", task, (), ("default",))
+    site = replace(SITE, hub_secret="hub")
+    for one, secrets in ((stage, ["store-credentials", "hub"]), (step(plan, "finetune"), ["store-credentials"])):
+        pod = container(job(one, site, ResourcesByKind(), Kubernetes(), "run-1"))
+        assert [e["secretRef"]["name"] for e in pod["envFrom"]] == secrets
+
+
+def test_a_cache_is_a_claim_that_pods_may_write(plan: Plan) -> None:
+    kubernetes = Kubernetes.model_validate({"volumes": [{"mount": "/mnt/models", "claim": "models", "cache": True}]})
+    one = made(step(plan, "finetune"), kubernetes=kubernetes)
+    environment = {e["name"]: e.get("value") for e in container(one)["env"]}
+    assert environment["EXPUNGE_CACHE"] == "/mnt/models"
+    assert one["spec"]["template"]["spec"]["securityContext"]["fsGroup"] == 65532
+
+
+@pytest.mark.parametrize(
+    ("volumes", "said"),
+    [
+        ([{"mount": "/mnt/a", "size": "1Gi", "cache": True}], "give a claim"),
+        ([{"mount": "/mnt/a", "claim": "a"}, {"mount": "/mnt/a", "claim": "b"}], "two volumes are mounted at /mnt/a"),
+        ([{"mount": f"/mnt/{n}", "claim": n, "cache": True} for n in "ab"], "two volumes are the cache"),
+    ],
+)
+def test_volumes_that_make_no_sense_are_refused(volumes: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Kubernetes.model_validate({"volumes": volumes})

@@ -9,6 +9,7 @@ StepError
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -145,3 +146,9 @@ def open_store(uri: str) -> Store:
     raise BadTask(
         f"store '{uri}': unknown scheme '{scheme}://'; allowed: {', '.join(known)} or a path{nearest(scheme, list(SCHEMES))}"
     )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex, with bounded memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

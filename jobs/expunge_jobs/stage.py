@@ -1,0 +1,44 @@
+"""Copies a model or adapter of the hub into the store once, so that pods need neither the hub nor its token.
+
+Steps that read it keep its address and commit as their input (so keys do not depend on where a step runs) and find the
+copy by the key that follows from them. Artifact: ``model/``, safetensors only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from expunge_jobs import inputs
+from expunge_jobs.task import ArtifactRef, Input, StageTask
+from expunge_jobs.work import Work
+
+FOLDER = "model"
+
+
+def staged(source: Input) -> ArtifactRef:
+    """Where the copy of this input lies, if it has been made."""
+    return ArtifactRef(kind="stage", key=StageTask(source=source).key(), folder=FOLDER)
+
+
+def run(task: StageTask, work: Work) -> dict[str, Any]:
+    """Download and check; returns the receipt's figures."""
+    folder = inputs.local_folder(task.source, work.scratch)
+    check = inputs.check_adapter_folder if (folder / inputs.ADAPTER_FILES[0]).exists() else inputs.check_model_folder
+    check(folder)
+    out = work.out / FOLDER
+    out.mkdir()
+    files = inputs.model_files(folder)
+    for number, file in enumerate(files, 1):
+        _link_or_copy(file.resolve(), out / file.name)
+        work.progress(number, len(files))
+    return {"files": len(files), "bytes": sum(f.stat().st_size for f in files)}
+
+
+def _link_or_copy(file: Path, to: Path) -> None:
+    try:
+        os.link(file, to)
+    except OSError:  # the hub's cache is on another filesystem
+        shutil.copyfile(file, to)
