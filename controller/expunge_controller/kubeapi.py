@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,16 +239,19 @@ class Mirror:
     """Objects of one kind in a namespace as list and watch tell them, kept up to date by a thread of its own.
 
     However a watch ends, all is listed again: what was missed is found, and said to ``changed`` like any other change.
+    ``group`` says under which word an object is found by ``of`` (its owner, say), without a look at all others.
     """
 
     def __init__(
         self, cluster: Cluster, path: str, selector: str, trim: Callable[[Object], Object],
-        changed: Callable[[Object], None],
+        changed: Callable[[Object], None], group: Callable[[Object], str] = lambda _: "",
     ) -> None:  # fmt: skip
+        self.group = group
         self.cluster, self.path, self.selector, self.trim, self.changed = cluster, path, selector, trim, changed
         self.trouble = ""
         """Why nothing new is known, in words; empty while all is well."""
         self._objects: dict[str, Object] = {}
+        self._groups: dict[str, dict[str, Object]] = defaultdict(dict)
         self._lock = threading.Lock()
         self._synced, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True, name=f"mirror {path}")
@@ -262,10 +266,10 @@ class Mirror:
         """Whether everything has been listed once, after at most so long."""
         return self._synced.wait(seconds)
 
-    def objects(self) -> list[Object]:
-        """All of them, now."""
+    def of(self, group: str) -> list[Object]:
+        """Those of a group, now."""
         with self._lock:
-            return list(self._objects.values())
+            return list(self._groups.get(group, {}).values())
 
     def get(self, name: str) -> Object | None:
         """The object of this name, if it is there."""
@@ -280,17 +284,22 @@ class Mirror:
                 turn, self.trouble = 0, ""
                 self._synced.set()
                 self._watch(version)
-            except ApiError as error:
-                if error.status != 410:
-                    self.trouble = str(error)
+            except Exception as error:
+                # Whatever it is, a thread that died in silence would leave a run waiting for ever.
+                if not (isinstance(error, ApiError) and error.status == 410):
+                    self.trouble = str(error) if isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
                 turn = min(turn + 1, 6)
-                self._stop.wait(max(error.after or 0.0, random.uniform(0.5, 1.0) * 0.1 * 2**turn))
+                after = (isinstance(error, ApiError) and error.after) or 0.0
+                self._stop.wait(max(after, random.uniform(0.5, 1.0) * 0.1 * 2**turn))
 
     def _list(self) -> str:
         items, version = self.cluster.list(self.path, self.selector)
         new = {o["metadata"]["name"]: self.trim(o) for o in items}
+        groups: dict[str, dict[str, Object]] = defaultdict(dict)
+        for name, what in new.items():
+            groups[self.group(what)][name] = what
         with self._lock:
-            old, self._objects = self._objects, new
+            old, self._objects, self._groups = self._objects, new, groups
         for name, what in old.items():
             if name not in new:
                 self.changed(what)
@@ -306,8 +315,14 @@ class Mirror:
             what = self.trim(found)
             name = what["metadata"]["name"]
             with self._lock:
-                if kind == "DELETED":
-                    self._objects.pop(name, None)
-                else:
-                    self._objects[name] = what
+                before = self._objects.pop(name, None)
+                if before is not None:
+                    self._leave(self.group(before), name)
+                if kind != "DELETED":
+                    self._objects[name] = self._groups[self.group(what)][name] = what
             self.changed(what)
+
+    def _leave(self, group: str, name: str) -> None:
+        del self._groups[group][name]
+        if not self._groups[group]:
+            del self._groups[group]

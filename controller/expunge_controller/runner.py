@@ -101,6 +101,8 @@ class Runner:
                 time.sleep(PATIENCE)
             finally:
                 self._say_trouble(trouble)
+        if self._cancelled:
+            self.executor.cancel()
         outcome.stopped, outcome.cancelled = self._stop, self._cancelled
         return outcome
 
@@ -124,6 +126,10 @@ class Runner:
                 self._began[step.key] = time.monotonic()
                 outcome.started += 1
                 self.observer.started(step)
+                # After the start: a cancel marks first and then ends what it finds, so one of the two sees the other.
+                if self.executor.detached and is_cancelled(self.store, self.resolved):
+                    self._stop = self._cancelled = True
+                    return True
             elif became == "elsewhere" and step.key not in self._elsewhere:
                 self._elsewhere.add(step.key)
                 self.observer.elsewhere(step)

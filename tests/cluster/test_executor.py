@@ -126,3 +126,24 @@ def test_a_job_made_by_a_run_that_asked_for_the_same_counts(make: Make, steps: d
     site.training("memorize").kill_for_memory()
     for executor in (theirs, ours):
         assert "out of memory at 16Gi" in first(executor).reason
+
+
+def test_an_earlier_job_that_does_not_go_is_told(
+    make: Make, steps: dict[str, Step], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "LONG", 1.0)
+    executor = make()
+    start(executor, steps["memorize"])
+    name = site.job("memorize")["metadata"]["name"]
+    held = '{"metadata": {"finalizers": ["example.test/held"]}}'
+    site.plane.kubectl("patch", "job", name, "-n", site.namespace, "--type=merge", "-p", held)
+    site.plane.kubectl("delete", "job", name, "-n", site.namespace, "--wait=false")
+    assert executor.trouble() == ""
+    other = make()
+    until(lambda: other.start(steps["memorize"]) == "started" or "see its finalizers" in other.trouble(), 20)
+    assert "see its finalizers" in other.trouble()
+    site.plane.kubectl(
+        "patch", "job", name, "-n", site.namespace, "--type=merge", "-p", '{"metadata": {"finalizers": null}}'
+    )
+    start(other, steps["memorize"])
+    assert other.trouble() == ""

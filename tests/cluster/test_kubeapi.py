@@ -143,7 +143,7 @@ class Watched:
             self.told.append(what["metadata"]["name"])
 
     def names(self) -> set[str]:
-        return {o["metadata"]["name"] for o in self.mirror.objects()}
+        return {o["metadata"]["name"] for o in self.mirror.of("")}
 
 
 @pytest.fixture
@@ -164,6 +164,51 @@ def test_a_mirror_sees_what_comes_and_goes(cluster: Cluster, watched: Watched) -
     cluster.delete(configmaps(cluster, "one"), uid)
     until(lambda: watched.names() == set(), 5)
     assert watched.told == ["one", "one"]
+
+
+def test_objects_are_found_by_their_group(plane: ControlPlane, cluster: Cluster) -> None:
+    mirror = Mirror(
+        cluster, configmaps(cluster), "of=test", lambda o: {"metadata": o["metadata"]}, lambda _: None,
+        lambda o: str(o["metadata"]["labels"]["group"]),
+    )  # fmt: skip
+
+    def found() -> dict[str, list[str]]:
+        return {g: [o["metadata"]["name"] for o in mirror.of(g)] for g in ("a", "b")}
+
+    for name, group in (("one", "a"), ("two", "b")):
+        make(cluster, name, of="test", group=group)
+    mirror.start()
+    try:
+        until(lambda: found() == {"a": ["one"], "b": ["two"]}, 5)
+        make(cluster, "three", of="test", group="a")
+        until(lambda: sorted(found()["a"]) == ["one", "three"], 5)
+        plane.kubectl("label", "configmap", "two", "group=a", "--overwrite", "-n", cluster.namespace)
+        until(lambda: found()["b"] == [], 5)
+        assert sorted(found()["a"]) == ["one", "three", "two"]
+        plane.kubectl("delete", "configmap", "one", "-n", cluster.namespace)
+        until(lambda: sorted(found()["a"]) == ["three", "two"], 5)
+    finally:
+        mirror.stop()
+
+
+def test_a_mirror_outlives_what_nobody_foresaw(cluster: Cluster) -> None:
+    fail = [True]
+
+    def trim(found: dict[str, Any]) -> dict[str, Any]:
+        if fail[0]:
+            raise KeyError("a field that is missing")
+        return {"metadata": found["metadata"]}
+
+    make(cluster, "one", of="test")
+    mirror = Mirror(cluster, configmaps(cluster), "of=test", trim, lambda _: None)
+    mirror.start()
+    try:
+        until(lambda: mirror.trouble == "KeyError: 'a field that is missing'", 5)
+        fail[0] = False
+        until(lambda: [o["metadata"]["name"] for o in mirror.of("")] == ["one"], 5)
+        assert mirror.trouble == ""
+    finally:
+        mirror.stop()
 
 
 def test_what_happens_while_nobody_listens_is_found(

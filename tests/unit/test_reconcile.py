@@ -10,8 +10,8 @@ from expunge_controller import runner
 from expunge_controller.executors import Ended, Progress, Start
 from expunge_controller.experiment import load_experiment
 from expunge_controller.plan import Step
-from expunge_controller.resolve import resolve
-from expunge_controller.runner import Runner
+from expunge_controller.resolve import Resolved, resolve
+from expunge_controller.runner import Runner, mark_cancelled
 from expunge_jobs.store import Unavailable
 from expunge_jobs.store.file import FileStore
 
@@ -25,6 +25,7 @@ class Fails:
 
     def __init__(self) -> None:
         self.started: list[str] = []
+        self.cancelled = False
         self._ended: list[Ended] = []
 
     def start(self, step: Step) -> Start:
@@ -41,6 +42,9 @@ class Fails:
 
     def trouble(self) -> str:
         return ""
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
     def settled(self, step: Step) -> None:
         pass
@@ -86,3 +90,26 @@ def test_what_ended_while_the_store_was_away_is_not_started_again(
     assert executor.started == ["memorize"]
     assert list(outcome.failed.values()) == ["as the test wishes"]
     assert told.notices == ["the store is away; trying again", "answered again"]
+
+
+class CancelledMeanwhile(Fails):
+    """Somebody says that the run is over just as a step starts: what he ended did not hold that step yet."""
+
+    detached = True
+
+    def __init__(self, store: FileStore, resolved: Resolved) -> None:
+        super().__init__()
+        self.store, self.resolved = store, resolved
+
+    def start(self, step: Step) -> Start:
+        mark_cancelled(self.store, self.resolved)
+        return super().start(step)
+
+
+def test_a_step_that_starts_while_the_run_is_cancelled_ends_too(tmp_path: Path) -> None:
+    store, resolved = FileStore(tmp_path), resolve(load_experiment(QUICKSTART))
+    executor = CancelledMeanwhile(store, resolved)
+    outcome = Runner(store, executor, resolved, Told()).run()
+    assert outcome.cancelled
+    assert executor.cancelled
+    assert executor.started == ["memorize"]

@@ -53,6 +53,10 @@ class Executor(Protocol):
         """The step's failure is recorded: what is left of its last attempt may go."""
         ...
 
+    def cancel(self) -> None:
+        """The run was cancelled: what it started, and would go on without this process, ends."""
+        ...
+
     def stop(self, grace: float) -> None:
         """End what must not outlive this process: ask, wait ``grace`` seconds, then kill."""
         ...

@@ -39,6 +39,8 @@ LOST = 5 * 60.0
 """Seconds past the end of its grace period after which a pod that does not go is taken for lost with its node."""
 LOOK = 2.0
 """Seconds between two looks at what only a clock or a pod's log tells."""
+AGAIN, LONG = 0.5, 15.0
+"""Seconds until a step is tried again whose earlier Job is still going, and after which that is said."""
 UNSEEN = 10.0
 """Seconds after which a Job that was made and never seen is asked for."""
 
@@ -90,16 +92,23 @@ class KubernetesExecutor:
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._refused = self._unheard = ""
         self._not_before = 0.0
+        self._in_the_way: dict[str, tuple[float, float]] = {}
+        """By key, since when an earlier Job of the step is going, and when to look again."""
         self._progress: dict[str, Progress] = {}
         self._next_look = 0.0
         self.jobs = self._mirror(jobs_path(site.namespace), verdict.trim_job, "name")
-        self.pods = self._mirror(pods_path(site.namespace), verdict.trim_pod, "job")
+        # By uid: pods of an earlier Job of a name may still be there.
+        self.pods = self._mirror(
+            pods_path(site.namespace), verdict.trim_pod, "job", lambda o: str(o["metadata"]["owner"])
+        )
         self._stopping = threading.Event()
         self._reader = threading.Thread(target=self._read_logs, daemon=True, name="logs of pods")
 
-    def _mirror(self, path: str, trim: Callable[[Object], Object], job: str) -> Mirror:
+    def _mirror(
+        self, path: str, trim: Callable[[Object], Object], job: str, group: Callable[[Object], str] = lambda _: ""
+    ) -> Mirror:
         """A mirror that tells of each change by the name of the Job that it concerns, in ``metadata`` under ``job``."""
-        return Mirror(self.cluster, path, SELECTOR, trim, lambda o: self._changes.put(o["metadata"][job]))
+        return Mirror(self.cluster, path, SELECTOR, trim, lambda o: self._changes.put(o["metadata"][job]), group)
 
     def open(self) -> None:
         """Begin to watch.
@@ -116,7 +125,12 @@ class KubernetesExecutor:
         self._reader.start()
 
     def start(self, step: Step) -> Start:
-        if len(self._here) >= self.parallel or time.monotonic() < self._not_before:
+        now = time.monotonic()
+        if (
+            len(self._here) >= self.parallel
+            or now < self._not_before
+            or now < self._in_the_way.get(step.key, (0, 0))[1]
+        ):
             return "no room"
         try:
             started = self._create_or_adopt(step)
@@ -132,13 +146,28 @@ class KubernetesExecutor:
             self._ended.append(Ended(step.key, ok=False, reason=str(error), final=True))
             started = True
         self._refused = ""
+        if started:
+            self._in_the_way.pop(step.key, None)
+        else:
+            since = self._in_the_way.get(step.key, (now, 0.0))[0]
+            self._in_the_way[step.key] = (since, now + AGAIN)
         return "started" if started else "no room"
 
     def running(self) -> dict[str, Progress]:
         return {key: self._how(held) for key, held in self._here.items()} | {e.key: {} for e in self._ended}
 
     def trouble(self) -> str:
+        return self._silence() or self._does_not_go()
+
+    def _silence(self) -> str:
+        """Why nothing is heard of any Job."""
         return self._refused or self._unheard or self.jobs.trouble or self.pods.trouble
+
+    def _does_not_go(self) -> str:
+        now = time.monotonic()
+        for key in [k for k, (since, _) in self._in_the_way.items() if now - since > LONG]:
+            return f"the earlier Job of step {key[:12]} is being deleted, but does not go: see its finalizers"
+        return ""
 
     def wait(self, seconds: float) -> list[Ended]:
         names: set[str] = set()
@@ -165,6 +194,9 @@ class KubernetesExecutor:
             self._unheard = ""
         ended, self._ended = self._ended, []
         return ended
+
+    def cancel(self) -> None:
+        cancel(self.cluster, self.site.namespace, self.run)
 
     def settled(self, step: Step) -> None:
         """The failure is recorded. If its Job has not ended by itself it goes; others stay for people to look at."""
@@ -234,8 +266,7 @@ class KubernetesExecutor:
             found = None  # an earlier one that is going, or a later one that somebody made
         if found is not None:
             held.seen = True
-        # By uid: pods of an earlier Job of this name may still be there.
-        return found, [p for p in self.pods.objects() if p["metadata"]["owner"] == held.uid]
+        return found, self.pods.of(held.uid)
 
     def _look(self, held: _Held) -> None:
         """Something has changed about the Job or its pods."""
@@ -325,8 +356,8 @@ class KubernetesExecutor:
 
     def _how(self, held: _Held) -> Progress:
         found, pods = self._find(held)
-        if self.trouble():
-            return {"reason": self.trouble()}
+        if silence := self._silence():
+            return {"reason": silence}
         if found is None:
             return {}
         words = verdict.waiting_words(found, pods, held.events)

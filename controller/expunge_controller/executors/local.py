@@ -183,6 +183,9 @@ class LocalExecutor:
     def trouble(self) -> str:
         return ""
 
+    def cancel(self) -> None:
+        pass
+
     def settled(self, step: Step) -> None:
         pass
 
