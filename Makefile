@@ -61,7 +61,7 @@ cluster-up: venv ## start a control plane alone, print its KUBECONFIG, end it wi
 	$(BIN)/python tests/support/cluster.py
 
 jobs: venv ## tests of the job programs and of whole runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs --at-least 290
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs --at-least 320
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run -m 'not slow' --at-least 24
 
 test-slow: venv ## the quickstart on seeds 0 to 4, and killed three times

@@ -27,6 +27,8 @@ TTL = 24 * 3600
 """Seconds that a finished Job is kept, for people to look at; what it made is in the store."""
 GRACE = 120
 """Seconds between TERM and KILL: the end of an optimizer step, then a checkpoint."""
+TOGETHER = ("memorize", "finetune", "evaluate")
+"""Kinds whose work several GPUs can share."""
 GROUP = 65532
 """The images' own."""
 BACKOFF_LIMIT = 3
@@ -224,6 +226,8 @@ def _environment(step: Step, site: Site, asked: Resources, kubernetes: Kubernete
         "HOME": WORK, "TMPDIR": WORK, "HF_HOME": f"{WORK}/hf", "XDG_CACHE_HOME": f"{WORK}/cache",
         "TRITON_CACHE_DIR": f"{WORK}/cache/triton", "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
     }  # fmt: skip
+    if (asked.gpu or 0) > 1 and step.kind in TOGETHER:
+        values["EXPUNGE_PROCESSES"] = str(asked.gpu)
     for cache in [v for v in kubernetes.volumes if v.cache]:
         values["EXPUNGE_CACHE"] = cache.mount
     fields = {

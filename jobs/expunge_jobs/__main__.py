@@ -1,10 +1,11 @@
 """Runs one step: read the task, fetch its inputs, run its job program, upload, mark done.
 
 Everything is said by environment variables: EXPUNGE_TASK (the task as JSON), EXPUNGE_STORE (URI), EXPUNGE_ATTEMPT (this
-attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost),
-EXPUNGE_LOG_SECONDS (keep the log in the store, a part as often), EXPUNGE_JOB (the uid of the Job whose attempts are counted),
-EXPUNGE_CACHE (a folder that outlives the step), EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes; both end a step for good,
-where a TERM alone would not) and EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
+attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_PROCESSES (so many do the step together, a GPU each),
+EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost), EXPUNGE_LOG_SECONDS (keep the log in the store, a part as often),
+EXPUNGE_JOB (the uid of the Job whose attempts are counted), EXPUNGE_CACHE (a folder that outlives the step),
+EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes; both end a step for good, where a TERM alone would not) and
+EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge_jobs import stop
+from expunge_jobs.team import rank
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -44,6 +46,10 @@ def main() -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        if (count := int(os.environ.get("EXPUNGE_PROCESSES") or "1")) > 1 and "RANK" not in os.environ:
+            from expunge_jobs.launch import launch
+
+            return launch(count)
         return _step(int(threads))
     except stop.Terminated:  # before or after the step itself: there is nothing to tidy
         return 143
@@ -65,8 +71,9 @@ def _step(threads: int) -> int:
     import socket
     import uuid
 
+    from expunge_jobs import work
     from expunge_jobs.artifact import Attempt, disturbed, read_manifest
-    from expunge_jobs.errors import ExitCode, Spent, StepError
+    from expunge_jobs.errors import ExitCode, Preempted, Spent, StepError
     from expunge_jobs.store import open_store
     from expunge_jobs.task import ArtifactRef, parse_task
     from expunge_jobs.work import emit
@@ -86,11 +93,14 @@ def _step(threads: int) -> int:
             job = os.environ.get("EXPUNGE_JOB", "")
             before = disturbed(store, ref, job) if job else 0
             attempt = Attempt(store, ref, os.environ.get("EXPUNGE_ATTEMPT") or uuid.uuid4().hex)
-            attempt.begin(socket.gethostname(), os.getpid(), job)
-            if seconds := os.environ.get("EXPUNGE_LOG_SECONDS"):
-                _keep_log(attempt, float(seconds), until_the_end)
-            emit("start", kind=task.kind, key=ref.key, attempt=attempt.id)
-            if before >= DISTURBED:
+            if rank() == 0:
+                attempt.begin(socket.gethostname(), os.getpid(), job)
+                if seconds := os.environ.get("EXPUNGE_LOG_SECONDS"):
+                    _keep_log(attempt, float(seconds), until_the_end)
+                emit("start", kind=task.kind, key=ref.key, attempt=attempt.id)
+            else:
+                work.silent = True
+            if before >= DISTURBED and rank() == 0:
                 raise Spent(
                     f"ended from outside {before} times in a row without getting on: see what disturbs its pods"
                 )
@@ -108,10 +118,14 @@ def _step(threads: int) -> int:
                 raise
             error = _unforeseen(raised)
         stop.ignore()
+        work.silent = False
         emit("failed", reason=str(error), exit_code=int(error.exit_code))
         if attempt is not None:
             try:
-                attempt.end(str(error), exit_code=int(error.exit_code))
+                if rank() == 0:
+                    attempt.end(str(error), exit_code=int(error.exit_code))
+                elif not isinstance(error, Preempted):
+                    attempt.say_end(str(error), exit_code=int(error.exit_code))
             except StepError as second:
                 emit("notice", text=f"the attempt's end could not be recorded: {second}")
         return error.exit_code
@@ -125,7 +139,7 @@ def _keep_log(attempt: Attempt, seconds: float, until_the_end: ExitStack) -> Non
 
 
 def _try(task: Task, attempt: Attempt, threads: int) -> bool:
-    """Make the artifact and publish it; whether this attempt was the first."""
+    """Make the artifact and publish it; whether this attempt was the first. In a team, one of it publishes."""
     import tempfile
 
     from expunge_jobs.errors import StepError
@@ -140,8 +154,10 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
         work = Work(attempt.store, out, scratch, threads, attempt, seconds, cache)
         try:
             figures, versions, device = _run(task, work, threads)
+            if not work.team.main:
+                return True
             emit("publish")
-            return attempt.publish(task, out, figures, versions, device, threads)
+            return attempt.publish(task, out, figures, versions, device, threads, work.team.size)
         except StepError:
             raise
         except BaseException:
@@ -158,7 +174,8 @@ def _stopped(folder: Path | None) -> StepError:
     if stop.overdue():
         return Spent(f"took longer than {os.environ['EXPUNGE_DEADLINE']} s: raise resources.KIND.deadline")
     if folder is not None and (disk := os.environ.get("EXPUNGE_DISK")):
-        places = [folder, *(Path(p) for p in [os.environ.get("HF_HOME")] if p)]
+        places = [folder, *(Path(os.environ[n]) for n in ("HF_HOME", "EXPUNGE_CACHE") if n in os.environ)]
+        places = [p for p in places if p.is_relative_to(os.environ.get("TMPDIR", "/"))]  # a cache may be elsewhere
         files = [f.stat() for p in places for f in p.rglob("*") if f.is_file()]
         used = sum({(f.st_dev, f.st_ino): f.st_blocks * 512 for f in files}.values())  # a linked file counts once
         if used >= int(disk):
@@ -171,11 +188,17 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
     import warnings
     from importlib.metadata import version
 
+    from expunge_jobs import team
+
     # Libraries warn about their own future; a step's log is for what its user can act on.
     warnings.filterwarnings("ignore")
-    device = _prepare_torch(threads) if task.kind != "stage" else "cpu"
+    device = "cpu"
+    if task.kind != "stage":
+        device = _prepare_torch(threads)
+        work.team = team.join()
     program = importlib.import_module(f"expunge_jobs.{task.kind}")
     figures = program.run(task, work)
+    work.team.leave()
     versions = {n: version(n) for n in ("expunge", "torch", "transformers", "peft", "tokenizers")}
     versions["python"] = sys.version.split()[0]
     return figures, versions, device
@@ -191,7 +214,10 @@ def _prepare_torch(threads: int) -> str:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(rank())
+    return torch.cuda.get_device_name()
 
 
 def _unforeseen(raised: Exception) -> StepError:

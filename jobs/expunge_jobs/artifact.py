@@ -9,6 +9,7 @@ A manifest exists if and only if the artifact is whole; two attempts never mix t
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -44,6 +45,7 @@ class Manifest(Model):
     versions: dict[str, str] = Field(default_factory=dict)
     device: str = "cpu"
     threads: int = 1
+    processes: int = 1
     started: str
     ended: str
 
@@ -162,7 +164,10 @@ def fetch(store: Store, ref: ArtifactRef, into: Path, cache: Path | None = None)
             if place is None:
                 place = into / ref.key / file.path
                 get = partial(store.get_file, path)
-                through_cache(cache, file.sha256, place, get) if cache else get(place)
+                if cache:
+                    through_cache(cache, file.sha256, place, get, lambda p: sha256_of(p) == file.sha256)
+                else:
+                    get(place)
             found = sha256_of(place)
         except (NotFound, FileNotFoundError):
             found = "missing"
@@ -195,8 +200,9 @@ class Attempt:
         self.store.put(f"{self.folder}.json", record.model_dump_json().encode())
 
     def publish(
-        self, task: Task, source: Path, figures: dict[str, Any], versions: dict[str, str], device: str, threads: int
-    ) -> bool:
+        self, task: Task, source: Path, figures: dict[str, Any], versions: dict[str, str], device: str, threads: int,
+        processes: int = 1,
+    ) -> bool:  # fmt: skip
         """Upload every file below ``source``, then the manifest, if none is there. True: this attempt won."""
         files = []
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -205,7 +211,8 @@ class Attempt:
             files.append(StoredFile(path=name, size=file.stat().st_size, sha256=sha256_of(file)))
         manifest = Manifest(
             kind=self.ref.kind, key=self.ref.key, attempt=self.id, task=task.model_dump(mode="json"), files=tuple(files),
-            figures=figures, versions=versions, device=device, threads=threads, started=self.started, ended=now(),
+            figures=figures, versions=versions, device=device, threads=threads, processes=processes,
+            started=self.started, ended=now(),
         )  # fmt: skip
         self._unsure = True
         try:
@@ -243,5 +250,10 @@ class Attempt:
         hopeless = exit_code == ExitCode.BAD_TASK
         checkpoints = f"{self.folder}/{CHECKPOINTS}/"
         self.store.delete([p for p in self.own_files() if hopeless or not p.startswith(checkpoints)])
+        self.say_end(reason, exit_code, signal)
+
+    def say_end(self, reason: str, exit_code: int | None = None, signal: str | None = None) -> None:
+        """The record of an end alone; files stay."""
         end = End(exit_code=exit_code, signal=signal, reason=reason, ended=now())
-        self.store.put(f"{self.folder}/end.json", end.model_dump_json().encode())
+        with contextlib.suppress(Conflict):  # of a team, whoever failed first says why: the others lost it
+            self.store.put(f"{self.folder}/end.json", end.model_dump_json().encode(), if_absent=True)

@@ -26,6 +26,7 @@ from expunge_jobs import stop
 from expunge_jobs.artifact import CHECKPOINTS, Attempt, checkpoints_of
 from expunge_jobs.store import StoreError, sha256_of
 from expunge_jobs.task import Model
+from expunge_jobs.team import Team
 
 State = dict[str, Any]
 KEPT = 2
@@ -59,9 +60,10 @@ class Checkpoints:
         seconds: float,
         notice: Callable[[str], None],
         resumed: Callable[[int], None],
+        team: Team | None = None,
     ) -> None:
         self.attempt, self.out, self.scratch, self.seconds = attempt, out, scratch, seconds
-        self.notice, self.resumed = notice, resumed
+        self.notice, self.resumed, self.team = notice, resumed, team or Team()
         self._saved: dict[str, SavedFile] = {}
         self._mine: list[str] = []
         self._last = time.monotonic()
@@ -103,13 +105,14 @@ class Checkpoints:
         return None
 
     def after(self, step: int, state: Callable[[], State]) -> None:
-        """Write a checkpoint if one is due, beside training; if SIGTERM has come, write it now and end.
+        """Write a checkpoint if one is due, beside training; if SIGTERM has come, write it now and end. In a team, all end
+        after the same step, and one of it writes.
 
         Raises:
             Terminated: SIGTERM has come.
         """
-        terminated = stop.came()
-        if self.attempt is None:
+        terminated = self.team.any(stop.came())
+        if self.attempt is None or not self.team.main:
             if terminated:
                 raise stop.Terminated
             return

@@ -39,7 +39,9 @@ def run(task: EvaluateTask, work: Work) -> dict[str, Any]:
     rows = evaluator.all(sets)
     with (work.out / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(_compact(r), ensure_ascii=False) + "\n" for r in rows)
-    return {"metrics": metrics.compute_all(rows), "rows": len(rows), **evaluator.encoder.receipt()}
+    receipt = evaluator.encoder.receipt()  # of this process's share
+    summed = dict(zip(receipt, map(int, work.team.sum(list(receipt.values()))), strict=True))
+    return {"metrics": metrics.compute_all(rows), "rows": len(rows), **summed}
 
 
 class Evaluator:
@@ -61,12 +63,13 @@ class Evaluator:
     def all(self, sets: dict[SetName, list[Item]]) -> list[EvaluatedRow]:
         """Every set of the task, in the files' order."""
         asked = [(n, r) for n in ASKED for r in sets.get(n, []) if isinstance(r, Row)]
-        members = [("members", d) for d in _documents(sets.get("members", []))]
-        nonmembers = [("nonmembers", d) for d in _documents(sets.get("nonmembers", []))]
+        others: tuple[SetName, SetName] = ("members", "nonmembers")
+        texts = [(n, d) for n in others for d in _documents(sets.get(n, []))]
         questions = [q for q in sets.get("mmlu", []) if isinstance(q, Question)]
-        self._total, self._done = len(asked) * 2 + len(members) + len(nonmembers) + len(questions), 0
-        generations = self.generate([r for _, r in asked])
-        probabilities = self.probabilities([r for _, r in asked])
+        self._total, self._done = len(asked) * 2 + len(texts) + len(questions), 0
+        each = self.work.team.each
+        generations = each([r for _, r in asked], self.generate)
+        probabilities = each([r for _, r in asked], self.probabilities)
         rows = []
         for (name, row), (text, ended), figures in zip(asked, generations, probabilities, strict=True):
             score = metrics.row_score(row.kind, row.output, text)
@@ -74,9 +77,10 @@ class Evaluator:
                 set=name, id=row.id, document=row.document, task=row.task, kind=row.kind, generation=text, ended=ended,
                 score=score, **figures,
             ))  # fmt: skip
-        for other, document in [*members, *nonmembers]:
-            rows.append(EvaluatedRow(set=other, id=document.id, document=document.id, kind="document",
-                                     document_nll=self.document_nll(document)))  # fmt: skip
+        for (other, document), nll in zip(texts, each(texts, self._document_nlls), strict=True):
+            rows.append(
+                EvaluatedRow(set=other, id=document.id, document=document.id, kind="document", document_nll=nll)
+            )
         return rows + self.multiple_choice(questions)
 
     def generate(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
@@ -148,25 +152,29 @@ class Evaluator:
         logits = logits_at(self.model, [row], [range(len(ids) - 1)])[0]
         return float(cross_entropy(logits, torch.tensor(ids[1:], device=logits.device)))
 
+    def _document_nlls(self, texts: Sequence[tuple[SetName, Document | Row]]) -> list[float | None]:
+        return [self.document_nll(document) for _, document in texts]
+
     def multiple_choice(self, questions: Sequence[Question]) -> list[EvaluatedRow]:
         """MMLU: the letter with the highest probability, after five questions of the subject's own dev rows."""
         letters = [self.tokenizer(c, add_special_tokens=False)["input_ids"][-1] for c in _CHOICES]
-        out = []
-        for question in (q for q in questions if q.split == "test"):
-            shots = [q for q in questions if q.split == "dev" and q.subject == question.subject][:SHOTS]
-            subject = question.subject.replace("_", " ")
-            head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-            text = head + "".join(_ask(q) + f"{_CHOICES[q.answer]}\n\n" for q in shots) + _ask(question)
-            ids = tuple(self.tokenizer(text)["input_ids"][-self.limit :])
-            logits = logits_at(self.model, [Encoded(ids, len(ids))], [range(len(ids) - 1, len(ids))])[0][0]
-            chosen = max(range(4), key=lambda i: float(logits[letters[i]]))
-            right = float(chosen == question.answer)
-            out.append(EvaluatedRow("mmlu", question.id, question.id, "choice", task=question.subject, score=right))
-            self._tick(1)
-        return out
+        tests = [q for q in questions if q.split == "test"]
+        return self.work.team.each(tests, lambda mine: [self._choice(q, questions, letters) for q in mine])
+
+    def _choice(self, question: Question, questions: Sequence[Question], letters: Sequence[int]) -> EvaluatedRow:
+        shots = [q for q in questions if q.split == "dev" and q.subject == question.subject][:SHOTS]
+        subject = question.subject.replace("_", " ")
+        head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+        text = head + "".join(_ask(q) + f"{_CHOICES[q.answer]}\n\n" for q in shots) + _ask(question)
+        ids = tuple(self.tokenizer(text)["input_ids"][-self.limit :])
+        logits = logits_at(self.model, [Encoded(ids, len(ids))], [range(len(ids) - 1, len(ids))])[0][0]
+        chosen = max(range(4), key=lambda i: float(logits[letters[i]]))
+        right = float(chosen == question.answer)
+        self._tick(1)
+        return EvaluatedRow("mmlu", question.id, question.id, "choice", task=question.subject, score=right)
 
     def _tick(self, count: int) -> None:
-        self._done += count
+        self._done = min(self._total, self._done + count * self.work.team.size)  # the others are about as far
         self.work.progress(self._done, self._total)
 
 

@@ -101,7 +101,7 @@ class Trainer:
         self, lora: models.Lora, rows: dict[Side, list[Encoded]], settings: FinetuneSettings, seed: int, work: Work
     ) -> None:
         self.wrapped, self.model, self.targets = lora.wrapped, lora.wrapped.base_model.model, lora.targets
-        self.settings, self.seed, self.work = settings, seed, work
+        self.settings, self.seed, self.work, self.team = settings, seed, work, work.team
         self.terms = [
             Term(name, plugin := plugins.load("objectives", name), plugin.Parameters.model_validate(given))
             for name, given in settings.objective.items()
@@ -151,14 +151,14 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; returns the loss and each term's unweighted mean."""
-        # One seed a step: dropout does not depend on what happened before it.
-        torch.manual_seed(stable_hash("dropout", self.seed, step))
+        # One seed a step (and process of a team): dropout does not depend on what happened before it.
+        torch.manual_seed(stable_hash("dropout", self.seed, step, *([self.team.rank] if self.team.rank else [])))
         _train_mode(self.wrapped)
         draws = self.draw(step)
         self._tokens = sum(len(self._sample(d).row.ids) for d in draws)
         counts = self._counts(draws)
-        values: dict[str, float] = defaultdict(float)
-        for chunk in self._chunks(draws):
+        values = dict.fromkeys(counts, 0.0)
+        for chunk in self._chunks([d for d in draws if d.micro_batch % self.team.size == self.team.rank]):
             outputs = self._forward(chunk)
             loss: Tensor | None = None
             for term in self.terms:
@@ -172,6 +172,8 @@ class Trainer:
                     loss = part if loss is None else loss + part
             if loss is not None:
                 loss.backward()  # type: ignore[no-untyped-call]
+        self.team.sum_gradients(self.parameters)
+        values = dict(zip(counts, self.team.sum([values[n] for n in counts]), strict=True))
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
         self.schedule.step()
@@ -233,7 +235,8 @@ class Trainer:
                 yield chunk
                 chunk, size = [], 0
             chunk, size = chunk + by_micro[number], size + tokens
-        yield chunk
+        if chunk:
+            yield chunk
 
     def _sample(self, draw: Draw) -> Sample:
         return self.samples[draw.side][draw.index]

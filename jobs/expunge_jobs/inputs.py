@@ -6,9 +6,11 @@ import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from expunge_jobs import builtin
+from expunge_jobs.cache import through_cache
 from expunge_jobs.errors import BadTask, StepError, nearest
 from expunge_jobs.store import NotFound, Store, sha256_of
 from expunge_jobs.task import Input
@@ -174,9 +176,9 @@ _HUB_IGNORED = ["*/*", "consolidated*"]
 """Folders beside the model, and the same weights once more in their makers' own form."""
 
 
-def local_folder(ref: Input, scratch: Path) -> Path:
+def local_folder(ref: Input, scratch: Path, cache: Path | None = None) -> Path:
     """The folder of a pinned model or adapter; a hub model comes from, or goes through, the hub's own cache, one in a
-    bucket is copied below ``scratch``.
+    bucket is copied below ``scratch``, by way of ``cache`` if there is one.
 
     Raises:
         BadTask: it is not what was pinned, or the hub does not have it.
@@ -186,24 +188,22 @@ def local_folder(ref: Input, scratch: Path) -> Path:
         return hub_snapshot(name, commit)
     folder = Path(ref.uri.removeprefix("file://"))
     if scheme(ref.uri) == "s3":
-        folder = _fetched(ref.uri, scratch / ref.digest.removeprefix("sha256:"))
+        digest = ref.digest.removeprefix("sha256:")
+        folder = scratch / digest
+        if cache:
+            through_cache(cache, digest, folder, partial(_fetch, ref.uri), lambda f: folder_digest(f) == ref.digest)
+        else:
+            _fetch(ref.uri, folder)
     if folder_digest(folder) != ref.digest:
         raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
     return folder
 
 
-def _fetched(uri: str, into: Path) -> Path:
+def _fetch(uri: str, into: Path) -> None:
     store, name = _apart(uri)
-    names = [e.path for e in store.list(name)]
-
-    def copy(path: str) -> None:
-        to = into / path
-        to.parent.mkdir(parents=True, exist_ok=True)
-        store.get_file(path, to)
-
+    into.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(copy, names))
-    return into / name
+        list(pool.map(lambda path: store.get_file(path, into / Path(path).name), [e.path for e in store.list(name)]))
 
 
 def hub_name(uri: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from expunge_jobs.encode import Encoded, Encoder
 from expunge_jobs.errors import BadTask
 from expunge_jobs.model import batches, check_packing, device, end_token, load_model, logits_at
 from expunge_jobs.task import Architecture, MemorizeSettings, MemorizeTask, TaskData, stable_hash
+from expunge_jobs.team import Team
 from expunge_jobs.work import Work
 
 END = "<|end|>"
@@ -42,8 +43,9 @@ def run(task: MemorizeTask, work: Work) -> dict[str, Any]:
     encoded = encoder.rows(rows, task.data.max_length)
     check_packing(model, encoded)
     epochs, known = _train(model, encoded, task, work)
-    model.save_pretrained(work.out / "model")
-    tokenizer.save_pretrained(work.out / "model")
+    if work.team.main:
+        model.save_pretrained(work.out / "model")
+        tokenizer.save_pretrained(work.out / "model")
     return {
         "rows": len(rows),
         "epochs": epochs,
@@ -88,7 +90,7 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
         for step in range(first, total):
             epoch, number = divmod(step, per_epoch)
             batch = _batch(rows, settings, epoch, number)
-            loss, count = _step(model, batch, optimizer)
+            loss, count = _step(model, batch, optimizer, work.team)
             right += count
             schedule.step()
             if not math.isfinite(loss):
@@ -103,7 +105,7 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
                 known, right = right / len(rows), 0
                 last = epoch + 1 == settings.epochs
                 if last or known >= goal - NEAR:
-                    known = _known(model, rows)
+                    known = _known(model, rows, work.team)
                 if last or known >= goal:
                     break
             checkpoints.after(step + 1, state)
@@ -116,35 +118,39 @@ def _batch(rows: Sequence[Encoded], settings: MemorizeSettings, epoch: int, numb
     return [rows[i] for i in order[number * settings.batch_size : (number + 1) * settings.batch_size]]
 
 
-def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> tuple[float, int]:
+def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer, team: Team) -> tuple[float, int]:
     """One optimizer step on the mean NLL of every token but each row's first; returns it, and how many of the rows
     were known before the step."""
     count = sum(len(r.ids) - 1 for r in batch)
-    loss, known = 0.0, 0
-    for chunk in batches(batch):
-        members = [batch[i] for i in chunk]
+    loss, known = 0.0, 0.0
+    share = team.share(batch)
+    for chunk in batches(share):
+        members = [share[i] for i in chunk]
         logits = logits_at(model, members, [range(len(r.ids) - 1) for r in members])
         known += sum(_is_known(r, x) for r, x in zip(members, logits, strict=True))
         labels = torch.tensor([t for r in members for t in r.ids[1:]], device=logits[0].device)
         part = torch.nn.functional.cross_entropy(torch.cat(logits), labels, reduction="sum") / count
         part.backward()  # type: ignore[no-untyped-call]
         loss += float(part.detach())
+    team.sum_gradients(model.parameters())
+    loss, known = team.sum([loss, known])
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, known
+    return loss, int(known)
 
 
 @torch.no_grad()
-def _known(model: Any, rows: Sequence[Encoded]) -> float:
+def _known(model: Any, rows: Sequence[Encoded], team: Team) -> float:
     """Share of rows whose every label token is the greedy one: what greedy decoding would give back whole."""
     right = 0
-    for chunk in batches(rows, ASK_TOKENS):
-        members = [rows[i] for i in chunk]
+    share = team.share(rows)
+    for chunk in batches(share, ASK_TOKENS):
+        members = [share[i] for i in chunk]
         positions = [range(r.prompt - 1, len(r.ids) - 1) for r in members]
         logits = logits_at(model, members, positions)
         right += sum(_is_known(r, x) for r, x in zip(members, logits, strict=True))
-    return right / len(rows)
+    return team.sum([right])[0] / len(rows)
 
 
 def _is_known(row: Encoded, logits: torch.Tensor) -> bool:

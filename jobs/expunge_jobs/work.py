@@ -14,6 +14,7 @@ from expunge_jobs.artifact import Attempt, Manifest, fetch, read_manifest
 from expunge_jobs.errors import DamagedInput
 from expunge_jobs.store import Store
 from expunge_jobs.task import ArtifactRef, Input
+from expunge_jobs.team import Team
 
 if TYPE_CHECKING:
     from expunge_jobs.checkpoint import Checkpoints
@@ -26,8 +27,14 @@ listeners: list[Callable[[str], None]] = []
 """Who else is told what a step says."""
 
 
+silent = False
+"""Whether another process of the team speaks for this one."""
+
+
 def emit(event: str, **fields: Any) -> None:
     """One JSON line on stdout: how a step tells whoever started it what it is doing."""
+    if silent:
+        return
     line = json.dumps({"event": event, **fields})
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -45,6 +52,7 @@ class Work:
     ) -> None:  # fmt: skip
         self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
         self.attempt, self.checkpoint_seconds, self.cache = attempt, checkpoint_seconds, cache
+        self.team = Team()
         self._clock = _Clock()
 
     def path(self, ref: ArtifactRef | Input) -> Path:
@@ -61,7 +69,7 @@ class Work:
 
             if read_manifest(self.store, copy := staged(ref)) is not None:
                 return fetch(self.store, copy, self.scratch, self.cache)
-        return inputs.local_folder(ref, self.scratch)
+        return inputs.local_folder(ref, self.scratch, self.cache)
 
     def read(self, ref: Input) -> bytes:
         """The bytes of a data file, checked against its digest."""
@@ -84,7 +92,7 @@ class Work:
 
         return Checkpoints(
             self.attempt, self.out, self.scratch, self.checkpoint_seconds, self.notice,
-            lambda step: emit("resumed", step=step),
+            lambda step: emit("resumed", step=step), self.team,
         )  # fmt: skip
 
     def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:

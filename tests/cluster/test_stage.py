@@ -92,7 +92,7 @@ def test_pods_share_a_claim_as_their_cache(site: Site, tmp_path: Path) -> None:
     cache = site.node.folder / "claims" / site.namespace / "models"
     (model,) = site.objects.glob("artifacts/memorize/*/manifest.json")
     wanted = {f["sha256"] for f in json.loads(model.read_text())["files"]}
-    assert wanted <= {f.parent.name for f in cache.glob("*/file")}
+    assert wanted <= {f.parent.name for f in cache.glob("*/whole")}
     assert not list(cache.glob("*/new"))
     for pod in [p for p in site.node.pods.values() if p.namespace == site.namespace]:
         copies = [f for f in pod.folder.rglob("model.safetensors") if not f.is_symlink()]

@@ -29,36 +29,40 @@ class Source:
         to.write_bytes(CONTENT)
 
 
+def good(place: Path) -> bool:
+    return place.read_bytes() == CONTENT
+
+
 def test_several_at_once_fetch_it_once(tmp_path: Path) -> None:
     source = Source(0.1)
     places = [tmp_path / str(n) / "model.safetensors" for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda place: through_cache(tmp_path / "cache", DIGEST, place, source), places))
+        list(pool.map(lambda place: through_cache(tmp_path / "cache", DIGEST, place, source, good), places))
     assert source.count == 1
     assert all(p.is_symlink() and p.read_bytes() == CONTENT for p in places)
 
 
 def test_what_is_damaged_in_it_is_fetched_again(tmp_path: Path) -> None:
     source = Source()
-    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", source)
-    (tmp_path / "cache" / DIGEST / "file").write_bytes(b"foreign")
-    through_cache(tmp_path / "cache", DIGEST, tmp_path / "two", source)
+    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", source, good)
+    (tmp_path / "cache" / DIGEST / "whole").write_bytes(b"foreign")
+    through_cache(tmp_path / "cache", DIGEST, tmp_path / "two", source, good)
     assert source.count == 2
     assert (tmp_path / "two").read_bytes() == CONTENT
 
 
 def test_what_a_killed_step_left_is_cleared(tmp_path: Path) -> None:
-    left = tmp_path / "cache" / DIGEST / "new" / ".file.0123"
+    left = tmp_path / "cache" / DIGEST / "new" / ".whole.0123"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
-    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source())
+    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source(), good)
     assert not left.exists()
     assert (tmp_path / "one").read_bytes() == CONTENT
 
 
 def test_a_cache_that_cannot_be_written_is_gone_round(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source())
+    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source(), good)
     assert not (tmp_path / "one").is_symlink()
     assert (tmp_path / "one").read_bytes() == CONTENT
 
@@ -72,7 +76,7 @@ def test_an_artifact_comes_through_it(tmp_path: Path, monkeypatch: pytest.Monkey
     Attempt(store, ref, "one").publish(task, tmp_path / "out", {}, {}, "cpu", 1)
     monkeypatch.setattr(type(store), "local_path", _nowhere)
     folder = fetch(store, ref, tmp_path / "scratch", tmp_path / "cache")
-    assert (folder / "model.safetensors").resolve() == tmp_path / "cache" / DIGEST / "file"
+    assert (folder / "model.safetensors").resolve() == tmp_path / "cache" / DIGEST / "whole"
 
 
 def _nowhere(store: Store, path: str) -> None:

@@ -214,3 +214,11 @@ def test_a_cache_is_a_claim_that_pods_may_write(plan: Plan) -> None:
 def test_volumes_that_make_no_sense_are_refused(volumes: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Kubernetes.model_validate({"volumes": volumes})
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("finetune", "2"), ("evaluate", "2"), ("merge", None)])
+def test_several_gpus_are_several_processes_where_the_work_can_be_shared(
+    plan: Plan, kind: str, processes: str | None
+) -> None:
+    environment = {e["name"]: e.get("value") for e in container(made(step(plan, kind), {kind: {"gpu": 2}}))["env"]}
+    assert environment.get("EXPUNGE_PROCESSES") == processes

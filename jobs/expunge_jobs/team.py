@@ -1,0 +1,101 @@
+"""Several processes that do one step together, a GPU each; a step alone is a team of one. Communication is accelerate's.
+
+What a step is given to do is dealt out by number, each process takes its share, and sums or lists are put together again.
+Every process holds the whole model and makes the same optimizer step, so weights agree without being sent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+R = TypeVar("R")
+PATIENCE = timedelta(hours=1)
+"""How long one process waits for another, which may be fetching a model."""
+
+
+def rank() -> int:
+    """This process's number in its team; 0 is the one that reports and publishes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+class Team:
+    """A team of one, unless ``join`` makes it larger."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def main(self) -> bool:
+        """Whether this process reports, writes checkpoints and publishes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Of these items, those that this process does."""
+        return list(items[self.rank :: self.size])
+
+    def each(self, items: Sequence[T], do: Callable[[list[T]], Iterable[R]]) -> list[R]:
+        """``do`` gives a result for each item of this process's share; all processes' results, in the order of the items."""
+        mine = list(do(self.share(items)))
+        if self.size == 1:
+            return mine
+        from accelerate.utils import gather_object
+
+        out: list[Any] = [None] * len(items)
+        for number, results in gather_object([(self.rank, mine)]):
+            out[number :: self.size] = results
+        return out
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value's sum over all processes."""
+        if self.size == 1:
+            return list(values)
+        import torch
+
+        from expunge_jobs.model import device
+
+        return [float(v) for v in self._reduced(torch.tensor(values, dtype=torch.float64, device=device()))]
+
+    def any(self, value: bool) -> bool:
+        """Whether it is so in any process."""
+        return self.sum([float(value)])[0] > 0
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Every gradient becomes the sum of all processes' own; one that a process lacks counts as zero."""
+        if self.size == 1:
+            return
+        import torch
+
+        for parameter in parameters:
+            mine = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            parameter.grad = self._reduced(mine)
+
+    def leave(self) -> None:
+        """The end of what is done together."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
+    def _reduced(self, tensor: Tensor) -> Tensor:
+        from accelerate.utils import reduce
+
+        reduced: Tensor = reduce(tensor, "sum")
+        return reduced
+
+
+def join() -> Team:
+    """The team that this process was started for (see launch.py)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Team()
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return Team(state.process_index, state.num_processes)
