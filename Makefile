@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-slow lint unit store cluster images node jobs cluster-up cluster-demo coverage clean
+.PHONY: help venv demo test test-fast test-slow lint unit store cluster images node jobs cluster-up cluster-down cluster-demo coverage clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 venv: $(VENV)/.done ## make .venv with the expunge command
 
@@ -57,8 +57,11 @@ node: venv ## our images in pods of a real node (Linux, root, apt)
 cluster-demo: venv ## the quickstart in pods of a real cluster with two make-believe GPUs (Linux, root, apt); then end it
 	$(BIN)/python tests/support/demo.py
 
-cluster-up: venv ## start a control plane alone, print its KUBECONFIG, end it with Ctrl-C
-	$(BIN)/python tests/support/cluster.py
+cluster-up: venv ## leave that cluster running and print how to use it (not as root: a control plane alone, until Ctrl-C)
+	@if [ "$$(id -u)" = 0 ]; then $(BIN)/python tests/support/demo.py up; else $(BIN)/python tests/support/cluster.py; fi
+
+cluster-down: venv ## end what cluster-up started
+	@$(BIN)/python tests/support/demo.py down
 
 jobs: venv ## tests of the job programs and of whole runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs --at-least 320

@@ -229,7 +229,7 @@ def _environment(step: Step, site: Site, asked: Resources, kubernetes: Kubernete
     if (asked.gpu or 0) > 1 and step.kind in TOGETHER:
         values["EXPUNGE_PROCESSES"] = str(asked.gpu)
     for cache in [v for v in kubernetes.volumes if v.cache]:
-        values["EXPUNGE_CACHE"] = cache.mount
+        values["EXPUNGE_MODEL_CACHE"] = cache.mount
     fields = {
         "EXPUNGE_ATTEMPT": "metadata.uid",
         "EXPUNGE_JOB": "metadata.labels['batch.kubernetes.io/controller-uid']",

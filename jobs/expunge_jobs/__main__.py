@@ -3,7 +3,7 @@
 Everything is said by environment variables: EXPUNGE_TASK (the task as JSON), EXPUNGE_STORE (URI), EXPUNGE_ATTEMPT (this
 attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_PROCESSES (so many do the step together, a GPU each),
 EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost), EXPUNGE_LOG_SECONDS (keep the log in the store, a part as often),
-EXPUNGE_JOB (the uid of the Job whose attempts are counted), EXPUNGE_CACHE (a folder that outlives the step),
+EXPUNGE_JOB (the uid of the Job whose attempts are counted), EXPUNGE_MODEL_CACHE (a folder that outlives the step),
 EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes; both end a step for good, where a TERM alone would not) and
 EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
 """
@@ -150,7 +150,7 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
         out.mkdir()
         scratch.mkdir()
         seconds = float(os.environ.get("EXPUNGE_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
-        cache = Path(place) if (place := os.environ.get("EXPUNGE_CACHE")) else None
+        cache = Path(place) if (place := os.environ.get("EXPUNGE_MODEL_CACHE")) else None
         work = Work(attempt.store, out, scratch, threads, attempt, seconds, cache)
         try:
             figures, versions, device = _run(task, work, threads)
@@ -174,7 +174,7 @@ def _stopped(folder: Path | None) -> StepError:
     if stop.overdue():
         return Spent(f"took longer than {os.environ['EXPUNGE_DEADLINE']} s: raise resources.KIND.deadline")
     if folder is not None and (disk := os.environ.get("EXPUNGE_DISK")):
-        places = [folder, *(Path(os.environ[n]) for n in ("HF_HOME", "EXPUNGE_CACHE") if n in os.environ)]
+        places = [folder, *(Path(os.environ[n]) for n in ("HF_HOME", "EXPUNGE_MODEL_CACHE") if n in os.environ)]
         places = [p for p in places if p.is_relative_to(os.environ.get("TMPDIR", "/"))]  # a cache may be elsewhere
         files = [f.stat() for p in places for f in p.rglob("*") if f.is_file()]
         used = sum({(f.st_dev, f.st_ino): f.st_blocks * 512 for f in files}.values())  # a linked file counts once

@@ -38,7 +38,7 @@ def launch(count: int) -> int:
     signal.signal(signal.SIGTERM, hand_on)
     with tempfile.TemporaryDirectory(prefix="expunge-team-") as shared:
         environment = {
-            "EXPUNGE_CACHE": shared,  # what one has fetched, the others need not
+            "EXPUNGE_MODEL_CACHE": shared,  # what one has fetched, the others need not
             **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()), "EXPUNGE_ATTEMPT": os.environ.get("EXPUNGE_ATTEMPT") or uuid.uuid4().hex,
             "EXPUNGE_THREADS": str(threads), "EXPUNGE_DIE_WITH_STDIN": "1",

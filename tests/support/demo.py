@@ -1,35 +1,43 @@
-"""The quickstart in pods of a real cluster of one node with two GPUs that are none, an S3 server and our images; as root.
+"""A real cluster of one node with two GPUs that are none, an S3 server and our images; as root.
 
-demo.py          run it, then end all of it
-demo.py up       only the cluster, until Ctrl-C
+demo.py          start it, run the quickstart in its pods, end it
+demo.py up       start it in the background and print how to use it
+demo.py down     end what ``up`` started
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import images
 from machine import SMALL, Real
 from s3server import BUCKET, CREDENTIALS
+from tools import CACHE
 
 QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
+STATE = CACHE / "cluster"
+"""``lock`` is held by whoever holds the cluster and says its pid; ``exports`` is there once it can be used; ``log``."""
+WAIT = 30 * 60.0
+"""Seconds for everything to be built and started."""
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    if why := images.why_not():
-        say(f"error: {why}")
-        return 2
+@contextlib.contextmanager
+def cluster() -> Iterator[tuple[Real, dict[str, str]]]:
+    """The cluster and the settings of whoever uses it, until the end of the block."""
     with tempfile.TemporaryDirectory(prefix="expunge-demo-") as folder:
-        say("building what is missing: Kubernetes, images (10 to 20 minutes the first time)")
         real = Real(Path(folder))
         try:
             real.start()
@@ -38,27 +46,106 @@ def main() -> int:
             real.plane.kubectl(
                 "create", "secret", "generic", "store", *(f"--from-literal={k}={v}" for k, v in values.items())
             )
-            settings = values | {
+            yield real, values | {
                 "KUBECONFIG": str(real.plane.kubeconfig), "EXPUNGE_EXECUTOR": "kubernetes",
                 "EXPUNGE_STORE": f"s3://{BUCKET}/demo", "EXPUNGE_IMAGE": "localhost/expunge-jobs:test",
             }  # fmt: skip
-            for name, value in settings.items():
-                print(f"export {name}={value}", flush=True)
-            if sys.argv[1:] == ["up"]:
-                say(f"the cluster is up; for example: expunge run {QUICKSTART} --secret store {' '.join(SMALL)}")
-                say("Ctrl-C ends it")
-                signal.sigwait({signal.SIGINT, signal.SIGTERM})
-                return 0
-            words = ["run", QUICKSTART, "--secret", "store", *SMALL]
-            done = subprocess.run(
-                [sys.executable, "-m", "expunge_controller", *words], env=os.environ | settings, check=False
-            )
-            say(real.plane.kubectl("get", "jobs,pods"))
-            return done.returncode
         finally:
             real.stop()
 
 
+def run() -> int:
+    """The quickstart in pods, to its table."""
+    say("building what is missing: Kubernetes, images (10 to 20 minutes the first time)")
+    with cluster() as (real, settings):
+        words = ["run", QUICKSTART, "--secret", "store", *SMALL]
+        done = subprocess.run(
+            [sys.executable, "-m", "expunge_controller", *words], env=os.environ | settings, check=False
+        )
+        say(real.plane.kubectl("get", "jobs,pods"))
+        return done.returncode
+
+
+def hold() -> int:
+    """What ``up`` leaves in the background: the cluster, until SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (STATE / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        with contextlib.suppress(KeyboardInterrupt), cluster() as (_, settings):
+            (STATE / "new").write_text("".join(f"export {k}={v}\n" for k, v in settings.items()))
+            (STATE / "new").replace(STATE / "exports")
+            while True:
+                signal.pause()
+        (STATE / "exports").unlink(missing_ok=True)
+        lock.truncate(0)
+    return 0
+
+
+def up() -> int:
+    """Start it, unless it is there already."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    if holder() is None:
+        say("building what is missing: Kubernetes, images (10 to 20 minutes the first time)")
+        (STATE / "exports").unlink(missing_ok=True)
+        (STATE / "lock").write_text("")
+        with (STATE / "log").open("wb") as log:
+            held = subprocess.Popen(
+                [sys.executable, __file__, "hold"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        end = time.monotonic() + WAIT
+        try:
+            while not (STATE / "exports").exists():
+                if held.poll() is not None or time.monotonic() > end:
+                    say((STATE / "log").read_text()[-3000:] + f"\nerror: it did not start; see {STATE / 'log'}")
+                    return 1
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            held.terminate()
+            held.wait()
+            return 130
+    print((STATE / "exports").read_text(), end="", flush=True)
+    say(f"the cluster is up; for example: expunge run {QUICKSTART} --secret store {' '.join(SMALL)}")
+    say("make cluster-down ends it")
+    return 0
+
+
+def down() -> int:
+    """End what ``up`` started, and nothing else."""
+    pid = holder()
+    if pid is None:
+        say("no cluster of `make cluster-up` is there")
+        return 0
+    os.kill(pid, signal.SIGTERM)
+    with (STATE / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it has ended everything
+    say("ended")
+    return 0
+
+
+def holder() -> int | None:
+    """The pid of the process that holds a cluster."""
+    try:
+        with (STATE / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return int((STATE / "lock").read_text())
+    return None
+
+
+def main(words: list[str]) -> int:
+    if why := images.why_not():
+        say(f"error: {why}")
+        return 2
+    return {"": run, "up": up, "down": down, "hold": hold}["".join(words)]()
+
+
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM} if sys.argv[1:] == ["up"] else set())
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

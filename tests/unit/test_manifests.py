@@ -199,7 +199,7 @@ def test_a_cache_is_a_claim_that_pods_may_write(plan: Plan) -> None:
     kubernetes = Kubernetes.model_validate({"volumes": [{"mount": "/mnt/models", "claim": "models", "cache": True}]})
     one = made(step(plan, "finetune"), kubernetes=kubernetes)
     environment = {e["name"]: e.get("value") for e in container(one)["env"]}
-    assert environment["EXPUNGE_CACHE"] == "/mnt/models"
+    assert environment["EXPUNGE_MODEL_CACHE"] == "/mnt/models"
     assert one["spec"]["template"]["spec"]["securityContext"]["fsGroup"] == 65532
 
 
