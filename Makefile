@@ -38,7 +38,7 @@ store: venv ## the same tests on a directory and on a real S3 server (built once
 	$(BIN)/coverage run -m pytest tests/store --at-least 170
 
 cluster: venv ## tests on a real Kubernetes control plane (built once, with Go: 5 to 10 minutes), S3 and a node of processes
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 56
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 58
 
 images: venv ## build our container images and try them (Linux, root, apt; 5 to 10 minutes once)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -49,7 +49,7 @@ images: venv ## build our container images and try them (Linux, root, apt; 5 to 
 
 node: venv ## our images in pods of a real node (Linux, root, apt)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/node --at-least 5; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/node --at-least 7; \
 	else \
 	  echo "NOT RUN: the node. It is started by root on Debian or Ubuntu: sudo make node"; \
 	fi

@@ -165,6 +165,8 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
     Raises:
         ExperimentError: no such context, or nothing says where a cluster is.
     """
+    from importlib.metadata import version
+
     import yaml
     from expunge_jobs.errors import nearest
     from kubernetes import client, config
@@ -203,7 +205,9 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
             raise ExperimentError([f"context '{chosen['name']}' of the kubeconfig cannot be used: {error}"]) from None
         namespace = namespace or chosen["context"].get("namespace")
     configuration.retries = False  # ours are enough
-    return Cluster(client.ApiClient(configuration), namespace or (_own_namespace() if inside else "default"))
+    api = client.ApiClient(configuration)
+    api.user_agent = f"expunge/{version('expunge')}"  # by which an audit log tells who asked
+    return Cluster(api, namespace or (_own_namespace() if inside else "default"))
 
 
 def _own_namespace() -> str:

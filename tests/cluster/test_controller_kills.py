@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -48,16 +49,23 @@ def forget(site: Site, steps: set[str]) -> None:
 
 
 def test_killed_at_every_call(
-    site: Site, plane: ControlPlane, proxies: dict[str, FaultProxy], capsys: pytest.CaptureFixture[str]
+    site: Site,
+    plane: ControlPlane,
+    server: S3Server,
+    proxies: dict[str, FaultProxy],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert site.command("run").returncode == 0
     whole = set(attempts(site.objects))
     site.environment |= {
         "KUBECONFIG": str(plane.kubeconfig_by(proxies["cluster"].url)), "AWS_ENDPOINT_URL_S3": proxies["store"].url,
     }  # fmt: skip
+    _, since = plane.audited()
     undisturbed = site.fork("run", *HALF)
     undisturbed.join()
     assert undisturbed.exitcode == 0, site.said.read_text()
+    asked = Counter((r.method, r.path) for r in proxies["cluster"].seen if "watch=true" not in r.path)
+    assert asked == answered(plane, since), "the proxy sees every call"
     calls = sum(len(proxy.seen) for proxy in proxies.values())
     moments = {name: moments_of(proxy.seen) for name, proxy in proxies.items()}
     steps = set(attempts(site.objects)) - whole
@@ -67,6 +75,7 @@ def test_killed_at_every_call(
     for name, proxy in proxies.items():
         for number, moment in moments[name]:
             forget(site, steps)
+            (_, audited), (_, accessed) = plane.audited(), server.accessed()
             killed += kill_at(site, proxy, number, moment)
             again = site.fork("run", *HALF)
             again.join()
@@ -74,10 +83,34 @@ def test_killed_at_every_call(
             assert again.exitcode == 0, f"{what}:\n{site.said.read_text()[-4000:]}"
             assert weights(site.objects) == expected, what
             assert {attempts(site.objects)[s] for s in steps} == {1}, f"{what}: a step ran twice"
+            assert len(pods_made(plane, site, audited)) == len(steps), f"{what}: a pod too many"
+            assert manifests_put(server, site, accessed) == Counter(steps), f"{what}: an artifact was made twice"
     of = sum(map(len, moments.values()))
     with capsys.disabled():
         print(f"\nkilled at {killed} of {of} moments in {calls} calls")
     assert killed >= 0.8 * of
+
+
+def answered(plane: ControlPlane, since: int) -> Counter[tuple[str, str]]:
+    """What the API server has answered to the controller, as its audit log tells; without watches, which may still be open."""
+    verbs = {"get": "GET", "list": "GET", "create": "POST", "delete": "DELETE", "patch": "PATCH"}
+    events = [e for e in plane.audited(since)[0] if e["userAgent"].startswith("expunge/")]
+    return Counter((verbs[e["verb"]], e["requestURI"]) for e in events if e["verb"] != "watch")
+
+
+def pods_made(plane: ControlPlane, site: Site, since: int) -> list[str]:
+    """Pods that the Job controller has created in the test's namespace."""
+    return [
+        e["requestURI"] for e in plane.audited(since)[0]
+        if e["verb"] == "create" and e["objectRef"]["resource"] == "pods" and "subresource" not in e["objectRef"]
+        and e["objectRef"]["namespace"] == site.namespace and e["responseStatus"]["code"] == 201
+    ]  # fmt: skip
+
+
+def manifests_put(server: S3Server, site: Site, since: int) -> Counter[str]:
+    """Artifacts whose manifest the S3 server has taken, by their folder."""
+    lines = [x for x in server.accessed(since)[0] if " s3_PutObject " in x and "/manifest.json " in x and " 200 " in x]
+    return Counter(re.findall(rf" s3_PutObject {site.namespace}/(\S+)/manifest\.json ", "".join(lines)))
 
 
 Moment = Callable[[Callable[[], object]], Fault]

@@ -91,7 +91,14 @@ def test_a_pod_whose_node_is_lost_is_given_up(
     assert ended.reason == "its Job is gone"
     start(executor, steps["memorize"])
     assert first(executor).ok
-    pod.signal(signal.SIGKILL)
+    (manifest,) = site.objects.glob("artifacts/memorize/*/manifest.json")
+    before = manifest.read_text()
+    pod.signal(signal.SIGCONT)  # it wakes up after its replacement has finished
+    assert pod.done.wait(120)
+    assert manifest.read_text() == before
+    folder = manifest.parent / "attempts" / pod.uid
+    left = {p.relative_to(folder).parts[0] for p in folder.rglob("*") if p.is_file()}
+    assert left <= {"log", "end.json"}, "what it made beside the winner's is gone"
 
 
 def test_a_pod_that_cannot_start_has_its_time_and_no_more(make: Make, steps: dict[str, Step], site: Site) -> None:

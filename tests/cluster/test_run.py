@@ -136,3 +136,15 @@ def test_an_image_that_is_not_there_is_told_while_it_waits(site: Site) -> None:
     assert "ImagePullBackOff" in site.command("status").stdout
     assert site.command("cancel").returncode == 0
     until(lambda: not site.get("pods"))
+
+
+def test_a_quota_is_waited_for_like_a_queue(site: Site) -> None:
+    quota = ["create", "quota", "one", "--hard=requests.nvidia.com/gpu=1", "-n", site.namespace]
+    site.plane.kubectl(*quota)
+    process = site.begin("run", *SLOWER)
+    said = wait_for(process, "exceeded quota: one")
+    assert "finetune" in said.splitlines()[-1]
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "merged" in out
+    assert "FAILED" not in said + err

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import images
 import pytest
 from kubernetes import client, config
 from machine import SMALL, Real
@@ -103,3 +104,31 @@ def test_the_kubelet_goes_and_comes_back_under_a_running_step(site: Site, real: 
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert set(attempts(site.objects).values()) == {1}
+
+
+def test_a_disk_that_is_full(site: Site) -> None:
+    run = site.begin(
+        "run",
+        *SLOWER,
+        *SMALL,
+        "--set",
+        "memorize.epochs=4000",
+        "--set",
+        "memorize.stop_at=null",
+        "--set",
+        "resources.memorize.disk=8Ki",
+    )
+    said = wait_for(run, "FAILED")
+    assert "memorize: used more disk than 8Ki: raise resources.memorize.disk" in said.splitlines()[-1]
+    assert run.wait() == 1
+
+
+def test_an_exit_code_that_is_wrong(site: Site, real: Real) -> None:
+    """The image says 0 and has made nothing: its word is not believed."""
+    real.machine.bring(
+        images.build_from("says-well", 'RUN printf "#!/bin/sh\\n" > /usr/bin/python && chmod 755 /usr/bin/python')
+    )
+    run = site.begin("run", *SMALL, "--image", "localhost/says-well:1")
+    said = wait_for(run, "FAILED")
+    assert "memorize: completed without an artifact" in said.splitlines()[-1]
+    assert run.wait() == 1

@@ -37,6 +37,7 @@ class ControlPlane:
         self._commands: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._make_certificates()
+        self._write_audit_policy()
         self.kubeconfig = self.kubeconfig_of("admin", ADMINS)
 
     @property
@@ -61,7 +62,7 @@ class ControlPlane:
         words = self._words()[name]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [*_dies_with_us(), str(binary(name)), *words],
+                [*dies_with_us(), str(binary(name)), *words],
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
@@ -111,6 +112,13 @@ class ControlPlane:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def audited(self, since: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """The API server's audit log (a line for each request, when it is answered) from this place on, and its end."""
+        with (self.folder / "audit.log").open("rb") as log:
+            log.seek(since)
+            lines = log.readlines()
+        return [json.loads(line) for line in lines], since + sum(map(len, lines))
+
     def get(self, *words: str) -> Any:
         """What ``kubectl get ... -o json`` says."""
         return json.loads(self.kubectl("get", *words, "-o", "json"))
@@ -134,6 +142,17 @@ class ControlPlane:
         file.write_text(yaml.safe_dump(config))
         file.chmod(0o600)
         return file
+
+    def _write_audit_policy(self) -> None:
+        policy = {
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived", "ResponseStarted"],
+            "rules": [
+                {"level": "None", "nonResourceURLs": ["*"]},
+                {"level": "None", "resources": [{"group": "coordination.k8s.io"}]},
+                {"level": "Metadata"},
+            ],
+        }  # fmt: skip
+        (self.folder / "audit.yaml").write_text(yaml.safe_dump(policy))
 
     def _make_certificates(self) -> None:
         self._authority = trustme.CA()
@@ -170,7 +189,7 @@ class ControlPlane:
                     "--service-account-signing-key-file=accounts.key", "--service-cluster-ip-range=10.96.0.0/16",
                     "--kubelet-client-certificate=kubelet-client.crt", "--kubelet-client-key=kubelet-client.key",
                     "--kubelet-preferred-address-types=InternalIP", "--endpoint-reconciler-type=lease", "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000",
-                    "--allow-privileged",
+                    "--allow-privileged", "--audit-policy-file=audit.yaml", "--audit-log-path=audit.log",
                 ],
                 "kube-controller-manager": [
                     *self._client("system:kube-controller-manager", "kube-controller-manager"), "--use-service-account-credentials",
@@ -227,7 +246,7 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _dies_with_us() -> list[str]:
+def dies_with_us() -> list[str]:
     """A prefix that ends the program when the process that started it is gone, however it went."""
     return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 

@@ -91,6 +91,17 @@ def make_pause() -> str:
     return image
 
 
+def build_from(name: str, line: str) -> str:
+    """The base with one thing more, for a user that is not root."""
+    image = f"localhost/{name}:1"
+    if not exists(image):
+        text = f"FROM {BASE}\n{line}\nUSER 65532:65532\n"
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            Path(folder, "Dockerfile").write_text(text)
+            buildah("bud", "--isolation", "chroot", "--quiet", "--tag", image, folder)
+    return image
+
+
 def build(name: str, context: Path = ROOT) -> str:
     """The image of ``docker/<name>.Dockerfile``; layers that have not changed are not made again."""
     image = f"localhost/expunge-{name}:test"

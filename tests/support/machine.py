@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import images
-from cluster import ControlPlane
+from cluster import ControlPlane, dies_with_us
 from s3server import S3Server
 from tools import CACHE, binary
 
@@ -73,7 +73,7 @@ class Machine:
         # Its last words, when its child is killed, are of no use to anybody.
         with (self.folder / "namespaces.log").open("wb") as log:
             self._outer = subprocess.Popen(
-                ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+                [*dies_with_us(), "unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
                  "--propagation", "slave", "sleep", "infinity"], stdin=subprocess.DEVNULL, stderr=log,
             )  # fmt: skip
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children")
@@ -120,7 +120,7 @@ class Machine:
         self._begin("containerd", "containerd", "-c", str(self.folder / "containerd.toml"))
         self._until("containerd", lambda: self._answers("ctr", "version"))
         for image in (pause, *names):
-            self._import(image)
+            self.bring(image)
         self.begin_kubelet(plane)
         proxy = [f"--config={self.folder / 'proxy.yaml'}"]
         self._begin("kube-proxy", str(binary("kube-proxy")), *proxy)
@@ -189,6 +189,7 @@ class Machine:
             "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock", "failSwapOn": False,
             "imageGCHighThresholdPercent": 100, "imageMinimumGCAge": "24h", "evictionHard": {"memory.available": "64Mi"},
             "resolvConf": "", "nodeStatusUpdateFrequency": "5s",
+            "volumeStatsAggPeriod": "2s",  # how soon a full volume is seen; a minute by default
         }  # fmt: skip
         proxy = {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "iptables",
@@ -201,7 +202,7 @@ class Machine:
         (self.folder / "proxy.yaml").write_text(json.dumps(proxy))
         (self.folder / "containerd.toml").write_text(_CONTAINERD.format(pause=pause))
 
-    def _import(self, image: str) -> None:
+    def bring(self, image: str) -> None:
         """Into containerd's own store, which is kept, unless this very image is there."""
         mark = CACHE / "containerd" / f"{image.replace('/', '_')}.imported"
         identity = images.identity(image)

@@ -31,7 +31,14 @@ class S3Server:
         return f"{'https' if self.certificate else 'http'}://{self.host}:{self.port}"
 
     def start(self) -> None:
-        words = [str(binary("versitygw")), "--port", f"{self.host}:{self.port}", "--health", "/healthz"]
+        words = [
+            str(binary("versitygw")),
+            "--port",
+            f"{self.host}:{self.port}",
+            "--health",
+            "/healthz",
+            f"--access-log={self.folder / 'access.log'}",
+        ]
         if self.certificate:
             words += ["--cert", str(self.certificate[0]), "--key", str(self.certificate[1])]
         with (self.folder / "log").open("ab") as log:
@@ -44,6 +51,13 @@ class S3Server:
             assert self._process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < until, (self.folder / "log").read_text()
             time.sleep(0.02)
+
+    def accessed(self, since: int = 0) -> tuple[list[str], int]:
+        """The access log's lines from this place on, and its end."""
+        with (self.folder / "access.log").open("rb") as log:
+            log.seek(since)
+            lines = log.readlines()
+        return [line.decode() for line in lines], since + sum(map(len, lines))
 
     def stop(self) -> None:
         if self._process is not None:
