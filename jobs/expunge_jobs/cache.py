@@ -3,7 +3,8 @@
     <cache>/<digest>/whole       came there by rename
     <cache>/<digest>/new/whole   being fetched by whoever holds <cache>/<digest>/lock; the others wait and find it done
 
-What is read from it is checked like everything else, so a damaged or foreign file costs a download and no more.
+What is read from it is checked like everything else, so a damaged file costs a download and no more; but between the check and
+the reading whoever can write the claim can change it: all of them are trusted.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
+from expunge_jobs import stop
 from expunge_jobs.store import StoreError
+
+PATIENCE = 600.0
+"""Seconds to wait for another that fetches the same; then it is fetched beside the cache."""
 
 
 def through_cache(
@@ -28,17 +35,34 @@ def through_cache(
     held, new = cache / digest / "whole", cache / digest / "new"
     place.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError, StoreError):
+        if held.exists() and good(held):  # it came by rename: reading needs no lock
+            place.symlink_to(held)
+            return
         held.parent.mkdir(parents=True, exist_ok=True)
         with (held.parent / "lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _take(lock)
             if not held.exists() or not good(held):
                 shutil.rmtree(new, ignore_errors=True)  # of one that was killed
                 new.mkdir()
                 get(new / "whole")
-                if held.is_dir():
+                if held.is_dir() and not held.is_symlink():
                     shutil.rmtree(held)
                 (new / "whole").replace(held)
                 new.rmdir()
         place.symlink_to(held)
         return
     get(place)
+
+
+def _take(lock: IO[bytes]) -> None:
+    """By asking again and again: a wait in the kernel, in a thread that is no main thread, would hear no SIGTERM."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if stop.came():
+                raise stop.Terminated from None
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)

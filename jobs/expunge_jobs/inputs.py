@@ -191,12 +191,19 @@ def local_folder(ref: Input, scratch: Path, cache: Path | None = None) -> Path:
         digest = ref.digest.removeprefix("sha256:")
         folder = scratch / digest
         if cache:
-            through_cache(cache, digest, folder, partial(_fetch, ref.uri), lambda f: folder_digest(f) == ref.digest)
+            through_cache(cache, digest, folder, partial(_fetch, ref.uri), partial(_is, ref.digest))
         else:
             _fetch(ref.uri, folder)
     if folder_digest(folder) != ref.digest:
         raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
     return folder
+
+
+def _is(digest: str, folder: Path) -> bool:
+    try:
+        return folder_digest(folder) == digest
+    except BadTask:  # empty, or no folder at all
+        return False
 
 
 def _fetch(uri: str, into: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from expunge_jobs import cache, stop
 from expunge_jobs.artifact import Attempt, fetch
 from expunge_jobs.cache import through_cache
 from expunge_jobs.store import Store, open_store
@@ -65,6 +67,19 @@ def test_a_cache_that_cannot_be_written_is_gone_round(tmp_path: Path) -> None:
     through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source(), good)
     assert not (tmp_path / "one").is_symlink()
     assert (tmp_path / "one").read_bytes() == CONTENT
+
+
+def test_nobody_waits_for_ever_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PATIENCE", 0.2)
+    (tmp_path / "cache" / DIGEST).mkdir(parents=True)
+    with (tmp_path / "cache" / DIGEST / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source(), good)
+        assert not (tmp_path / "one").is_symlink()
+        assert (tmp_path / "one").read_bytes() == CONTENT
+        monkeypatch.setattr(stop, "_came", True)
+        with pytest.raises(stop.Terminated):
+            through_cache(tmp_path / "cache", DIGEST, tmp_path / "two", Source(), good)
 
 
 def test_an_artifact_comes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

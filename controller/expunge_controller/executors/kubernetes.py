@@ -126,11 +126,10 @@ class KubernetesExecutor:
 
     def start(self, step: Step) -> Start:
         now = time.monotonic()
-        if (
-            len(self._here) >= self.parallel
-            or now < self._not_before
-            or now < self._in_the_way.get(step.key, (0, 0))[1]
-        ):
+        if len(self._here) >= self.parallel:
+            self._in_the_way.pop(step.key, None)  # nobody looks whether it is still there
+            return "no room"
+        if now < self._not_before or now < self._in_the_way.get(step.key, (0, 0))[1]:
             return "no room"
         try:
             started = self._create_or_adopt(step)
