@@ -259,8 +259,8 @@ class Volume(Model):
     def _one(self) -> Volume:
         if (self.claim is None) == (self.size is None):
             raise ValueError("a volume is a claim, or has a size: give one of the two")
-        if self.cache and self.claim is None:
-            raise ValueError("a cache is to outlive its pod: give a claim")
+        if self.cache and (self.claim is None or self.read_only):
+            raise ValueError("a cache is to outlive its pod, and to be written: give a claim that is not read_only")
         return self
 
 

@@ -189,8 +189,9 @@ def _pod(
         **{k: v for k, v in chosen.items() if v},
         "securityContext": {
             "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"},
-            # A new claim belongs to root; nothing else here has an owner that matters.
-            **({"fsGroup": GROUP, "fsGroupChangePolicy": "OnRootMismatch"} if kubernetes.volumes else {}),
+            # A new volume belongs to root, and is to be written; a claim with data of the user's is left as it is.
+            **({"fsGroup": GROUP, "fsGroupChangePolicy": "OnRootMismatch"}
+               if any(v.cache or v.size for v in kubernetes.volumes) else {}),
         },
         "volumes": [
             {"name": "work", "emptyDir": {"sizeLimit": asked.disk}},

@@ -18,9 +18,8 @@ def upload(store: Store, path: Path) -> str:
         BadTask: neither, or a directory that lacks something.
     """
     if path.is_dir():
-        check = inputs.check_adapter_folder if (path / inputs.ADAPTER_FILES[0]).exists() else inputs.check_model_folder
         try:
-            check(path)
+            inputs.check_folder(path)
         except BadTask as error:
             raise BadTask(f"{path}: {error}") from None
         digest = inputs.folder_digest(path).removeprefix("sha256:")

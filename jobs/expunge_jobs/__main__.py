@@ -4,7 +4,7 @@ Everything is said by environment variables: EXPUNGE_TASK (the task as JSON), EX
 attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_PROCESSES (so many do the step together, a GPU each),
 EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost), EXPUNGE_LOG_SECONDS (keep the log in the store, a part as often),
 EXPUNGE_JOB (the uid of the Job whose attempts are counted), EXPUNGE_MODEL_CACHE (a folder that outlives the step),
-EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes; both end a step for good, where a TERM alone would not) and
+EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes below TMPDIR; both end a step for good, where a TERM alone would not) and
 EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge_jobs import stop
-from expunge_jobs.team import rank
+from expunge_jobs.team import launched, rank
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -46,10 +46,10 @@ def main() -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        if (count := int(os.environ.get("EXPUNGE_PROCESSES") or "1")) > 1 and "RANK" not in os.environ:
+        if os.environ.get("EXPUNGE_PROCESSES", "1") != "1" and not launched():
             from expunge_jobs.launch import launch
 
-            return launch(count)
+            return launch(int(os.environ["EXPUNGE_PROCESSES"]))
         return _step(int(threads))
     except stop.Terminated:  # before or after the step itself: there is nothing to tidy
         return 143
@@ -87,7 +87,7 @@ def _step(threads: int) -> int:
             task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
             store = open_store(os.environ.get("EXPUNGE_STORE", ""))
             ref = ArtifactRef(kind=task.kind, key=task.key())
-            if read_manifest(store, ref) is not None:
+            if rank() == 0 and read_manifest(store, ref) is not None:
                 emit("done", note="already there")
                 return ExitCode.DONE
             job = os.environ.get("EXPUNGE_JOB", "")
@@ -108,7 +108,7 @@ def _step(threads: int) -> int:
             emit("done", **({} if won else {"note": "another attempt was first"}))
             return ExitCode.DONE
         except stop.Terminated:
-            error = _stopped(None)
+            error = _stopped()
         except StepError as raised:
             error = raised
         except MemoryError:
@@ -163,20 +163,20 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
         except BaseException:
             # Torn out of an import, Terminated may arrive here as any error: a library's module was left half loaded.
             if stop.came():
-                raise _stopped(Path(folder)) from None
+                raise _stopped() from None
             raise
 
 
-def _stopped(folder: Path | None) -> StepError:
+def _stopped() -> StepError:
     """Why SIGTERM came. A cluster sends it too when a step has used up its time or disk, which no new attempt mends."""
+    import tempfile
+
     from expunge_jobs.errors import Preempted, Spent
 
     if stop.overdue():
         return Spent(f"took longer than {os.environ['EXPUNGE_DEADLINE']} s: raise resources.KIND.deadline")
-    if folder is not None and (disk := os.environ.get("EXPUNGE_DISK")):
-        places = [folder, *(Path(os.environ[n]) for n in ("HF_HOME", "EXPUNGE_MODEL_CACHE") if n in os.environ)]
-        places = [p for p in places if p.is_relative_to(os.environ.get("TMPDIR", "/"))]  # a cache may be elsewhere
-        files = [f.stat() for p in places for f in p.rglob("*") if f.is_file()]
+    if disk := os.environ.get("EXPUNGE_DISK"):
+        files = [f.stat() for f in Path(tempfile.gettempdir()).rglob("*") if f.is_file()]
         used = sum({(f.st_dev, f.st_ino): f.st_blocks * 512 for f in files}.values())  # a linked file counts once
         if used >= int(disk):
             return Spent(f"used {used:,} bytes of disk, as many as it may: raise resources.KIND.disk")
@@ -199,7 +199,7 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
     program = importlib.import_module(f"expunge_jobs.{task.kind}")
     figures = program.run(task, work)
     work.team.leave()
-    versions = {n: version(n) for n in ("expunge", "torch", "transformers", "peft", "tokenizers")}
+    versions = {n: version(n) for n in ("expunge", "torch", "transformers", "peft", "accelerate", "tokenizers")}
     versions["python"] = sys.version.split()[0]
     return figures, versions, device
 
@@ -207,6 +207,8 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
 def _prepare_torch(threads: int) -> str:
     """The name of the device that it will compute on."""
     import torch
+
+    from expunge_jobs.errors import BadTask
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
@@ -216,6 +218,8 @@ def _prepare_torch(threads: int) -> str:
     transformers.logging.disable_progress_bar()
     if not torch.cuda.is_available():
         return "cpu"
+    if rank() >= torch.cuda.device_count():
+        raise BadTask(f"its processes are more than the GPUs that can be seen: {torch.cuda.device_count()}")
     torch.cuda.set_device(rank())
     return torch.cuda.get_device_name()
 

@@ -164,10 +164,10 @@ def fetch(store: Store, ref: ArtifactRef, into: Path, cache: Path | None = None)
             if place is None:
                 place = into / ref.key / file.path
                 get = partial(store.get_file, path)
-                if cache:
-                    through_cache(cache, file.sha256, place, get, lambda p: sha256_of(p) == file.sha256)
-                else:
+                if cache is None:
                     get(place)
+                elif through_cache(cache, file.sha256, place, get, lambda p: sha256_of(p) == file.sha256):
+                    return
             found = sha256_of(place)
         except (NotFound, FileNotFoundError):
             found = "missing"

@@ -26,9 +26,9 @@ PATIENCE = 600.0
 
 def through_cache(
     cache: Path, digest: str, place: Path, get: Callable[[Path], None], good: Callable[[Path], bool]
-) -> None:
+) -> bool:
     """Puts the file or folder of this digest at ``place``, as a link into the cache; ``get`` fetches it where the cache has
-    none that is ``good``.
+    none that is ``good``. Whether it was found there, and good; what was fetched is still to be checked.
 
     A cache that cannot be written (full, read-only) is no error: it is then fetched to ``place`` itself.
     """
@@ -37,7 +37,7 @@ def through_cache(
     with contextlib.suppress(OSError, StoreError):
         if held.exists() and good(held):  # it came by rename: reading needs no lock
             place.symlink_to(held)
-            return
+            return True
         held.parent.mkdir(parents=True, exist_ok=True)
         with (held.parent / "lock").open("ab") as lock:
             _take(lock)
@@ -50,8 +50,9 @@ def through_cache(
                 (new / "whole").replace(held)
                 new.rmdir()
         place.symlink_to(held)
-        return
+        return False
     get(place)
+    return False
 
 
 def _take(lock: IO[bytes]) -> None:

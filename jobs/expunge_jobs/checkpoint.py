@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from expunge_jobs import stop
 from expunge_jobs.artifact import CHECKPOINTS, Attempt, checkpoints_of
+from expunge_jobs.errors import StepError
 from expunge_jobs.store import StoreError, sha256_of
 from expunge_jobs.task import Model
 from expunge_jobs.team import Team
@@ -82,7 +83,17 @@ class Checkpoints:
         self._writer.shutdown(wait=True)
 
     def restore(self) -> tuple[int, State] | None:
-        """The newest whole checkpoint's step and state, its files put below ``out`` again; None where there is none."""
+        """The newest whole checkpoint's step and state, its files put below ``out`` again; None where there is none.
+
+        Raises:
+            StepError: the processes of a team found different ones, since one of them could not read the newest.
+        """
+        found = self._newest()
+        if not self.team.agrees(found[0] if found else 0):
+            raise StepError("not every process could read the newest checkpoint: trying again")
+        return found
+
+    def _newest(self) -> tuple[int, State] | None:
         if self.attempt is None:
             return None
         store = self.attempt.store

@@ -169,6 +169,14 @@ def check_adapter_folder(folder: Path) -> None:
         raise BadTask(f"the adapter directory lacks {lacks}")
 
 
+def check_folder(folder: Path) -> None:
+    """Refuses a directory that is neither a whole model nor a whole adapter, naming what it lacks."""
+    if (folder / ADAPTER_FILES[0]).exists():
+        check_adapter_folder(folder)
+    else:
+        check_model_folder(folder)
+
+
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _HUB_PATTERNS = [f"*{suffix}" for suffix in _MODEL_FILES]

@@ -26,8 +26,7 @@ def staged(source: Input) -> ArtifactRef:
 def run(task: StageTask, work: Work) -> dict[str, Any]:
     """Download and check; returns the receipt's figures."""
     folder = inputs.local_folder(task.source, work.scratch)
-    check = inputs.check_adapter_folder if (folder / inputs.ADAPTER_FILES[0]).exists() else inputs.check_model_folder
-    check(folder)
+    inputs.check_folder(folder)
     out = work.out / FOLDER
     out.mkdir()
     files = inputs.model_files(folder)

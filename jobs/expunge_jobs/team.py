@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+MEETING = "EXPUNGE_MEETING"
+"""The variable with the file by which the processes of a team find each other."""
 PATIENCE = timedelta(hours=1)
 """How long one process waits for another, which may be fetching a model."""
 
 
 def rank() -> int:
     """This process's number in its team; 0 is the one that reports and publishes."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def launched() -> bool:
+    """Whether launch.py has started this process; RANK and WORLD_SIZE by themselves may be another launcher's."""
+    return MEETING in os.environ
 
 
 class Team:
@@ -62,6 +69,14 @@ class Team:
 
         return [float(v) for v in self._reduced(torch.tensor(values, dtype=torch.float64, device=device()))]
 
+    def agrees(self, value: int) -> bool:
+        """Whether it is the same in every process."""
+        if self.size == 1:
+            return True
+        from accelerate.utils import gather_object
+
+        return len(set(gather_object([value]))) == 1
+
     def any(self, value: bool) -> bool:
         """Whether it is so in any process."""
         return self.sum([float(value)])[0] > 0
@@ -92,10 +107,16 @@ class Team:
 
 def join() -> Team:
     """The team that this process was started for (see launch.py)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not launched():
         return Team()
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    gpus = torch.cuda.is_available()
+    # By a file and not, as accelerate would, by a port that the whole network reaches.
+    torch.distributed.init_process_group(
+        "nccl" if gpus else "gloo", init_method=f"file://{os.environ[MEETING]}", rank=rank(),
+        world_size=int(os.environ["WORLD_SIZE"]), timeout=PATIENCE,
+    )  # fmt: skip
+    state = PartialState(cpu=not gpus)
     return Team(state.process_index, state.num_processes)

@@ -122,9 +122,9 @@ def test_with_more_time_it_goes_on(step: Step) -> None:
     assert checkpoints_of(step.store, step.ref)
 
 
-def test_term_is_preemption_within_its_disk_and_the_end_beyond_it(step: Step) -> None:
+def test_term_is_preemption_within_its_disk_and_the_end_beyond_it(step: Step, tmp_path: Path) -> None:
     for attempt, disk, code in (("one", 2**30, ExitCode.PREEMPTED), ("two", 1, ExitCode.SPENT)):
-        process = step.begin(attempt, EXPUNGE_DISK=str(disk))
+        process = step.begin(attempt, EXPUNGE_DISK=str(disk), TMPDIR=str(tmp_path))
         until_it_trains(process)
         process.send_signal(signal.SIGTERM)
         said = last(process)

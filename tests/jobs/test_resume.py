@@ -14,9 +14,10 @@ import pytest
 import tiny
 from expunge_jobs import finetune, memorize, stop
 from expunge_jobs.artifact import Attempt, checkpoints_of, fetch
-from expunge_jobs.errors import BadTask, ExitCode
+from expunge_jobs.errors import BadTask, ExitCode, StepError
 from expunge_jobs.store import Store, StoreError, open_store
 from expunge_jobs.task import Architecture, ArtifactRef, FinetuneTask, MemorizeSettings, MemorizeTask, Task
+from expunge_jobs.team import Team
 from expunge_jobs.work import Work
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -250,3 +251,12 @@ def test_no_attempt_goes_on_from_what_cannot_succeed(lab: Lab, monkeypatch: pyte
     ran.attempt.end("the loss is nan", ExitCode.BAD_TASK)
     assert checkpoints_of(lab.store, lab.ref) == []
     assert json.loads(lab.store.get(f"{ran.attempt.folder}/end.json")[0])["exit_code"] == BadTask.exit_code
+
+
+def test_a_team_that_would_go_on_from_different_steps_does_not(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.run(monkeypatch, end_at=5)
+    heard: list[int] = []
+    monkeypatch.setattr(Team, "agrees", lambda self, value: bool(heard.append(value)))
+    with pytest.raises(StepError, match="not every process could read the newest checkpoint"):
+        lab.run(monkeypatch)
+    assert heard == [5], "the step that it would go on from is what is compared"

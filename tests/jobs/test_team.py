@@ -15,6 +15,7 @@ import pytest
 import tiny
 from expunge_jobs.artifact import End, Manifest, attempts, checkpoints_of, fetch, read_manifest
 from expunge_jobs.errors import ExitCode
+from expunge_jobs.launch import outcome
 from expunge_jobs.store import open_store
 from expunge_jobs.task import (
     Architecture,
@@ -129,7 +130,7 @@ def until_it_trains(process: subprocess.Popen[str]) -> None:
 
 
 def test_term_leaves_one_checkpoint_and_another_team_goes_on_from_it(teams: Teams, tmp_path: Path) -> None:
-    task = memorize(tmp_path, epochs=200)
+    task = memorize(tmp_path, epochs=80)
     _, one = teams.run(task, "undisturbed", 2)
     process = teams.begin(task, "store", 2, EXPUNGE_CHECKPOINT_SECONDS="1000")
     until_it_trains(process)
@@ -178,6 +179,24 @@ def test_what_fails_in_all_is_said_once(teams: Teams, base_folder: Path, tmp_pat
 def test_shares_are_all_of_it_once(size: int, count: int) -> None:
     shares = [Team(rank, size).share(range(count)) for rank in range(size)]
     assert sorted(n for share in shares for n in share) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("codes", "failures", "expected"),
+    [
+        ([0, 0], [], 0),
+        ([0, 1], [1], 0),  # what counts is published
+        ([143, 143], [], 143),
+        ([143, 69], [], 69),
+        ([69, 143], [], 69),
+        ([-9, 143], [], 143),  # ended by the launcher, after its time
+        ([1, -9], [1, -9], 137),
+        ([1, 65], [1, 65], 65),
+        ([1, 143], [1], 1),
+    ],
+)
+def test_the_exit_code_of_a_team(codes: list[int], failures: list[int], expected: int) -> None:
+    assert outcome(codes, failures) == expected
 
 
 def children(pid: int) -> list[int]:

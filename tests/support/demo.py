@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import images
 from machine import SMALL, Real
@@ -25,7 +27,7 @@ from tools import CACHE
 
 QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
 STATE = CACHE / "cluster"
-"""``lock`` is held by whoever holds the cluster and says its pid; ``exports`` is there once it can be used; ``log``."""
+"""``lock`` is held by whoever holds the cluster, ``pid`` says by whom; ``exports`` is there once it can be used; ``log``."""
 WAIT = 30 * 60.0
 """Seconds for everything to be built and started."""
 
@@ -68,28 +70,32 @@ def run() -> int:
 
 def hold() -> int:
     """What ``up`` leaves in the background: the cluster, until SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with (STATE / "lock").open("r+") as lock:
+    with (STATE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        (STATE / "pid").write_text(str(os.getpid()))
+        signal.signal(signal.SIGTERM, _end)
         with contextlib.suppress(KeyboardInterrupt), cluster() as (_, settings):
-            (STATE / "new").write_text("".join(f"export {k}={v}\n" for k, v in settings.items()))
+            (STATE / "new").write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in settings.items()))
             (STATE / "new").replace(STATE / "exports")
             while True:
                 signal.pause()
         (STATE / "exports").unlink(missing_ok=True)
-        lock.truncate(0)
     return 0
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end takes its time, and a second one would leave half of it
+    raise KeyboardInterrupt
+
+
 def up() -> int:
-    """Start it, unless it is there already."""
+    """Start it, unless it is there or under way already; when it can be used, say how."""
     STATE.mkdir(parents=True, exist_ok=True)
-    if holder() is None:
+    held: subprocess.Popen[bytes] | None = None
+    if not is_held():
         say("building what is missing: Kubernetes, images (10 to 20 minutes the first time)")
-        (STATE / "exports").unlink(missing_ok=True)
-        (STATE / "lock").write_text("")
+        for name in ("exports", "pid"):
+            (STATE / name).unlink(missing_ok=True)
         with (STATE / "log").open("wb") as log:
             held = subprocess.Popen(
                 [sys.executable, __file__, "hold"],
@@ -98,17 +104,19 @@ def up() -> int:
                 stderr=log,
                 start_new_session=True,
             )
-        end = time.monotonic() + WAIT
-        try:
-            while not (STATE / "exports").exists():
-                if held.poll() is not None or time.monotonic() > end:
-                    say((STATE / "log").read_text()[-3000:] + f"\nerror: it did not start; see {STATE / 'log'}")
-                    return 1
-                time.sleep(0.2)
-        except KeyboardInterrupt:
+    end = time.monotonic() + WAIT
+    try:
+        while not (STATE / "exports").exists():
+            ended = held.poll() is not None if held else not is_held()
+            if ended or time.monotonic() > end:
+                say((STATE / "log").read_text()[-3000:] + f"\nerror: it did not start; see {STATE / 'log'}")
+                return 1
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        if held is not None:
             held.terminate()
             held.wait()
-            return 130
+        return 130
     print((STATE / "exports").read_text(), end="", flush=True)
     say(f"the cluster is up; for example: expunge run {QUICKSTART} --secret store {' '.join(SMALL)}")
     say("make cluster-down ends it")
@@ -117,27 +125,28 @@ def up() -> int:
 
 def down() -> int:
     """End what ``up`` started, and nothing else."""
-    pid = holder()
-    if pid is None:
+    if not is_held():
         say("no cluster of `make cluster-up` is there")
         return 0
-    os.kill(pid, signal.SIGTERM)
+    while not (STATE / "pid").exists():
+        time.sleep(0.1)  # it has just begun
+    os.kill(int((STATE / "pid").read_text()), signal.SIGTERM)
     with (STATE / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it has ended everything
     say("ended")
     return 0
 
 
-def holder() -> int | None:
-    """The pid of the process that holds a cluster."""
+def is_held() -> bool:
+    """Whether there is a process that holds a cluster, or is about to."""
     try:
         with (STATE / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return None
+        return False
     except BlockingIOError:
-        return int((STATE / "lock").read_text())
-    return None
+        return True
+    return False
 
 
 def main(words: list[str]) -> int:
