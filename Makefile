@@ -35,7 +35,7 @@ unit: venv ## tests that load no torch
 	$(BIN)/coverage run -m pytest tests/unit --at-least 630
 
 store: venv ## the same tests on a directory and on a real S3 server (built once, with Go)
-	$(BIN)/coverage run -m pytest tests/store --at-least 170
+	$(BIN)/coverage run -m pytest tests/store --at-least 175
 
 cluster: venv ## tests on a real Kubernetes control plane (built once, with Go: 5 to 10 minutes), S3 and a node of processes
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 58

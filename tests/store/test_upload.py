@@ -66,6 +66,26 @@ def test_a_model_that_is_not_what_its_address_says(behind: Store, model: Path, t
         inputs.local_folder(Input(uri=uri, digest=inputs.folder_digest(model)), tmp_path / "scratch")
 
 
+@pytest.mark.parametrize("damage", ["emptied", "changed"])
+def test_a_model_comes_through_a_cache_and_damage_there_costs_a_download(
+    behind: Store, proxy: FaultProxy, model: Path, tmp_path: Path, damage: str
+) -> None:
+    pinned = Input(uri=upload(behind, model), digest=inputs.folder_digest(model))
+
+    def downloads(scratch: str) -> int:
+        before = len(proxy.seen)
+        folder = inputs.local_folder(pinned, tmp_path / scratch, tmp_path / "cache")
+        assert inputs.folder_digest(folder) == pinned.digest
+        return sum(r.method == "GET" and "list-type" not in r.path for r in proxy.seen[before:])
+
+    assert downloads("one") > 0
+    assert downloads("two") == 0
+    (held,) = (tmp_path / "cache").glob("*/whole")
+    for file in held.iterdir():
+        file.unlink() if damage == "emptied" else file.write_text("foreign")
+    assert downloads("three") > 0
+
+
 def test_addresses_where_nothing_is(behind: Store) -> None:
     place, _, options = behind.uri.partition("?")
     with pytest.raises(BadTask, match=r"none\.jsonl.*: no such object"):

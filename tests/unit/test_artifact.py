@@ -184,6 +184,15 @@ def test_an_end_says_how_and_leaves_no_files(store: Store, out: Path) -> None:
     assert read_manifest(store, REF) is None
 
 
+def test_whoever_says_first_how_an_attempt_ended_is_believed(store: Store) -> None:
+    """Of a team, one process fails and the others then fail for want of it."""
+    attempt = Attempt(store, REF, "one")
+    attempt.say_end("the loss is nan", 65)
+    attempt.end("a connection was closed", 1)
+    end = End.model_validate_json(store.get(f"{attempt.folder}/end.json")[0])
+    assert (end.exit_code, end.reason) == (65, "the loss is nan")
+
+
 def test_a_winner_has_no_end(store: Store, out: Path) -> None:
     publish(store, out)
     with pytest.raises(NotFound):

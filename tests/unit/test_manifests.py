@@ -203,6 +203,12 @@ def test_a_cache_is_a_claim_that_pods_may_write(plan: Plan) -> None:
     assert one["spec"]["template"]["spec"]["securityContext"]["fsGroup"] == 65532
 
 
+def test_a_claim_of_the_users_own_keeps_its_group(plan: Plan) -> None:
+    kubernetes = Kubernetes.model_validate({"volumes": [{"mount": "/mnt/data", "claim": "data"}]})
+    one = made(step(plan, "finetune"), kubernetes=kubernetes)
+    assert "fsGroup" not in one["spec"]["template"]["spec"]["securityContext"]
+
+
 @pytest.mark.parametrize(
     ("volumes", "said"),
     [
