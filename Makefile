@@ -49,7 +49,7 @@ images: venv ## build our container images and try them (Linux, root, apt; 5 to 
 
 node: venv ## our images in pods of a real node (Linux, root, apt)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/node --at-least 7; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/node --at-least 8; \
 	else \
 	  echo "NOT RUN: the node. It is started by root on Debian or Ubuntu: sudo make node"; \
 	fi

@@ -82,9 +82,8 @@ def _step(threads: int) -> int:
     error: StepError
     with contextlib.ExitStack() as until_the_end:
         try:
-            if deadline := os.environ.get("EXPUNGE_DEADLINE"):
-                stop.after(float(deadline))
             task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
+            _limit(task.kind)
             store = open_store(os.environ.get("EXPUNGE_STORE", ""))
             ref = ArtifactRef(kind=task.kind, key=task.key())
             if rank() == 0 and read_manifest(store, ref) is not None:
@@ -167,20 +166,22 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
             raise
 
 
-def _stopped() -> StepError:
-    """Why SIGTERM came. A cluster sends it too when a step has used up its time or disk, which no new attempt mends."""
+def _limit(kind: str) -> None:
+    """End the step at its own limits, in its own words: a cluster's kill would leave none, and be tried again."""
     import tempfile
 
+    from expunge_jobs import disk
+
+    if deadline := os.environ.get("EXPUNGE_DEADLINE"):
+        stop.after(float(deadline), f"took longer than {deadline} s: raise resources.{kind}.deadline")
+    if most := os.environ.get("EXPUNGE_DISK"):
+        disk.watch(Path(tempfile.gettempdir()), int(most), f"raise resources.{kind}.disk")
+
+
+def _stopped() -> StepError:
     from expunge_jobs.errors import Preempted, Spent
 
-    if stop.overdue():
-        return Spent(f"took longer than {os.environ['EXPUNGE_DEADLINE']} s: raise resources.KIND.deadline")
-    if disk := os.environ.get("EXPUNGE_DISK"):
-        files = [f.stat() for f in Path(tempfile.gettempdir()).rglob("*") if f.is_file()]
-        used = sum({(f.st_dev, f.st_ino): f.st_blocks * 512 for f in files}.values())  # a linked file counts once
-        if used >= int(disk):
-            return Spent(f"used {used:,} bytes of disk, as many as it may: raise resources.KIND.disk")
-    return Preempted("stopped by SIGTERM")
+    return Spent(why) if (why := stop.spent()) else Preempted("stopped by SIGTERM")
 
 
 def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[str, str], str]:

@@ -1,24 +1,25 @@
-"""SIGTERM, or the step's own deadline: ends it where it stands, or, while its state must not be torn, at the next moment
+"""SIGTERM, or a limit of the step's own: ends it where it stands, or, while its state must not be torn, at the next moment
 that suits."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
 
 class Terminated(BaseException):
-    """SIGTERM came, or the deadline. No Exception, so that nothing on the way takes it for an error of its own."""
+    """SIGTERM came, or a limit is reached. No Exception, so that nothing on the way takes it for an error of its own."""
 
 
 AGAIN_SECONDS = 5.0
-"""The deadline's alarm is repeated as often, in case that a library swallowed what the first one raised."""
+"""A limit's signal is repeated as often, in case that a library swallowed what the first one raised."""
 
 _held = 0
 _came = False
-_overdue = False
+_spent = ""
 
 
 def on_term(number: int, frame: FrameType | None) -> None:
@@ -29,21 +30,28 @@ def on_term(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
 
-def after(seconds: float) -> None:
-    """From now on the step has so much time; when it is over, it ends as with SIGTERM, and ``overdue`` tells why."""
-    signal.signal(signal.SIGALRM, _on_alarm)
+def after(seconds: float, why: str) -> None:
+    """From now on the step has so much time; when it is over, it ends as with SIGTERM, and ``spent`` tells why."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        global _spent
+        _spent = why
+        on_term(number, frame)
+
+    signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
 
 
-def _on_alarm(number: int, frame: FrameType | None) -> None:
-    global _overdue
-    _overdue = True
-    on_term(number, frame)
+def spend(why: str) -> None:
+    """The step has used up what it may: it ends as with SIGTERM, and ``spent`` tells why. For any thread."""
+    global _spent
+    _spent = why
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def overdue() -> bool:
-    """Whether the deadline was what ended the step."""
-    return _overdue
+def spent() -> str:
+    """Which limit of the step's own ended it, in words; nothing where none did."""
+    return _spent
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from expunge_jobs import stop
+from expunge_jobs import disk, stop
 from expunge_jobs.artifact import Attempt, attempts, checkpoints_of, disturbed, read_log, read_manifest
 from expunge_jobs.errors import ExitCode
 from expunge_jobs.log import LogParts
@@ -73,7 +73,7 @@ def test_its_deadline_ends_it_for_good(step: Step) -> None:
     process = step.begin("one", EXPUNGE_DEADLINE="0.5")
     said = last(process)
     assert process.returncode == ExitCode.SPENT == said["exit_code"]
-    assert said["reason"] == "took longer than 0.5 s: raise resources.KIND.deadline"
+    assert said["reason"] == "took longer than 0.5 s: raise resources.memorize.deadline"
 
 
 TORN = """
@@ -97,15 +97,15 @@ def test_torn_out_of_an_import_it_says_the_deadline_all_the_same(step: Step) -> 
     process = step.begin("one", program=("-c", TORN), EXPUNGE_DEADLINE="1000")
     said = last(process)
     assert process.returncode == ExitCode.SPENT, said
-    assert said["reason"] == "took longer than 1000 s: raise resources.KIND.deadline"
+    assert said["reason"] == "took longer than 1000 s: raise resources.memorize.deadline"
 
 
 def test_a_swallowed_deadline_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("AGAIN_SECONDS", 0.05), ("_came", False), ("_overdue", False)):
+    for name, value in (("AGAIN_SECONDS", 0.05), ("_came", False), ("_spent", "")):
         monkeypatch.setattr(stop, name, value)  # as they are now is how they are found again
     before = signal.getsignal(signal.SIGALRM)
     try:
-        stop.after(0.05)
+        stop.after(0.05, "over")
         for _ in range(2):
             with pytest.raises(stop.Terminated):
                 time.sleep(60)
@@ -122,14 +122,27 @@ def test_with_more_time_it_goes_on(step: Step) -> None:
     assert checkpoints_of(step.store, step.ref)
 
 
-def test_term_is_preemption_within_its_disk_and_the_end_beyond_it(step: Step, tmp_path: Path) -> None:
-    for attempt, disk, code in (("one", 2**30, ExitCode.PREEMPTED), ("two", 1, ExitCode.SPENT)):
-        process = step.begin(attempt, EXPUNGE_DISK=str(disk), TMPDIR=str(tmp_path))
-        until_it_trains(process)
-        process.send_signal(signal.SIGTERM)
+def test_more_disk_than_its_own_ends_it_for_good(step: Step, tmp_path: Path) -> None:
+    for attempt, limit, code in (("one", 2**30, ExitCode.PREEMPTED), ("two", 1, ExitCode.SPENT)):
+        process = step.begin(attempt, EXPUNGE_DISK=str(limit), TMPDIR=str(tmp_path))
+        if code == ExitCode.PREEMPTED:
+            until_it_trains(process)
+            process.send_signal(signal.SIGTERM)
         said = last(process)
         assert process.returncode == code, said
-    assert "raise resources.KIND.disk" in str(said["reason"])
+    assert str(said["reason"]).startswith("used ")
+    assert str(said["reason"]).endswith(" bytes of disk, more than 1: raise resources.memorize.disk")
+
+
+def test_disk_is_counted_as_du_counts_it(tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "file").write_bytes(b"x" * 100_000)
+    os.link(tmp_path / "some" / "file", tmp_path / "again")
+    (tmp_path / "sign").symlink_to("/usr")
+    du = subprocess.run(
+        ["du", "--summarize", "--block-size=1", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert disk.used(tmp_path) == int(du.stdout.split()[0]) > 100_000
 
 
 def test_disturbed_ten_times_without_getting_on_it_gives_up(step: Step) -> None:

@@ -107,20 +107,25 @@ def test_the_kubelet_goes_and_comes_back_under_a_running_step(site: Site, real: 
 
 
 def test_a_disk_that_is_full(site: Site) -> None:
-    run = site.begin(
-        "run",
-        *SLOWER,
-        *SMALL,
-        "--set",
-        "memorize.epochs=4000",
-        "--set",
-        "memorize.stop_at=null",
-        "--set",
-        "resources.memorize.disk=8Ki",
-    )
+    """The step counts for itself, and ends before the kubelet ends it."""
+    long = ("--set", "memorize.epochs=4000", "--set", "memorize.stop_at=null")
+    run = site.begin("run", *SLOWER, *SMALL, *long, "--set", "resources.memorize.disk=8Ki")
     said = wait_for(run, "FAILED")
-    assert "memorize: used more disk than 8Ki: raise resources.memorize.disk" in said.splitlines()[-1]
+    assert "raise resources.memorize.disk" in said.splitlines()[-1]
     assert run.wait() == 1
+
+
+def test_a_disk_filled_at_once(site: Site, real: Real) -> None:
+    """The step has no time for a word: the kubelet evicts it, which is tried once and not again for ever."""
+    fill = "#!/bin/sh\\nhead -c 50000000 /dev/zero > /scratch/full\\nsleep 1000\\n"
+    real.machine.bring(
+        images.build_from("fills", f"RUN printf '{fill}' > /usr/bin/python && chmod 755 /usr/bin/python")
+    )
+    run = site.begin("run", *SMALL, "--image", "localhost/fills:1", "--set", "resources.memorize.disk=8Mi")
+    said = wait_for(run, "FAILED")
+    assert "memorize: used more disk than 8Mi: raise resources.memorize.disk" in said.splitlines()[-1]
+    assert run.wait() == 1
+    assert len(site.get("pods")) <= 2
 
 
 def test_an_exit_code_that_is_wrong(site: Site, real: Real) -> None:

@@ -108,6 +108,7 @@ class ControlPlane:
             input=give,
             capture_output=True,
             text=True,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

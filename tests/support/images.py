@@ -54,7 +54,8 @@ def exists(image: str) -> bool:
 
 
 def make_base() -> None:
-    """Debian with Python and CA certificates, a minute or two."""
+    """Debian with Python and CA certificates, a minute or two. What earlier builds left is removed."""
+    buildah("rmi", "--prune")
     if exists(BASE):
         return
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:

@@ -210,9 +210,19 @@ class Machine:
             return
         file = CACHE / "image.tar"
         images.archive(image, file)
-        _run(*self._inside(), "ctr", "--namespace", "k8s.io", "images", "import", str(file))
+        _run(*self._containerd("import", str(file)))
         file.unlink()
         mark.write_text(identity)
+        # It keeps what a name stood for earlier, by its digest: 6 GB where torch has changed.
+        current = {f"sha256:{m.read_text()}" for m in mark.parent.glob("*.imported")}
+        names = subprocess.run(
+            self._containerd("ls", "--quiet"), capture_output=True, text=True, check=True
+        ).stdout.split()
+        if stale := [n for n in names if n.startswith("sha256:") and n not in current]:
+            _run(*self._containerd("rm", "--sync", *stale))
+
+    def _containerd(self, *words: str) -> list[str]:
+        return [*self._inside(), "ctr", "--namespace", "k8s.io", "images", *words]
 
     def _inside(self) -> list[str]:
         return ["nsenter", "--target", str(self._first), "--mount", "--net", "--uts", "--pid"]

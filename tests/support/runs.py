@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,18 +54,23 @@ def begin(*words: str, store: Path) -> subprocess.Popen[str]:
 def command(*words: str, store: Path) -> subprocess.CompletedProcess[str]:
     """The command, run to its end."""
     process = begin(*words, store=store)
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=900)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
+def wait_for(process: subprocess.Popen[str], text: str, seconds: float = 300) -> str:
     """Reads stderr up to the line that holds this text; all of it so far."""
     assert process.stderr is not None
     seen = ""
-    for line in process.stderr:
-        seen += line
-        if text in line:
-            return seen
+    end = threading.Timer(seconds, process.kill)
+    end.start()
+    try:
+        for line in process.stderr:
+            seen += line
+            if text in line:
+                return seen
+    finally:
+        end.cancel()
     raise AssertionError(f"'{text}' never came:\n{seen}")
 
 

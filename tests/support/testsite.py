@@ -78,7 +78,7 @@ class Site:
 
     def command(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
         process = self.begin(verb, *words)
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def job(self, step: str) -> dict[str, Any]:

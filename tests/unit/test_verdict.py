@@ -92,12 +92,28 @@ FAILED = PROGRESS + '{"event": "failed", "reason": "the loss is nan at step 12",
          "used more disk than 20Gi: raise resources.finetune.disk"),
         (pod("Failed", reason="Evicted", message="The node was low on resource: memory."), "",
          "Evicted: The node was low on resource: memory."),
+        (pod("Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage."), "",
+         "Evicted: The node was low on resource: ephemeral-storage."),
     ],
 )  # fmt: skip
 def test_why_a_step_failed_and_what_to_raise(last: Object, said: str, words: str) -> None:
     found = job(type="Failed", reason="BackoffLimitExceeded", message="Job has reached the specified backoff limit")
     earlier = ended(1, created="2025-12-31T23:59:00Z")
     assert verdict.failure_words("finetune", DEFAULTS["finetune"], found, [earlier, last], said) == words
+
+
+@pytest.mark.parametrize(
+    ("message", "its_own"),
+    [
+        ('Usage of EmptyDir volume "work" exceeds the limit "20Gi".', True),
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 20Gi.", True),
+        ('Container step exceeded its local ephemeral storage limit "20Gi".', True),
+        ("The node was low on resource: ephemeral-storage. Container step was using 21Gi, request is 20Gi.", False),
+    ],
+)
+def test_a_step_is_not_blamed_for_a_full_node(message: str, its_own: bool) -> None:
+    assert verdict.out_of_disk(pod("Failed", reason="Evicted", message=message)) == its_own
+    assert not verdict.out_of_disk(pod("Failed", reason="Error", message=message))
 
 
 def test_a_job_without_pods_says_what_the_job_says() -> None:

@@ -281,7 +281,7 @@ class KubernetesExecutor:
             held.looked = what
         if gone:
             self._take(held, Ended(held.step.key, ok=False, reason="its Job is gone", lost=True))
-        elif found and (final or (ended and verdict.out_of_memory(ended))):
+        elif found and (final or (ended and (verdict.out_of_memory(ended) or verdict.out_of_disk(ended)))):
             # A step that met its own limit meets it again: no need to wait for the Job's other tries.
             self._judge(held, found, pods)
 

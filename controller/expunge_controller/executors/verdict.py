@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -80,6 +81,17 @@ def out_of_memory(pod: Object) -> bool:
     return bool((pod["status"]["state"].get("terminated") or {}).get("reason") == "OOMKilled")
 
 
+def out_of_disk(pod: Object) -> bool:
+    """Whether it was evicted at its own limit of disk, and not for want of room on its node."""
+    return pod["status"]["reason"] == "Evicted" and bool(_OWN_DISK.match(pod["status"]["message"]))
+
+
+_OWN_DISK = re.compile(
+    "Usage of EmptyDir volume|Pod ephemeral local storage usage|Container .* exceeded its local ephemeral"
+)
+"""How a kubelet's messages begin (pkg/kubelet/eviction/helpers.go)."""
+
+
 def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> str:
     """Why an unfinished Job's step is where it is; empty while its container runs."""
     pod = newest(p for p in pods if not has_ended(p))
@@ -142,7 +154,7 @@ def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Objec
     code, last = ended.get("exitCode"), _last(ended.get("message", ""))
     if status["reason"] == "DeadlineExceeded":
         return f"took longer than {asked.deadline} s: raise resources.{kind}.deadline" + _heard(last)
-    if status["reason"] == "Evicted" and any(w in status["message"] for w in ("ephemeral", "emptyDir", "EmptyDir")):
+    if out_of_disk(pod):
         return f"used more disk than {asked.disk}: raise resources.{kind}.disk" + _heard(last)
     if out_of_memory(pod):
         lower = "" if kind == "merge" else ", or lower batch_size"
