@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-slow lint unit store cluster images node jobs cluster-up cluster-down cluster-demo coverage clean
+.PHONY: help venv demo test test-fast test-slow lint unit store cluster images node jobs cluster-up cluster-down cluster-demo crd coverage clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ jobs: venv ## tests of the job programs and of whole runs
 
 test-slow: venv ## the quickstart on seeds 0 to 4, and killed three times
 	$(BIN)/python -m pytest tests/run -m slow
+
+crd: venv ## write the Experiment's definition into the chart, from the experiment's own types
+	$(BIN)/python -m expunge_controller.crd > charts/expunge/files/crd.yaml
 
 coverage: ## branches of the controller that the tests went through: 90 % or more
 	$(BIN)/coverage combine --quiet

@@ -252,15 +252,18 @@ def _executor(arguments: argparse.Namespace, store: Store, resolved: Resolved, s
     parallel = arguments.parallel or plan.parallel
     if arguments.executor == "kubernetes":
         from expunge_controller.executors.kubernetes import KubernetesExecutor
+        from expunge_controller.executors.watch import Watch
         from expunge_controller.manifests import check_reachable
 
         cluster = _cluster(arguments)
         site = _site(arguments, cluster.namespace)
         check_reachable(site, resolved.pins)
+        watch = Watch(cluster, cluster.namespace)
+        watch.open()
         executor = KubernetesExecutor(
-            store, cluster, site, spec.resources, spec.kubernetes, resolved.digest[:16], parallel
+            store, watch, site, spec.resources, spec.kubernetes, resolved.digest[:16], parallel
         )
-        executor.open()
+        executor.read_logs()
         return executor
     from expunge_controller.executors.local import LocalExecutor
 

@@ -13,7 +13,7 @@ from expunge_jobs.errors import StepError
 from expunge_jobs.store import check_conditional_writes, open_store
 
 from expunge_controller.executors import verdict
-from expunge_controller.executors.kubernetes import jobs_path, pods_path
+from expunge_controller.executors.watch import jobs_path, pods_path
 from expunge_controller.kubeapi import ApiError, Cluster, Object
 from expunge_controller.manifests import CONTAINER, Site, trial_job
 

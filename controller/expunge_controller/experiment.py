@@ -297,7 +297,9 @@ class Spec(Model):
     data: Data
     seed: Seed = Field(42, description="The unlearning's: A's start, order of the data, dropout, random merges.")
     dtype: Dtype = Field("checkpoint", description="Of the base's weights; adapters are float32.")
-    specialists: dict[Name, Specialist] = Field(default_factory=dict)
+    specialists: dict[Name, Specialist] = Field(
+        default_factory=dict, description="Fine-tunes to be merged, by name: one forgets too much, one too little."
+    )
     baselines: dict[Name, Baseline] = Field(default_factory=dict, description="Judged beside the merge, never merged.")
     merge: Merge | None = None
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate.model_validate({}))
@@ -307,6 +309,8 @@ class Spec(Model):
     parallel: Count = Field(8, description="Steps at once.")
     resources: ResourcesByKind = Field(default_factory=ResourcesByKind)
     kubernetes: Kubernetes = Field(default_factory=Kubernetes, description="Ignored where there is no cluster.")
+    suspend: bool = Field(False, description="For the operator: start nothing new; what runs, goes on.")
+    cancel: bool = Field(False, description="For the operator: end what runs, and start nothing.")
 
     @model_validator(mode="after")
     def _whole(self) -> Spec:
@@ -413,7 +417,28 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Loaded:
     Raises:
         ExperimentError: every problem of the file, each with its line and path.
     """
-    document = read_document(path, overrides or [])
+    return check_document(read_document(path, overrides or []))
+
+
+def load_resource(resource: dict[str, Any]) -> Loaded:
+    """The experiment of a custom resource, as the API server has it.
+
+    Raises:
+        ExperimentError: every problem, each with its path.
+    """
+    meta = resource["metadata"]
+    raw = {k: resource.get(k) for k in ("apiVersion", "kind", "spec")} | {
+        "metadata": {"name": meta["name"], "namespace": meta["namespace"]}
+    }
+    return check_document(Document(f"experiment {meta['name']}", raw))
+
+
+def check_document(document: Document) -> Loaded:
+    """The experiment of a document.
+
+    Raises:
+        ExperimentError: every problem, each with its path.
+    """
     try:
         experiment = Experiment.model_validate(document.raw)
     except ValidationError as error:
@@ -427,7 +452,7 @@ def _trials(document: Document, experiment: Experiment) -> list[Trial]:
         return [Trial("default", {}, experiment.spec)]
     problems: list[str] = []
     for path, values in sweep.items():
-        if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes"):
+        if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes", "suspend", "cancel"):
             problems.append(document.at(("spec", "sweep", path), f"'{path}' changes no result, so it cannot be swept"))
             continue
         seen: set[str] = set()

@@ -98,8 +98,15 @@ def requested(step: Step, resources: ResourcesByKind) -> Resources:
     return DEFAULTS[step.kind].model_copy(update=wish)
 
 
-def job(step: Step, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str) -> dict[str, Any]:
-    """The Job of a step; ``run`` labels it for those who cancel a run."""
+def job(
+    step: Step,
+    site: Site,
+    resources: ResourcesByKind,
+    kubernetes: Kubernetes,
+    run: str,
+    owner: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The Job of a step; ``run`` labels it for those who cancel a run, with ``owner`` (a reference) it goes."""
     asked = requested(step, resources)
     labels = {**NAME, "expunge.dev/kind": step.kind, RUN: run}
     if kubernetes.queue:
@@ -112,6 +119,7 @@ def job(step: Step, site: Site, resources: ResourcesByKind, kubernetes: Kubernet
         "metadata": {
             "name": job_name(step), "namespace": site.namespace, "labels": labels,
             "annotations": {KEY: step.key, RESOURCES: _fingerprint(site, asked, kubernetes), "expunge.dev/step": step.name},
+            **({"ownerReferences": [owner]} if owner else {}),
         },
         "spec": {
             # Kueue starts what waits in its queue; a Job of nobody's queue would never start.

@@ -25,16 +25,17 @@ from expunge_controller.plan import Plan, Step, inputs_of, make_plan
 
 @dataclass(frozen=True)
 class Resolved:
-    """A plan whose inputs are pinned; ``digest`` names this generation of the experiment."""
+    """A plan whose inputs are pinned; ``digest`` names this generation of the experiment, ``namespace`` whose it is."""
 
     plan: Plan
     pins: dict[str, str]
     notices: list[str]
     digest: str
     record: dict[str, Any]
+    namespace: str = "local"
 
 
-def resolve(loaded: Loaded, stage: bool = False) -> Resolved:
+def resolve(loaded: Loaded, stage: bool = False, namespace: str = "local") -> Resolved:
     """Pin and check every input, and plan; ``stage`` as in ``make_plan``.
 
     Raises:
@@ -60,23 +61,29 @@ def resolve(loaded: Loaded, stage: bool = False) -> Resolved:
     resolver.check()
     asked_for = [s for s in plan.steps if s.kind != "stage"]  # a copy follows from its input: one generation everywhere
     record = {
-        "experiment": loaded.experiment.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+        "experiment": {
+            "name": loaded.name,
+            # Whether it is to run just now makes no other experiment of it.
+            "spec": loaded.experiment.spec.model_dump(
+                mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend", "cancel"}
+            ),
+        },
         "inputs": resolver.pins,
         "steps": sorted(s.key for s in asked_for),
         "versions": _versions(asked_for),
     }
     digest = hashlib.sha256(canonical(record).encode()).hexdigest()
-    return Resolved(plan, resolver.pins, resolver.notices, digest, record)
+    return Resolved(plan, resolver.pins, resolver.notices, digest, record, namespace)
 
 
-def write_record(store: Store, resolved: Resolved, namespace: str = "local") -> None:
+def write_record(store: Store, resolved: Resolved) -> None:
     """``experiments/<namespace>/<name>/<digest>.json``: what was asked, for results, gc and people, later."""
-    store.put(f"{folder(resolved, namespace)}.json", canonical(resolved.record).encode())
+    store.put(f"{folder(resolved)}.json", canonical(resolved.record).encode())
 
 
-def folder(resolved: Resolved, namespace: str = "local") -> str:
+def folder(resolved: Resolved) -> str:
     """Where a generation of an experiment keeps what is its own."""
-    return f"experiments/{namespace}/{resolved.plan.experiment}/{resolved.digest}"
+    return f"experiments/{resolved.namespace}/{resolved.plan.experiment}/{resolved.digest}"
 
 
 class _Resolver:

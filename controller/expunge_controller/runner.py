@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -61,12 +61,20 @@ def ready(plan: Plan, done: Collection[str], busy: Collection[str], failed: Coll
 
 
 class Runner:
-    """Runs a plan to its end on an executor."""
+    """Runs a plan to its end on an executor: ``run`` by itself, or ``begin`` and then ``tick`` as often as something may
+    have changed. ``cancelled`` is asked after each start of what would outlive this process."""
 
-    def __init__(self, store: Store, executor: Executor, resolved: Resolved, observer: Observer) -> None:
+    def __init__(
+        self, store: Store, executor: Executor, resolved: Resolved, observer: Observer,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:  # fmt: skip
         self.store, self.executor, self.observer = store, executor, observer
         self.resolved, self.plan = resolved, resolved.plan
-        self._stop = self._cancelled = False
+        self.outcome = Outcome()
+        self.done: set[str] = set()
+        self.paused = False
+        """Start nothing new."""
+        self._cancelled = cancelled or (lambda: is_cancelled(store, resolved))
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._began: dict[str, float] = {}
@@ -76,23 +84,16 @@ class Runner:
 
     def request_stop(self) -> None:
         """Ask the loop to stop; safe in a signal handler."""
-        self._stop = True
+        self.outcome.stopped = True
 
     def run(self) -> Outcome:
         """Until everything wanted is done, has failed, or is blocked by what failed; or until a stop is asked for."""
-        outcome = Outcome()
-        self.forget_failures()
-        done = done_keys(self.store, self.plan.steps)
-        while not self._stop:
+        self.begin(anew=True)
+        while not self.outcome.stopped:
             try:
                 trouble = ""
-                if not self._act(done, outcome):
+                if not self.tick(POLL):
                     break
-                self._untaken += self.executor.wait(POLL)
-                while self._untaken:
-                    self._take(self._untaken[0], done, outcome)
-                    del self._untaken[0]
-                self._look_elsewhere(done)
                 self.observer.progress(self.executor.running())
                 trouble = self.executor.trouble()
             except Unavailable as error:
@@ -101,10 +102,37 @@ class Runner:
                 time.sleep(PATIENCE)
             finally:
                 self._say_trouble(trouble)
-        if self._cancelled:
+        if self.outcome.cancelled:
             self.executor.cancel()
-        outcome.stopped, outcome.cancelled = self._stop, self._cancelled
-        return outcome
+        return self.outcome
+
+    def begin(self, anew: bool) -> None:
+        """See what is done. ``anew``: what has failed is tried again, and a cancellation is over."""
+        if anew:
+            self.forget_failures()
+        else:
+            self.outcome.failed = read_failures(self.store, self.resolved)
+        self.done = done_keys(self.store, self.plan.steps)
+
+    def tick(self, seconds: float = 0.0) -> bool:
+        """Start what can be started, and take what has ended within so many seconds. False: nothing is left to wait for.
+
+        Raises:
+            Unavailable: the store does not answer; nothing is lost, and the next tick goes on.
+        """
+        if not self._act():
+            return False
+        self._untaken += self.executor.wait(seconds)
+        ended = bool(self._untaken)
+        while self._untaken:
+            self._take(self._untaken[0])
+            del self._untaken[0]
+        self._look_elsewhere()
+        return not ended or self.outcome.stopped or self._act()
+
+    def busy(self) -> set[str]:
+        """Keys of steps that run, or have ended and are not judged yet."""
+        return {*self.executor.busy(), *(ended.key for ended in self._untaken)}
 
     def _say_trouble(self, trouble: str) -> None:
         """Once, when it begins; and once when it is over."""
@@ -112,37 +140,36 @@ class Runner:
             self.observer.notice(f"{trouble}; trying again" if trouble else "answered again")
             self._trouble = trouble
 
-    def _act(self, done: set[str], outcome: Outcome) -> bool:
+    def _act(self) -> bool:
         """Start what can be started. False: nothing is left that could be, and nothing runs."""
-        # What ended and is not taken yet is no more to be started than what runs.
-        busy = {*self.executor.running(), *(ended.key for ended in self._untaken)}
-        pending = ready(self.plan, done, busy, outcome.failed)
-        for step in pending:
+        busy = self.busy()
+        pending = ready(self.plan, self.done, busy, self.outcome.failed)
+        for step in () if self.paused else pending:
             if self._not_before.get(step.key, 0.0) > time.monotonic():
                 continue
             became = self.executor.start(step)
             if became == "started":
                 self._elsewhere.discard(step.key)
                 self._began[step.key] = time.monotonic()
-                outcome.started += 1
+                self.outcome.started += 1
                 self.observer.started(step)
                 # After the start: a cancel marks first and then ends what it finds, so one of the two sees the other.
-                if self.executor.detached and is_cancelled(self.store, self.resolved):
-                    self._stop = self._cancelled = True
+                if self.executor.detached and self._cancelled():
+                    self.outcome.stopped = self.outcome.cancelled = True
                     return True
             elif became == "elsewhere" and step.key not in self._elsewhere:
                 self._elsewhere.add(step.key)
                 self.observer.elsewhere(step)
-        return bool(pending or busy or self.executor.running())
+        return bool(pending or busy or self.executor.busy())
 
-    def _take(self, ended: Ended, done: set[str], outcome: Outcome) -> None:
+    def _take(self, ended: Ended) -> None:
         step = self.plan.by_key[ended.key]
         # The manifest is the verdict, whatever the exit code says.
         if is_done(self.store, step):
-            done.add(ended.key)
+            self.done.add(ended.key)
             self.observer.finished(step, time.monotonic() - self._began[ended.key])
             return
-        if self._stop:
+        if self.outcome.stopped:
             return
         if ended.lost:
             self._lost(step, ended.reason)
@@ -153,24 +180,24 @@ class Runner:
         if again:
             self._not_before[ended.key] = time.monotonic() + BACKOFF[tries - 1]
         else:
-            outcome.failed[ended.key] = reason
             self._record_failure(ended.key, reason)
+            self.outcome.failed[ended.key] = reason
             self.executor.settled(step)
         self.observer.failed(step, reason, again)
 
     def _lost(self, step: Step, reason: str) -> None:
         """Begin again, unless somebody has said that the run is over."""
-        if is_cancelled(self.store, self.resolved):
+        if self._cancelled():
             self.observer.notice(f"{step.name}: {reason}; this run was cancelled")
-            self._stop = self._cancelled = True
+            self.outcome.stopped = self.outcome.cancelled = True
         else:
             self.observer.notice(f"{step.name}: {reason}; starting it again")
 
-    def _look_elsewhere(self, done: set[str]) -> None:
+    def _look_elsewhere(self) -> None:
         """Steps that another runner has: their manifests tell when they are done."""
         for key in [k for k in self._elsewhere if is_done(self.store, self.plan.by_key[k])]:
             self._elsewhere.discard(key)
-            done.add(key)
+            self.done.add(key)
             self.observer.finished(self.plan.by_key[key], 0.0)
 
     def _record_failure(self, key: str, reason: str) -> None:

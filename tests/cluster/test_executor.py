@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from expunge_controller.executors import Ended, kubernetes
 from expunge_controller.executors.kubernetes import KubernetesExecutor
+from expunge_controller.executors.watch import Watch
 from expunge_controller.experiment import Resources, load_experiment
 from expunge_controller.kubeapi import connect
 from expunge_controller.manifests import Site as Where
@@ -33,6 +34,8 @@ def make(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Makes executors, and ends them."""
     for name, value in site.environment.items():
         monkeypatch.setenv(name, value)
+    watch = Watch(connect(namespace=site.namespace), site.namespace)
+    watch.open()
     made = []
 
     def make(
@@ -42,16 +45,15 @@ def make(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         spec = load_experiment(site.file, [THREADS]).experiment.spec
         resources = spec.resources.model_copy(update={"memorize": Resources(cpu=1, memory=memory)})
         executor = KubernetesExecutor(
-            open_store(site.store), connect(namespace=site.namespace), where, resources, spec.kubernetes, "run-1", parallel,
-            start_timeout,
+            open_store(site.store), watch, where, resources, spec.kubernetes, "run-1", parallel, start_timeout=start_timeout,
         )  # fmt: skip
-        executor.open()
         made.append(executor)
         return executor
 
     yield make
     for executor in made:
         executor.stop(0)
+    watch.close()
 
 
 def start(executor: KubernetesExecutor, step: Step) -> None:

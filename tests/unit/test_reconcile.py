@@ -33,6 +33,9 @@ class Fails:
         self._ended.append(Ended(step.key, ok=False, reason="as the test wishes", final=True))
         return "started"
 
+    def busy(self) -> set[str]:
+        return {e.key for e in self._ended}
+
     def running(self) -> dict[str, Progress]:
         return {e.key: {} for e in self._ended}
 

@@ -37,6 +37,10 @@ class Executor(Protocol):
         """Start a step, if there is room and nobody else runs it."""
         ...
 
+    def busy(self) -> set[str]:
+        """Keys of the steps that this run waits for."""
+        ...
+
     def running(self) -> dict[str, Progress]:
         """The last progress of every step that this run waits for, by key."""
         ...

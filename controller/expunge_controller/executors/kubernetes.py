@@ -12,17 +12,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 
 from expunge_jobs.artifact import End, attempts, folder
 from expunge_jobs.store import NotFound, Store, StoreError
 
 from expunge_controller.executors import Ended, Progress, Start, progress_words, verdict
+from expunge_controller.executors.watch import SELECTOR, Watch, jobs_path, pods_path
 from expunge_controller.experiment import Kubernetes, ResourcesByKind
-from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
+from expunge_controller.kubeapi import ApiError, Cluster, Object
 from expunge_controller.manifests import (
     CONTAINER,
     KEY,
-    NAME,
     RESOURCES,
     RUN,
     START_TIMEOUT,
@@ -34,7 +35,6 @@ from expunge_controller.manifests import (
 from expunge_controller.plan import Step
 from expunge_controller.state import is_done
 
-SELECTOR = ",".join(f"{k}={v}" for k, v in NAME.items())
 LOST = 5 * 60.0
 """Seconds past the end of its grace period after which a pod that does not go is taken for lost with its node."""
 LOOK = 2.0
@@ -43,16 +43,6 @@ AGAIN, LONG = 0.5, 15.0
 """Seconds until a step is tried again whose earlier Job is still going, and after which that is said."""
 UNSEEN = 10.0
 """Seconds after which a Job that was made and never seen is asked for."""
-
-
-def jobs_path(namespace: str, name: str = "") -> str:
-    """Of the Jobs of a namespace, or of one."""
-    return f"/apis/batch/v1/namespaces/{namespace}/jobs" + (f"/{name}" if name else "")
-
-
-def pods_path(namespace: str) -> str:
-    """Of the pods of a namespace."""
-    return f"/api/v1/namespaces/{namespace}/pods"
 
 
 @dataclass
@@ -72,22 +62,43 @@ class _Held:
     events: list[Object] = field(default_factory=list)
 
 
+class Places(Protocol):
+    """Room for unfinished Jobs that several runs share."""
+
+    def take(self, job: str, there: bool = False) -> bool:
+        """Whether there is room for this Job, or it is there already; whoever was refused is woken when there may be."""
+        ...
+
+    def leave(self, job: str) -> None:
+        """It is no longer waited for."""
+        ...
+
+
 class KubernetesExecutor:
-    """One Job a step. Ending it, or its machine, ends no Job."""
+    """One Job a step. Ending it, or its machine, ends no Job.
+
+    ``wake`` is called, from another thread, when ``wait`` would have something to do; ``owner`` is the custom resource that
+    Jobs belong to, as an owner reference has it; ``look``: seconds between two looks at what only a clock tells.
+    """
 
     detached = True
 
     def __init__(
-        self, store: Store, cluster: Cluster, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
-        parallel: int, start_timeout: float = START_TIMEOUT,
+        self, store: Store, watch: Watch, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
+        parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, places: Places | None = None,
+        wake: Callable[[], None] = lambda: None, look: float = LOOK,
     ) -> None:  # fmt: skip
-        self.store, self.cluster, self.site, self.run, self.parallel = store, cluster, site, run, parallel
+        self.store, self.watch, self.site, self.run, self.parallel = store, watch, site, run, parallel
+        self.cluster = watch.cluster
         self.resources, self.kubernetes, self.start_timeout = resources, kubernetes, start_timeout
+        self.owner, self.places, self.wake, self.look = owner, places, wake, look
         self._here: dict[str, _Held] = {}
         self._keys: dict[str, str] = {}
         self._replaced: set[str] = set()
         self._judged: dict[str, str] = {}
         """Uids of the Jobs that failed here, by key."""
+        self._deleted: set[str] = set()
+        """Uids of Jobs that the mirror may still have."""
         self._ended: list[Ended] = []
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._refused = self._unheard = ""
@@ -96,33 +107,11 @@ class KubernetesExecutor:
         """By key, since when an earlier Job of the step is going, and when to look again."""
         self._progress: dict[str, Progress] = {}
         self._next_look = 0.0
-        self.jobs = self._mirror(jobs_path(site.namespace), verdict.trim_job, "name")
-        # By uid: pods of an earlier Job of a name may still be there.
-        self.pods = self._mirror(
-            pods_path(site.namespace), verdict.trim_pod, "job", lambda o: str(o["metadata"]["owner"])
-        )
         self._stopping = threading.Event()
-        self._reader = threading.Thread(target=self._read_logs, daemon=True, name="logs of pods")
 
-    def _mirror(
-        self, path: str, trim: Callable[[Object], Object], job: str, group: Callable[[Object], str] = lambda _: ""
-    ) -> Mirror:
-        """A mirror that tells of each change by the name of the Job that it concerns, in ``metadata`` under ``job``."""
-        return Mirror(self.cluster, path, SELECTOR, trim, lambda o: self._changes.put(o["metadata"][job]), group)
-
-    def open(self) -> None:
-        """Begin to watch.
-
-        Raises:
-            ApiError: the cluster refuses, or does not answer.
-        """
-        for path in (jobs_path(self.site.namespace), pods_path(self.site.namespace)):
-            self.cluster.request("GET", path, query={"labelSelector": SELECTOR, "limit": 1})
-        for mirror in (self.jobs, self.pods):
-            mirror.start()
-        for mirror in (self.jobs, self.pods):
-            mirror.wait(30)
-        self._reader.start()
+    def read_logs(self) -> None:
+        """From now on ``running`` tells how far each step is."""
+        threading.Thread(target=self._read_logs, daemon=True, name="logs of pods").start()
 
     def start(self, step: Step) -> Start:
         now = time.monotonic()
@@ -152,6 +141,9 @@ class KubernetesExecutor:
             self._in_the_way[step.key] = (since, now + AGAIN)
         return "started" if started else "no room"
 
+    def busy(self) -> set[str]:
+        return {*self._here, *(e.key for e in self._ended)}
+
     def running(self) -> dict[str, Progress]:
         return {key: self._how(held) for key, held in self._here.items()} | {e.key: {} for e in self._ended}
 
@@ -160,7 +152,7 @@ class KubernetesExecutor:
 
     def _silence(self) -> str:
         """Why nothing is heard of any Job."""
-        return self._refused or self._unheard or self.jobs.trouble or self.pods.trouble
+        return self._refused or self._unheard or self.watch.trouble
 
     def _does_not_go(self) -> str:
         now = time.monotonic()
@@ -180,7 +172,7 @@ class KubernetesExecutor:
                 if held is not None:
                     self._look(held)
             if time.monotonic() >= self._next_look:
-                self._next_look = time.monotonic() + LOOK
+                self._next_look = time.monotonic() + self.look
                 for held in list(self._here.values()):
                     self._look_at_clock(held)
         except (StoreError, ApiError) as error:
@@ -199,7 +191,7 @@ class KubernetesExecutor:
 
     def settled(self, step: Step) -> None:
         """The failure is recorded. If its Job has not ended by itself it goes; others stay for people to look at."""
-        found = self.jobs.get(job_name(step))
+        found = self.watch.jobs.get(job_name(step))
         if found is None or found["metadata"]["uid"] != self._judged.get(step.key):
             return
         if verdict.condition(found, "Failed", "Complete") is None:
@@ -207,13 +199,32 @@ class KubernetesExecutor:
                 self._delete(found)
 
     def stop(self, grace: float) -> None:
+        """End nothing: only stop to look."""
         self._stopping.set()
-        for mirror in (self.jobs, self.pods):
-            mirror.stop()
+        for held in self._here.values():
+            self._let_go(held)
 
     def _create_or_adopt(self, step: Step) -> bool:
         """Whether the step has a Job that can be waited for. One of an earlier run that failed makes room for ours."""
-        wish = job(step, self.site, self.resources, self.kubernetes, self.run)
+        name = job_name(step)
+        wish = job(step, self.site, self.resources, self.kubernetes, self.run, self.owner)
+        known = self.watch.jobs.get(name)
+        if known and _is_at_work(known, step) and known["metadata"]["uid"] not in self._deleted:
+            if self.places:
+                self.places.take(name, there=True)
+            self._hold(step, known, wish, seen=True)
+            return True
+        if self.places and not self.places.take(name):
+            return False
+        held = False
+        try:
+            held = self._create(step, wish)
+        finally:
+            if self.places and not held:
+                self.places.leave(name)
+        return held
+
+    def _create(self, step: Step, wish: Object) -> bool:
         try:
             found = self.cluster.request("POST", jobs_path(self.site.namespace), wish)
         except ApiError as error:
@@ -230,7 +241,7 @@ class KubernetesExecutor:
             raise _Refused(f"a Job {job_name(step)} is there already and is not ours: rename or delete it")
         if found["metadata"]["deletionTimestamp"]:
             return False
-        if verdict.condition(found, "Failed", "Complete") is None:
+        if _is_at_work(found, step):
             self._hold(step, found, wish)
             return True
         if is_done(self.store, step):
@@ -239,19 +250,31 @@ class KubernetesExecutor:
         self._delete(found)
         return False
 
-    def _hold(self, step: Step, found: Object, wish: Object) -> None:
+    def _hold(self, step: Step, found: Object, wish: Object, seen: bool = False) -> None:
         marks, ours = found["metadata"]["annotations"], wish["metadata"]["annotations"]
         foreign = marks.get(RESOURCES) != ours[RESOURCES]
         self._keys[job_name(step)] = step.key
-        self._here[step.key] = _Held(step, found["metadata"]["uid"], foreign, time.monotonic())
-        self._changes.put(job_name(step))  # what happened before it was held
+        self._here[step.key] = _Held(step, found["metadata"]["uid"], foreign, time.monotonic(), seen)
+        self.watch.follow(job_name(step), self._tell)
+        self._tell(job_name(step))  # what happened before it was held
+
+    def _tell(self, name: str) -> None:
+        self._changes.put(name)
+        self.wake()
+
+    def _let_go(self, held: _Held) -> None:
+        self.watch.leave(job_name(held.step), self._tell)
+        if self.places:
+            self.places.leave(job_name(held.step))
 
     def _delete(self, found: Object) -> None:
         meta = found["metadata"]
+        self._deleted.add(meta["uid"])
         self.cluster.delete(jobs_path(self.site.namespace, meta["name"]), meta["uid"])
 
     def _take(self, held: _Held, ended: Ended) -> None:
         del self._here[held.step.key]
+        self._let_go(held)
         if ended.final:
             self._judged[held.step.key] = held.uid
         self._progress.pop(held.step.key, None)
@@ -260,12 +283,12 @@ class KubernetesExecutor:
     def _find(self, held: _Held) -> tuple[Object | None, list[Object]]:
         """The Job as the mirror has it, and its pods."""
         name = job_name(held.step)
-        found = self.jobs.get(name)
+        found = self.watch.jobs.get(name)
         if found is not None and found["metadata"]["uid"] != held.uid:
             found = None  # an earlier one that is going, or a later one that somebody made
         if found is not None:
             held.seen = True
-        return found, self.pods.of(held.uid)
+        return found, self.watch.pods.of(held.uid)
 
     def _look(self, held: _Held) -> None:
         """Something has changed about the Job or its pods."""
@@ -376,6 +399,16 @@ class KubernetesExecutor:
     def _newest_progress(self, pod: Object) -> Progress:
         lines = self.cluster.log(self.site.namespace, pod["metadata"]["name"], CONTAINER, tail=5)
         return newest_progress(lines)
+
+
+def _is_at_work(found: Object, step: Step) -> bool:
+    """Whether a Job is this step's, and neither finished nor going."""
+    meta = found["metadata"]
+    return (
+        meta["annotations"].get(KEY) == step.key
+        and not meta["deletionTimestamp"]
+        and verdict.condition(found, "Failed", "Complete") is None
+    )
 
 
 class _Refused(Exception):

@@ -169,6 +169,9 @@ class LocalExecutor:
             os.close(lock)  # the step's own copy holds it now
         return "started"
 
+    def busy(self) -> set[str]:
+        return set(self._here)
+
     def running(self) -> dict[str, Progress]:
         return {key: last_progress(r.log) for key, r in self._here.items()}
 

@@ -1,0 +1,34 @@
+{{- define "expunge.name" -}}
+{{- printf "%s" .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "expunge.labels" -}}
+app.kubernetes.io/name: expunge
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "expunge.selector" -}}
+app.kubernetes.io/name: expunge
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- /* An image of registry, repository and tag or digest. */ -}}
+{{- define "expunge.image" -}}
+{{- $image := index . 0 -}}
+{{- $version := index . 1 -}}
+{{- $name := $image.registry | ternary (printf "%s/%s" $image.registry $image.repository) $image.repository -}}
+{{- $image.digest | ternary (printf "%s@%s" $name $image.digest) (printf "%s:%s" $name (default $version $image.tag)) -}}
+{{- end -}}
+
+{{- /* Names of the watched namespaces, as a JSON list. */ -}}
+{{- define "expunge.namespaces" -}}
+{{- .Values.watchNamespaces | default (list .Release.Namespace) | uniq | toJson -}}
+{{- end -}}
+
+{{- define "expunge.jobsAccount" -}}
+{{- default "expunge-jobs" .Values.jobs.serviceAccount.name -}}
+{{- end -}}

@@ -1,0 +1,468 @@
+"""Experiments as custom resources, run by the same runner as the command's: watch, plan, start Jobs, say how it goes.
+
+Nothing is kept that a restart could lose: what is done is read from the store, what runs from the cluster, what was promised
+(the generation and its image) from the status. What is in memory saves reading it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
+
+from expunge_controller.conditions import FINAL, Phase, conditions, cut, summary
+from expunge_controller.crd import GROUP, PLURAL, VERSION
+from expunge_controller.document import ExperimentError
+from expunge_controller.executors import Progress, progress_words
+from expunge_controller.executors.kubernetes import KubernetesExecutor
+from expunge_controller.executors.watch import Watch, jobs_path
+from expunge_controller.experiment import API_VERSION, Loaded, load_resource
+from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
+from expunge_controller.manifests import KEY, Site
+from expunge_controller.plan import Step, inputs_of
+from expunge_controller.queueing import Places, Who, WorkQueue
+from expunge_controller.resolve import Resolved, resolve, write_record
+from expunge_controller.runner import Runner
+from expunge_controller.state import statuses
+
+RETRY = "expunge.dev/retry"
+"""An annotation: whenever its value is new, what has failed is tried again."""
+STATUS_EVERY = 5.0
+"""Seconds between two writes of a status whose phase is the same."""
+LOOK = 30.0
+"""Seconds between two looks at an experiment of which nothing is heard."""
+BACKOFF = (1.0, 60.0)
+"""Seconds until an experiment is looked at again whose store or cluster gave no answer: at first, and at most."""
+AGAIN = 0.5
+"""Seconds until a status is written again that somebody else has changed."""
+POLL = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an installation decides. ``site`` is every namespace's but for its name and its part of the store."""
+
+    namespaces: tuple[str, ...]
+    store: str
+    """A namespace's artifacts lie below it, in a folder of the namespace's name."""
+    site: Site
+    inputs: tuple[str, ...] = ("{store}", "hf://")
+    """Prefixes of what an experiment may read; ``{store}``: the namespace's own part of the store."""
+    max_jobs: int = 500
+    workers: int = 8
+
+
+def resources_path(namespace: str, name: str = "", status: bool = False) -> str:
+    """Of the Experiments of a namespace, of one, or of its status."""
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+    return path + (f"/{name}" if name else "") + ("/status" if status else "")
+
+
+def trim(resource: Object) -> Object:
+    """Those fields of an Experiment that are read; its spec as text, which takes a fifth of the memory."""
+    meta = resource["metadata"]
+    kept = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
+    return {
+        "metadata": {k: meta.get(k) for k in kept} | {"retry": (meta.get("annotations") or {}).get(RETRY, "")},
+        "spec": json.dumps(resource.get("spec"), separators=(",", ":")),
+        "status": resource.get("status") or {},
+    }
+
+
+@dataclass
+class _Told:
+    """What has happened since the last Event, and is to be said in one."""
+
+    started: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+class _Teller:
+    """The runner's observer."""
+
+    def __init__(self) -> None:
+        self.told = _Told()
+
+    def started(self, step: Step) -> None:
+        self.told.started.append(step.name)
+
+    def progress(self, running: dict[str, Progress]) -> None:
+        pass
+
+    def finished(self, step: Step, seconds: float) -> None:
+        self.told.finished.append(step.name)
+
+    def failed(self, step: Step, reason: str, again: bool) -> None:
+        self.told.failed.append(f"{step.name}: {reason}" + (" (trying again)" if again else ""))
+
+    def elsewhere(self, step: Step) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        self.told.notices.append(text)
+
+    def take(self) -> _Told:
+        """What was told, once."""
+        told, self.told = self.told, _Told()
+        return told
+
+
+@dataclass
+class _Active:
+    """A generation of an Experiment that is at work."""
+
+    uid: str
+    generation: int
+    retry: str
+    resolved: Resolved
+    executor: KubernetesExecutor
+    runner: Runner
+    teller: _Teller
+    image: str
+
+
+class _Room:
+    """An experiment's view of the places that all share."""
+
+    def __init__(self, places: Places, who: Who, since: str) -> None:
+        self.places, self.who, self.since = places, who, since
+
+    def take(self, job: str, there: bool = False) -> bool:
+        return self.places.take(self.who, self.since, f"{self.who[0]}/{job}", there)
+
+    def leave(self, job: str) -> None:
+        self.places.leave(self.who, f"{self.who[0]}/{job}")
+
+
+class Operator:
+    """``start`` until ``stop``."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, log: Callable[..., None]) -> None:
+        self.cluster, self.settings, self.log = cluster, settings, log
+        self.queue = WorkQueue()
+        self.places = Places(settings.max_jobs, self.queue.add)
+        self.watches = {n: Watch(cluster, n) for n in settings.namespaces}
+        self.experiments = {
+            n: Mirror(cluster, resources_path(n), "", trim, lambda o: self.queue.add(_who(o)))
+            for n in settings.namespaces
+        }
+        self._stores: dict[str, Store] = {}
+        self._active: dict[Who, _Active] = {}
+        self._written: dict[Who, tuple[float, Object]] = {}
+        """When a status was last written here, and what it was."""
+        self._versions: dict[Who, tuple[set[str], str]] = {}
+        """Of the resource: those before the last write here, which the mirror may still have, and the one that it made."""
+        self._failures: dict[Who, int] = {}
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True, name=f"worker {n}") for n in range(settings.workers)
+        ]
+
+    def start(self) -> None:
+        """Begin to watch and to work.
+
+        Raises:
+            ApiError: the cluster refuses, or does not answer.
+        """
+        for namespace in self.settings.namespaces:
+            self.cluster.request("GET", resources_path(namespace), query={"limit": 1})
+        for watch in self.watches.values():
+            watch.open()
+        for mirror in self.experiments.values():
+            mirror.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Jobs go on."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(5)
+        for mirror in self.experiments.values():
+            mirror.stop()
+        for watch in self.watches.values():
+            watch.close()
+
+    def ill(self) -> str:
+        """Why only a restart would help; empty while all is well."""
+        return "" if all(t.is_alive() for t in self._threads) else "a worker has ended"
+
+    def unready(self) -> str:
+        """Why nothing is known of the cluster just now; empty while all is well."""
+        mirrors = [*self.experiments.values(), *(m for w in self.watches.values() for m in (w.jobs, w.pods))]
+        if any(not m.wait(0) for m in mirrors):
+            return "not everything has been listed yet"
+        return next((m.trouble for m in mirrors if m.trouble), "")
+
+    # --- one Experiment -------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            who = self.queue.get(POLL)
+            if who is None:
+                continue
+            try:
+                self._look(who)
+            finally:
+                self.queue.done(who)
+
+    def _look(self, who: Who) -> None:
+        try:
+            again = self.reconcile(who)
+            self._failures.pop(who, None)
+        except (Unavailable, ApiError, StoreError) as error:
+            again = self._back_off(who, "Unavailable", str(error))
+        except Exception as error:  # one experiment's trouble, whatever it is, is not the others'
+            self.log("error", who, traceback.format_exc())
+            again = self._back_off(who, "InternalError", f"{type(error).__name__}: {error}")
+        if again is not None:
+            self.queue.add_after(who, again)
+
+    def _back_off(self, who: Who, reason: str, message: str) -> float:
+        turn = self._failures[who] = self._failures.get(who, 0) + 1
+        self.log("warning", who, message)
+        found = self.experiments[who[0]].get(who[1])
+        if found is not None and turn > 1:  # a single missing answer is no news
+            try:
+                self._write(who, found, "Running", message, {}, reason=reason)
+            except ApiError as error:
+                self.log("warning", who, f"its status could not be written: {error}")
+        return float(min(BACKOFF[0] * 2 ** min(turn - 1, 10), BACKOFF[1]))
+
+    def reconcile(self, who: Who) -> float | None:
+        """Do what can be done for an Experiment now; seconds until it is to be looked at again though nothing is heard.
+
+        Raises:
+            Unavailable, StoreError, ApiError: it is to be tried again later.
+        """
+        found = self.experiments[who[0]].get(who[1])
+        if found is None or found["metadata"]["deletionTimestamp"]:
+            self._forget(who)
+            for kept in (self._written, self._versions, self._failures):
+                kept.pop(who, None)
+            return None
+        status, meta = found["status"], found["metadata"]
+        same = status.get("observedGeneration") == meta["generation"] and status.get("retried", "") == meta["retry"]
+        if same and status.get("phase") in FINAL:
+            self._forget(who)
+            return None
+        spec = json.loads(found["spec"])
+        if isinstance(spec, dict) and spec.get("cancel") is True:
+            self._cancel(who, found)
+            return None
+        active = self._active.get(who)
+        if active is None or (active.uid, active.generation, active.retry) != (
+            meta["uid"],
+            meta["generation"],
+            meta["retry"],
+        ):
+            self._forget(who)
+            try:
+                active = self._begin(who, found, spec, same)
+            except ExperimentError as error:
+                self._say(who, found, "Warning", "Invalid", "; ".join(error.problems))
+                self._write(who, found, "Invalid", "; ".join(error.problems), {"counts": {}, "reasons": []})
+                return None
+        return self._go_on(who, found, active, bool(spec.get("suspend")))
+
+    def _begin(self, who: Who, found: Object, spec: Any, same: bool) -> _Active:
+        """Plan this generation. ``same``: it is at work already, and this program has only lost sight of it."""
+        meta, namespace = found["metadata"], who[0]
+        loaded = load_resource({"apiVersion": API_VERSION, "kind": "Experiment", "metadata": meta, "spec": spec})
+        self._check_inputs(loaded, namespace)
+        store = self._store(namespace)
+        resolved = resolve(loaded, stage=True, namespace=namespace)
+        write_record(store, resolved)
+        image = (found["status"].get("image") if same else "") or self.settings.site.image
+        site = Site(**{
+            **vars(self.settings.site), "namespace": namespace, "store": store.uri, "image": image,
+        })  # fmt: skip
+        owner = {
+            "apiVersion": API_VERSION, "kind": "Experiment", "name": meta["name"], "uid": meta["uid"], "controller": True,
+        }  # fmt: skip
+        room = _Room(self.places, who, meta["creationTimestamp"])
+        own = loaded.experiment.spec
+        executor = KubernetesExecutor(
+            store, self.watches[namespace], site, own.resources, own.kubernetes, resolved.digest[:16], own.parallel,
+            owner=owner, places=room, wake=lambda: self.queue.add(who), look=LOOK,
+        )  # fmt: skip
+        teller = _Teller()
+        runner = Runner(store, executor, resolved, teller, cancelled=lambda: False)
+        if not same:
+            self._end_jobs(namespace, meta["uid"], {s.key for s in resolved.plan.steps})
+        runner.begin(anew=not same)
+        active = _Active(meta["uid"], meta["generation"], meta["retry"], resolved, executor, runner, teller, site.image)
+        self._active[who] = active
+        if not same:
+            # Before anything starts: from here on a restart finds this generation at work.
+            self._write(who, found, "Running", "planned", self._figures(active))
+            count = len(resolved.plan.steps)
+            self._say(
+                who,
+                found,
+                "Normal",
+                "Planned",
+                f"{count} steps, {len(runner.done)} done already; {resolved.digest[:12]}",
+            )
+        return active
+
+    def _go_on(self, who: Who, found: Object, active: _Active, suspended: bool) -> float | None:
+        active.runner.paused = suspended
+        self.places.turn(who)
+        going = active.runner.tick()
+        self.places.offer()
+        told = active.teller.take()
+        for kind, reason, words in (
+            ("Normal", "Finished", told.finished), ("Normal", "Started", told.started),
+            ("Warning", "StepFailed", told.failed), ("Normal", "Notice", told.notices),
+        ):  # fmt: skip
+            if words:
+                self._say(who, found, kind, reason, ", ".join(words))
+        if going and not (suspended and not active.executor.busy()):
+            trouble = active.executor.trouble()
+            phase: Phase = "Suspended" if suspended else "Running"
+            self._write(who, found, phase, trouble, self._figures(active), reason="Unavailable" if trouble else "")
+            return LOOK
+        if going:
+            self._write(who, found, "Suspended", "nothing runs; spec.suspend: false goes on", self._figures(active))
+            return None
+        failed = active.runner.outcome.failed
+        phase = "Failed" if failed else "Complete"
+        plan = active.resolved.plan
+        words = [f"{plan.by_key[k].name}: {reason}" for k, reason in failed.items()]
+        message = f"{len(failed)} failed: {'; '.join(words)}" if failed else "every model is evaluated"
+        self._say(who, found, "Warning" if failed else "Normal", phase, message)
+        self._write(who, found, phase, message, self._figures(active))
+        self._forget(who)
+        return None
+
+    def _cancel(self, who: Who, found: Object) -> None:
+        self._forget(who)
+        count = self._end_jobs(who[0], found["metadata"]["uid"], set())
+        message = f"{count} Jobs ended; what is finished is kept"
+        self._say(who, found, "Normal", "Cancelled", message)
+        self._write(who, found, "Cancelled", message, {"reasons": []})
+
+    def _forget(self, who: Who) -> None:
+        active = self._active.pop(who, None)
+        if active is not None:
+            active.executor.stop(0)
+        self.places.turn(who)
+        self.places.offer()
+
+    def _end_jobs(self, namespace: str, owner: str, keep: set[str]) -> int:
+        """Delete its own unfinished Jobs but for those of these keys; how many."""
+        count = 0
+        for job in self.watches[namespace].jobs.of(owner):
+            meta = job["metadata"]
+            ended = any(c["type"] in ("Failed", "Complete") for c in job["status"]["conditions"])
+            if meta["annotations"].get(KEY) not in keep and not ended and not meta["deletionTimestamp"]:
+                count += self.cluster.delete(jobs_path(namespace, meta["name"]), meta["uid"])
+        return count
+
+    def _store(self, namespace: str) -> Store:
+        if namespace not in self._stores:
+            store = open_store(f"{self.settings.store.rstrip('/')}/{namespace}")
+            store.check()
+            check_conditional_writes(store)
+            self._stores[namespace] = store
+        return self._stores[namespace]
+
+    def _check_inputs(self, loaded: Loaded, namespace: str) -> None:
+        own = f"{self.settings.store.rstrip('/')}/{namespace}"
+        allowed = [p.replace("{store}", own) for p in self.settings.inputs]
+        problems = []
+        for trial in loaded.trials:
+            asked = inputs_of(trial.spec)
+            for path, uri in {**asked.files, **asked.models, **asked.adapters}.items():
+                if not uri.startswith("builtin://") and not is_allowed(uri, allowed):
+                    may = f"allowed: builtin://, {', '.join(allowed)} (see `expunge upload`)"
+                    problems.append(loaded.document.at(("spec", *path), f"'{uri}' is not to be read from here; {may}"))
+        if problems:
+            raise ExperimentError(list(dict.fromkeys(problems)))
+
+    # --- what it says ---------------------------------------------------------------------------------------------
+
+    def _figures(self, active: _Active) -> Object:
+        running = {k: progress_words(p) if p else "running" for k, p in active.executor.running().items()}
+        states = statuses(active.resolved.plan, active.runner.done, running, active.runner.outcome.failed)
+        return summary(active.resolved.plan, states) | {"digest": active.resolved.digest, "image": active.image}
+
+    def _write(self, who: Who, found: Object, phase: Phase, message: str, figures: Object, *, reason: str = "") -> None:
+        """The status, if it has changed: a new phase at once, figures not too often."""
+        meta, before = found["metadata"], found["status"]
+        now = time.monotonic()
+        last, written = self._written.get(who, (0.0, before))
+        said = conditions(phase, message, meta["generation"], written.get("conditions", []), _now(), reason)
+        status = {
+            **written, **figures, "observedGeneration": meta["generation"], "phase": phase, "conditions": said,
+            "retried": meta["retry"],
+        }  # fmt: skip
+        if status == written:
+            return
+        heads = [[(c["type"], c["status"], c["reason"]) for c in s.get("conditions", [])] for s in (status, written)]
+        urgent = heads[0] != heads[1] or status["observedGeneration"] != written.get("observedGeneration")
+        if not urgent and now - last < STATUS_EVERY:
+            self.queue.add_after(who, STATUS_EVERY - (now - last))
+            return
+        older, newest = self._versions.get(who, (set(), ""))
+        version = newest if meta["resourceVersion"] in older else meta["resourceVersion"]
+        body = {"metadata": {"uid": meta["uid"], "resourceVersion": version}, "status": status}
+        try:
+            answer = self.cluster.request("PATCH", resources_path(*who, status=True), body)
+        except ApiError as error:
+            if error.status == 409:  # edited, or written by another operator: what is seen then decides
+                self._versions.pop(who, None)
+                self.queue.add_after(who, AGAIN)
+            elif error.status != 404:
+                raise
+            return
+        self._versions[who] = (older if version == newest else set()) | {version}, answer["metadata"]["resourceVersion"]
+        self._written[who] = (now, status)
+        self.log("info", who, f"{phase}: {message}" if message else phase, steps=status.get("steps", ""))
+
+    def _say(self, who: Who, found: Object, kind: str, reason: str, message: str) -> None:
+        """An Event. Its name follows from what it says, so that saying it again after a restart makes no second one."""
+        meta, text, now = found["metadata"], cut(message, 1000), _now()
+        mark = hashlib.sha256(
+            f"{meta['uid']} {meta['generation']} {meta['retry']} {reason} {text}".encode()
+        ).hexdigest()[:16]
+        body = {
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"name": f"{meta['name']}.{mark}", "namespace": who[0]},
+            "involvedObject": {
+                "apiVersion": API_VERSION, "kind": "Experiment", "name": meta["name"], "namespace": who[0], "uid": meta["uid"],
+            },
+            "type": kind, "reason": reason, "message": text, "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+            "source": {"component": "expunge"},
+        }  # fmt: skip
+        try:
+            self.cluster.request("POST", f"/api/v1/namespaces/{who[0]}/events", body)
+        except ApiError as error:
+            if error.status != 409:  # said before
+                self.log("warning", who, f"an Event could not be written: {error}")
+
+
+def is_allowed(uri: str, prefixes: Iterable[str]) -> bool:
+    """Whether the address lies at or below one of these, and does not climb out of it."""
+    if ".." in uri.split("/"):
+        return False
+    return any(uri == p or (uri.startswith(p) and (p.endswith("/") or uri[len(p)] == "/")) for p in prefixes if p)
+
+
+def _who(found: Object) -> Who:
+    return found["metadata"]["namespace"], found["metadata"]["name"]
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,110 @@
+"""The operator as a program: options, JSON logs, health endpoints, an orderly end. `python -m expunge_controller.serve`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from expunge_jobs.errors import StepError
+
+from expunge_controller.document import ExperimentError
+from expunge_controller.kubeapi import ApiError, connect
+from expunge_controller.manifests import Site, check_reachable
+from expunge_controller.operator import Operator, Settings
+from expunge_controller.queueing import Who
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Until TERM; the exit code is 0 then, and 2 where it cannot begin."""
+    given = _parser().parse_args(argv)
+    try:
+        cluster = connect(given.context)
+        site = Site(
+            namespace="", image=given.image, store=given.store, secret=given.secret, hub_secret=given.hub_secret,
+            service_account=given.service_account, gpu=given.gpu, pull_policy=given.pull_policy,
+        )  # fmt: skip
+        check_reachable(site, [])
+        settings = Settings(
+            namespaces=tuple(given.namespace or [cluster.namespace]), store=given.store, site=site,
+            inputs=tuple(given.allow_input or Settings.inputs), max_jobs=given.max_jobs, workers=given.workers,
+        )  # fmt: skip
+        operator = Operator(cluster, settings, log)
+        operator.start()
+    except (ExperimentError, StepError, ApiError) as error:
+        log("error", None, str(error))
+        return 2
+    server = ThreadingHTTPServer(("", given.port), _handler(operator))
+    threading.Thread(target=server.serve_forever, daemon=True, name="health").start()
+    log("info", None, "watching", namespaces=list(settings.namespaces), port=server.server_port)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    operator.stop()
+    server.shutdown()
+    log("info", None, "ended; Jobs go on")
+    return 0
+
+
+def log(level: str, who: Who | None, message: str, **more: object) -> None:
+    """One JSON line on stdout, with the Experiment that it is about."""
+    about = {"namespace": who[0], "experiment": who[1]} if who else {}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = {"time": now, "level": level, **about, "message": message, **more}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="expunge-operator", description="Runs the Experiments of a cluster.")
+    add = parser.add_argument
+    add(
+        "--store",
+        required=True,
+        metavar="URI",
+        help="s3://bucket/prefix; each namespace has a folder of its name in it",
+    )
+    add("--image", required=True, help="the jobs image")
+    add("--namespace", action="append", metavar="NAME", help="to watch, once for each (default: its own)")
+    add("--secret", metavar="NAME", help="of the pods' namespace, with the store's credentials")
+    add("--hub-secret", metavar="NAME", help="one with HF_TOKEN, for the steps that copy hf:// models")
+    add("--service-account", metavar="NAME", help="of the pods")
+    add("--gpu", default="nvidia.com/gpu", metavar="RESOURCE", help="a GPU's resource name")
+    add("--pull-policy", default="IfNotPresent", choices=("Always", "IfNotPresent", "Never"))
+    add(
+        "--allow-input",
+        action="append",
+        metavar="PREFIX",
+        help="of inputs that may be read (default: {store} and hf://)",
+    )
+    add("--max-jobs", type=int, default=Settings.max_jobs, metavar="N", help="unfinished Jobs of all experiments")
+    add("--workers", type=int, default=Settings.workers, metavar="N", help="experiments looked at side by side")
+    add("--port", type=int, default=8080, help="of /healthz and /readyz")
+    add("--context", metavar="NAME", help="of the kubeconfig, where this is no pod")
+    return parser
+
+
+def _handler(operator: Operator) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            trouble = {"/healthz": operator.ill, "/readyz": operator.unready}.get(self.path)
+            said = trouble() if trouble else "not here"
+            self.send_response(200 if not said else 503 if trouble else 404)
+            self.send_header("Content-Type", "text/plain")
+            self.end_headers()
+            self.wfile.write(f"{said or 'ok'}\n".encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+if __name__ == "__main__":
+    sys.exit(main())

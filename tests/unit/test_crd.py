@@ -1,0 +1,55 @@
+"""The custom resource's definition follows from the experiment's own types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from expunge_controller.crd import resource_definition, spec_schema
+from expunge_controller.experiment import Spec
+from expunge_controller.operator import is_allowed
+
+CHART = Path(__file__).parents[2] / "charts" / "expunge"
+
+
+def test_the_chart_has_the_definition_of_today() -> None:
+    assert yaml.safe_load((CHART / "files" / "crd.yaml").read_text()) == resource_definition(), "run `make crd`"
+
+
+def test_every_field_of_spec_is_described() -> None:
+    schema = spec_schema()
+    assert set(schema["properties"]) == set(Spec.model_fields)
+    assert [n for n, field in schema["properties"].items() if not field.get("description")] == []
+
+
+def test_what_a_preset_says_is_not_hidden_by_defaults() -> None:
+    specialists = spec_schema()["properties"]["specialists"]["additionalProperties"]
+    assert "learning_rate" in specialists["properties"]
+    assert list(_defaults(specialists)) == []
+
+
+def test_null_is_kept_where_it_says_something() -> None:
+    memorize = spec_schema()["properties"]["memorize"]["properties"]
+    assert memorize["stop_at"]["nullable"]
+    assert "nullable" not in memorize["architecture"]
+
+
+def _defaults(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        if "default" in node and "type" in node:
+            yield node
+        for below in node.values():
+            yield from _defaults(below)
+
+
+def test_inputs_lie_below_an_allowed_prefix() -> None:
+    allowed = ["s3://bucket/team-a", "hf://"]
+    assert is_allowed("s3://bucket/team-a/rows.jsonl", allowed)
+    assert is_allowed("hf://org/name@main", allowed)
+    assert not is_allowed("s3://bucket/team-ab/rows.jsonl", allowed)
+    assert not is_allowed("s3://bucket/team-a/../team-b/rows.jsonl", allowed)
+    assert not is_allowed("file:///etc/passwd", allowed)
+    assert not is_allowed("rows.jsonl", allowed)
+    assert not is_allowed("s3://bucket/team-a", ["s3://bucket/team-a/"])

@@ -1,0 +1,111 @@
+"""Who is next: by threads of the test, no cluster."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from expunge_controller.queueing import Places, Who, WorkQueue
+
+A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
+
+
+def test_what_is_asked_for_twice_is_handed_out_once() -> None:
+    queue = WorkQueue()
+    queue.add(A)
+    queue.add(A)
+    queue.add(B)
+    assert [queue.get(0), queue.get(0), queue.get(0)] == [A, B, None]
+
+
+def test_what_changes_while_it_is_looked_at_is_looked_at_again_and_not_by_two() -> None:
+    queue = WorkQueue()
+    queue.add(A)
+    assert queue.get(0) == A
+    queue.add(A)
+    assert queue.get(0) is None, "one worker has it"
+    queue.done(A)
+    assert queue.get(0) == A
+    queue.done(A)
+    assert queue.get(0) is None
+
+
+def test_later_comes_in_its_time() -> None:
+    queue = WorkQueue()
+    queue.add_after(B, 0.2)
+    queue.add_after(A, 0.1)
+    begun = time.monotonic()
+    assert queue.get(0) is None
+    assert [queue.get(5), queue.get(5)] == [A, B]
+    assert 0.2 <= time.monotonic() - begun < 4
+
+
+def test_a_worker_that_waits_is_woken() -> None:
+    queue = WorkQueue()
+    got: list[Who | None] = []
+    thread = threading.Thread(target=lambda: got.append(queue.get(20)))
+    thread.start()
+    queue.add(A)
+    thread.join(10)
+    assert got == [A]
+
+
+def places(most: int) -> tuple[Places, list[Who]]:
+    woken: list[Who] = []
+    return Places(most, woken.append), woken
+
+
+def test_no_more_jobs_than_places_and_the_refused_one_is_woken() -> None:
+    room, woken = places(1)
+    assert room.take(A, "1", "job-1", there=False)
+    assert not room.take(B, "2", "job-2", there=False)
+    assert woken == []
+    room.leave(A, "job-1")
+    assert woken == [B]
+    assert room.take(B, "2", "job-2", there=False)
+    assert room.held() == 1
+
+
+def test_a_job_that_two_wait_for_has_one_place() -> None:
+    room, _ = places(1)
+    assert room.take(A, "1", "job-1", there=False)
+    assert room.take(B, "2", "job-1", there=False)
+    room.leave(A, "job-1")
+    assert room.held() == 1
+    room.leave(B, "job-1")
+    assert room.held() == 0
+
+
+def test_a_free_place_goes_to_whoever_has_the_fewest_then_to_the_oldest() -> None:
+    room, woken = places(3)
+    assert room.take(A, "1", "a-1", there=False)
+    assert room.take(A, "1", "a-2", there=False)
+    assert room.take(C, "3", "c-1", there=False)
+    for who, since in ((A, "1"), (C, "3"), (B, "2")):
+        assert not room.take(who, since, f"{who[1]}-more", there=False)
+    room.leave(A, "a-1")
+    assert woken == [B], "it has none"
+    assert not room.take(A, "1", "a-more", there=False), "the place is not its own"
+    assert room.take(B, "2", "b-more", there=False)
+    room.leave(C, "c-1")
+    assert woken[-1] == C, "it has none now, and the other has one"
+
+
+def test_who_needs_nothing_any_more_is_not_waited_for() -> None:
+    room, woken = places(1)
+    assert room.take(A, "1", "a-1", there=False)
+    assert not room.take(B, "2", "b-1", there=False)
+    assert not room.take(C, "3", "c-1", there=False)
+    room.leave(A, "a-1")
+    assert woken == [B]
+    room.turn(B)  # looked at, and asks for nothing
+    room.offer()
+    assert woken == [B, C]
+    assert room.take(C, "3", "c-1", there=False)
+
+
+def test_jobs_that_are_there_after_a_restart_have_their_places() -> None:
+    room, _ = places(1)
+    assert room.take(A, "1", "a-1", there=True)
+    assert room.take(B, "2", "b-1", there=True), "more than it may be, but they run"
+    assert not room.take(C, "3", "c-1", there=False)
