@@ -15,7 +15,7 @@ venv: $(VENV)/.done ## make .venv with the expunge command
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[jobs,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[jobs,operator,dev]'
 	touch $@
 
 demo: venv ## run examples/quickstart.yaml to its table of scores

@@ -12,7 +12,7 @@ ARG SSL_CERT_FILE
 RUN python3 -m venv /opt/expunge \
     && /opt/expunge/bin/pip install --no-cache-dir --constraint constraints.txt uv \
     && /opt/expunge/bin/uv pip install --no-cache --python /opt/expunge/bin/python --compile-bytecode \
-       --constraint constraints.txt --requirements pyproject.toml
+       --constraint constraints.txt --requirements pyproject.toml --extra operator
 COPY README.md LICENSE ./
 COPY controller controller
 COPY jobs jobs

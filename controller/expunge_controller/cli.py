@@ -32,6 +32,10 @@ GRACE = 10.0
 EXECUTORS = ("local", "kubernetes")
 _HELP = {
     "run": ("run an experiment to its table of scores", "expunge run examples/quickstart.yaml --set merge.density=0.5"),
+    "submit": (
+        "hand an experiment to the operator of a cluster",
+        "expunge submit experiment.yaml --wait",
+    ),
     "plan": (
         "show what would run, what is there, what is shared; change nothing",
         "expunge plan experiment.yaml -o json",
@@ -63,7 +67,7 @@ _HELP = {
         "say what is missing to run on this cluster",
         "expunge doctor --store s3://bucket/prefix --image registry/expunge-jobs:0.1.0 --secret store",
     ),
-    "list": ("list presets, objectives, methods or metrics, a line on each", "expunge list presets"),
+    "list": ("list presets, objectives, methods, metrics, or a cluster's experiments", "expunge list presets"),
 }
 
 
@@ -102,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
             from expunge_jobs.errors import nearest
 
             word = message.partition("invalid choice: '")[2].partition("'")[0]
-            hint = nearest(word, [*_HELP, "presets", "objectives", "methods", "metrics"]) if word else ""
+            hint = nearest(word, [*_HELP, "presets", "objectives", "methods", "metrics", "experiments"]) if word else ""
             self.exit(BAD_INPUT, f"error: {message}{hint}\n{self.format_usage()}")
 
     parser = Parser(
@@ -115,8 +119,10 @@ def _parser() -> argparse.ArgumentParser:
         n: verbs.add_parser(n, help=text, description=text + ".", epilog=f"example: {x}")
         for n, (text, x) in _HELP.items()
     }
-    for name in ("run", "plan", "results", "status", "logs", "cancel", "pull", "render", "retry"):
-        made[name].add_argument("file", metavar="FILE", help="the experiment file")
+    for name in ("run", "submit", "plan", "results", "status", "logs", "cancel", "pull", "render", "retry"):
+        there = name in ("plan", "results", "status", "logs", "cancel", "pull", "retry")
+        what = "the experiment file" + (", or experiment/NAME: what a cluster's operator runs" if there else "")
+        made[name].add_argument("file", metavar="FILE", help=what)
         made[name].add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field below spec"
         )
@@ -133,9 +139,9 @@ def _parser() -> argparse.ArgumentParser:
             "--executor", choices=EXECUTORS, default=os.environ.get("EXPUNGE_EXECUTOR") or "local",
             help="what runs the steps (default: $EXPUNGE_EXECUTOR or local)",
         )  # fmt: skip
-    for name in ("run", "retry", "plan", "results", "status", "logs", "cancel", "doctor"):
+    for name in ("run", "submit", "retry", "plan", "results", "status", "logs", "cancel", "pull", "doctor", "list"):
         made[name].add_argument("--context", metavar="NAME", help="of the kubeconfig (default: its current one)")
-    for name in ("run", "retry", "plan", "results", "status", "logs", "cancel", "doctor", "render"):
+    for name in [n for n in _HELP if n != "upload"]:
         made[name].add_argument("--namespace", metavar="NAME", help="where the Jobs belong (default: the context's)")
     for name in ("run", "retry", "doctor", "render"):
         made[name].add_argument("--image", metavar="IMAGE", help="the jobs image (default: $EXPUNGE_IMAGE)")
@@ -152,7 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     made["pull"].add_argument("--to", metavar="DIR", required=True, help="a new or empty directory")
     made["pull"].add_argument("--full", action="store_true", help="the merged model: an adapter alone does not forget")
     made["upload"].add_argument("path", metavar="PATH", help="JSON Lines, or a model or adapter directory")
-    made["list"].add_argument("what", choices=("presets", "objectives", "methods", "metrics"))
+    made["submit"].add_argument("--upload", action="store_true", help="put local inputs into the store first")
+    made["submit"].add_argument("--wait", action="store_true", help="until it has come to an end: 0 complete, 1 not")
+    made["list"].add_argument("what", choices=("presets", "objectives", "methods", "metrics", "experiments"))
     return parser
 
 
@@ -197,15 +205,39 @@ def _store(arguments: argparse.Namespace) -> Store:
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
-    from expunge_controller.experiment import load_experiment
+    from expunge_controller.experiment import load_experiment, load_resource
     from expunge_controller.resolve import resolve
 
+    if name := _there(arguments):
+        from expunge_controller import remote
+
+        resource = remote.read(_cluster(arguments), name)
+        arguments.executor, arguments.set = "kubernetes", []
+        arguments.store = arguments.store or remote.store_of(resource)
+        loaded, namespace = load_resource(resource), resource["metadata"]["namespace"]
+    else:
+        loaded, namespace = load_experiment(Path(arguments.file), arguments.set), "local"
     store = _store(arguments)
-    loaded = load_experiment(Path(arguments.file), arguments.set)
-    resolved = resolve(loaded, stage=getattr(arguments, "executor", "local") == "kubernetes")
+    resolved = resolve(
+        loaded, getattr(arguments, "executor", "local") == "kubernetes", namespace, report=namespace != "local"
+    )
     for notice in resolved.notices:
         _say(f"note: {notice}")
     return store, resolved
+
+
+def _there(arguments: argparse.Namespace) -> str:
+    """The name of an Experiment of the cluster, where that is meant and no file."""
+    from expunge_controller.document import ExperimentError
+    from expunge_controller.remote import PREFIX
+
+    if not arguments.file.startswith(PREFIX) or Path(arguments.file).exists():
+        return ""
+    if arguments.set:
+        raise ExperimentError(
+            [f"--set: {arguments.file} is as the cluster has it; change it by kubectl or `expunge submit`"]
+        )
+    return str(arguments.file.removeprefix(PREFIX))
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:
@@ -361,6 +393,26 @@ class _Interrupts:
         self.runner.request_stop()
 
 
+def _submit(arguments: argparse.Namespace) -> int:
+    from expunge_controller import remote
+    from expunge_controller.experiment import load_experiment
+
+    loaded = load_experiment(Path(arguments.file), arguments.set)
+    arguments.namespace = arguments.namespace or loaded.experiment.metadata.namespace
+    cluster = _cluster(arguments)
+    _, changed = remote.submit(cluster, loaded, _store(arguments) if arguments.upload else None)
+    name = f"{remote.PREFIX}{loaded.name}"
+    _say(f"{name} {'changed' if changed else 'created'} in namespace {cluster.namespace}")
+    if not arguments.wait:
+        return DONE
+    phase = ""
+    for phase, steps in remote.follow(cluster, loaded.name):
+        _say(f"{phase}, steps {steps}" if steps else phase)
+    if phase != "Complete":
+        _say(f"`kubectl describe {name} -n {cluster.namespace}` says why")
+    return DONE if phase == "Complete" else FAILED
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     from expunge_controller import tables
 
@@ -434,6 +486,12 @@ def _cancel(arguments: argparse.Namespace) -> int:
     from expunge_controller.executors.kubernetes import cancel
     from expunge_controller.runner import mark_cancelled
 
+    if name := _there(arguments):
+        from expunge_controller import remote
+
+        remote.cancel(_cluster(arguments), name)
+        _say("cancelled: its Jobs end, finished steps are kept; `expunge retry` goes on")
+        return DONE
     if arguments.executor != "kubernetes":
         raise ExperimentError(["cancel is for --executor kubernetes; Ctrl-C ends a run on this machine"])
     store, resolved = _open(arguments)
@@ -447,6 +505,12 @@ def _cancel(arguments: argparse.Namespace) -> int:
 def _retry(arguments: argparse.Namespace) -> int:
     from expunge_controller.runner import drop_damaged
 
+    if name := _there(arguments):
+        from expunge_controller import remote
+
+        remote.retry(_cluster(arguments), name)
+        _say(f"asked; `kubectl get {arguments.file}` shows how it goes")
+        return DONE
     store, resolved = _open(arguments)
     for line in drop_damaged(store, resolved):
         _say(line)
@@ -505,6 +569,11 @@ def _list(arguments: argparse.Namespace) -> int:
     from expunge_controller.presets import PRESETS
     from expunge_controller.tables import aligned
 
+    if arguments.what == "experiments":
+        from expunge_controller import remote
+
+        print(aligned(["NAME", "PHASE", "TRIALS", "STEPS", "BEST", "AGE"], remote.rows(_cluster(arguments))))
+        return DONE
     if arguments.what == "presets":
         rows = [[name, preset.description] for name, preset in PRESETS.items()]
     else:

@@ -240,6 +240,7 @@ def _status_schema() -> Schema:
             "trials": {**text, "description": "Whose every model is evaluated, of all."},
             "steps": {**text, "description": "Done, of all."},
             "best": {**text, "description": "The model of the highest task aggregate (of the merges, where there are any)."},
+            "store": {**text, "description": "Where this namespace's artifacts lie."},
             "digest": {**text, "description": "Of this generation: its record and failures lie below it in the store."},
             "image": {**text, "description": "The jobs image that this generation began with, and keeps."},
             "retried": {**text, "description": "The last value of the annotation expunge.dev/retry that was followed."},

@@ -22,6 +22,15 @@ KeyPath = tuple[str | int, ...]
 _ADDRESS_FIELDS = ("forget", "retain", "probe", "members", "nonmembers", "mmlu")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as kubectl reads it: ``1e-4`` is a number, which YAML 1.1 wants a dot for."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 class ExperimentError(Exception):
     """The user's input is wrong; ``problems`` are all that were found."""
 
@@ -112,7 +121,7 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     if problems:
         raise ExperimentError(problems)
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ExperimentError([f"{file}: not YAML: {str(error).splitlines()[0]}"]) from None
     # Aliases give shared objects; overrides must change one place alone.
@@ -155,7 +164,7 @@ def _override(raw: dict[str, Any], lines: dict[KeyPath, str], text: str) -> None
     if keys[0] == "sweep" and len(keys) > 1:
         keys = ["sweep", ".".join(keys[1:])]
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
         raise ExperimentError([f"--set {text}: the value is not YAML"]) from None
     try:

@@ -219,6 +219,7 @@ class ResourcesByKind(Model):
     finetune: Resources = Resources()
     merge: Resources = Resources()
     evaluate: Resources = Resources()
+    report: Resources = Resources()
 
 
 LabelName = Annotated[str, StringConstraints(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")]

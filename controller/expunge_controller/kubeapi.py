@@ -47,6 +47,8 @@ class Cluster:
 
     def __init__(self, client: Any, namespace: str) -> None:
         self._client, self.namespace = client, namespace
+        self.counted: Callable[[str, int], None] = lambda method, status: None
+        """Told of every call's method, and of its HTTP status (0: no answer)."""
 
     @property
     def address(self) -> str:
@@ -71,9 +73,11 @@ class Cluster:
             try:
                 with self._open(method, path, READ, query or {}, body) as response:
                     data = response.read()
+                    self.counted(method, response.status)
                 answer: Object = json.loads(data)
                 return answer
             except ApiError as error:
+                self.counted(method, error.status)
                 if not error.passing or turn == tries:
                     raise
                 time.sleep(max(error.after or 0.0, random.uniform(0.5, 1.0) * 0.2 * 2**turn))
@@ -275,6 +279,11 @@ class Mirror:
         """Those of a group, now."""
         with self._lock:
             return list(self._groups.get(group, {}).values())
+
+    def all(self) -> list[Object]:
+        """Every object, now."""
+        with self._lock:
+            return list(self._objects.values())
 
     def get(self, name: str) -> Object | None:
         """The object of this name, if it is there."""

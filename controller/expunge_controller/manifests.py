@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from expunge_jobs.errors import ExitCode
@@ -43,6 +43,7 @@ DEFAULTS = {
     "finetune": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
     "merge": Resources(gpu=0, cpu=2, memory="8Gi", disk="20Gi", deadline=4 * 3600),
     "evaluate": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
+    "report": Resources(gpu=0, cpu=1, memory="1Gi", disk="1Gi", deadline=3600),
 }
 """What a step asks for where the experiment says nothing."""
 
@@ -54,6 +55,8 @@ class Site:
     namespace: str
     image: str
     store: str
+    controller_image: str = ""
+    """For steps without torch; the jobs image where there is none."""
     secret: str | None = None
     """Name of a Secret whose keys become environment variables: AWS_ACCESS_KEY_ID and what else the SDK reads."""
     hub_secret: str | None = None
@@ -131,7 +134,9 @@ def job(
             "ttlSecondsAfterFinished": TTL,
             "template": {
                 "metadata": {"labels": dict(labels), "annotations": {KEY: step.key}},
-                "spec": _pod(site, asked, kubernetes, _environment(step, site, asked, kubernetes), _secrets(step, site)),
+                "spec": _pod(
+                    _imaged(step, site), asked, kubernetes, _environment(step, site, asked, kubernetes), _secrets(step, site)
+                ),
             },
         },
     }  # fmt: skip
@@ -170,6 +175,11 @@ def _failure_policy() -> dict[str, Any]:
         # A pod that never ran: suspended, or deleted while it waited for a node.
         {"action": "Ignore", "onPodConditions": [{"type": "PodScheduled", "status": "False"}]},
     ]}  # fmt: skip
+
+
+def _imaged(step: Step, site: Site) -> Site:
+    """The site as this step's pod sees it."""
+    return replace(site, image=site.controller_image) if step.kind == "report" and site.controller_image else site
 
 
 def _secrets(step: Step, site: Site) -> list[str | None]:

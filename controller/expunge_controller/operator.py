@@ -16,25 +16,25 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from expunge_jobs.artifact import read_manifest
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
 from expunge_controller.conditions import FINAL, Phase, conditions, cut, summary
-from expunge_controller.crd import GROUP, PLURAL, VERSION
 from expunge_controller.document import ExperimentError
 from expunge_controller.executors import Progress, progress_words
 from expunge_controller.executors.kubernetes import KubernetesExecutor
 from expunge_controller.executors.watch import Watch, jobs_path
-from expunge_controller.experiment import API_VERSION, Loaded, load_resource
+from expunge_controller.experiment import API_VERSION, Loaded, ResourcesByKind, load_resource
 from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
-from expunge_controller.manifests import KEY, Site
+from expunge_controller.manifests import KEY, Site, requested
+from expunge_controller.metrics import Metrics
 from expunge_controller.plan import Step, inputs_of
 from expunge_controller.queueing import Places, Who, WorkQueue
+from expunge_controller.remote import RETRY, resources_path
 from expunge_controller.resolve import Resolved, resolve, write_record
 from expunge_controller.runner import Runner
 from expunge_controller.state import statuses
 
-RETRY = "expunge.dev/retry"
-"""An annotation: whenever its value is new, what has failed is tried again."""
 STATUS_EVERY = 5.0
 """Seconds between two writes of a status whose phase is the same."""
 LOOK = 30.0
@@ -60,12 +60,6 @@ class Settings:
     workers: int = 8
 
 
-def resources_path(namespace: str, name: str = "", status: bool = False) -> str:
-    """Of the Experiments of a namespace, of one, or of its status."""
-    path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
-    return path + (f"/{name}" if name else "") + ("/status" if status else "")
-
-
 def trim(resource: Object) -> Object:
     """Those fields of an Experiment that are read; its spec as text, which takes a fifth of the memory."""
     meta = resource["metadata"]
@@ -88,10 +82,10 @@ class _Told:
 
 
 class _Teller:
-    """The runner's observer."""
+    """The runner's observer. ``used`` is told of a finished step and its seconds."""
 
-    def __init__(self) -> None:
-        self.told = _Told()
+    def __init__(self, used: Callable[[Step, float], None]) -> None:
+        self.told, self.used = _Told(), used
 
     def started(self, step: Step) -> None:
         self.told.started.append(step.name)
@@ -101,6 +95,7 @@ class _Teller:
 
     def finished(self, step: Step, seconds: float) -> None:
         self.told.finished.append(step.name)
+        self.used(step, seconds)
 
     def failed(self, step: Step, reason: str, again: bool) -> None:
         self.told.failed.append(f"{step.name}: {reason}" + (" (trying again)" if again else ""))
@@ -129,6 +124,8 @@ class _Active:
     runner: Runner
     teller: _Teller
     image: str
+    woken: float | None = None
+    """Since when something is to be looked at, in seconds of the monotonic clock."""
 
 
 class _Room:
@@ -163,6 +160,8 @@ class Operator:
         self._versions: dict[Who, tuple[set[str], str]] = {}
         """Of the resource: those before the last write here, which the mirror may still have, and the one that it made."""
         self._failures: dict[Who, int] = {}
+        self.metrics = Metrics(self._steps, self._phases)
+        cluster.counted = lambda method, status: self.metrics.calls.labels(method, str(status)).inc()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, daemon=True, name=f"worker {n}") for n in range(settings.workers)
@@ -220,6 +219,7 @@ class Operator:
         try:
             again = self.reconcile(who)
             self._failures.pop(who, None)
+            self.metrics.reconciles.labels("ok").inc()
         except (Unavailable, ApiError, StoreError) as error:
             again = self._back_off(who, "Unavailable", str(error))
         except Exception as error:  # one experiment's trouble, whatever it is, is not the others'
@@ -229,12 +229,13 @@ class Operator:
             self.queue.add_after(who, again)
 
     def _back_off(self, who: Who, reason: str, message: str) -> float:
+        self.metrics.reconciles.labels(reason).inc()
         turn = self._failures[who] = self._failures.get(who, 0) + 1
         self.log("warning", who, message)
         found = self.experiments[who[0]].get(who[1])
         if found is not None and turn > 1:  # a single missing answer is no news
             try:
-                self._write(who, found, "Running", message, {}, reason=reason)
+                self._write(who, found, "Running", message, dict, reason=reason)
             except ApiError as error:
                 self.log("warning", who, f"its status could not be written: {error}")
         return float(min(BACKOFF[0] * 2 ** min(turn - 1, 10), BACKOFF[1]))
@@ -271,7 +272,7 @@ class Operator:
                 active = self._begin(who, found, spec, same)
             except ExperimentError as error:
                 self._say(who, found, "Warning", "Invalid", "; ".join(error.problems))
-                self._write(who, found, "Invalid", "; ".join(error.problems), {"counts": {}, "reasons": []})
+                self._write(who, found, "Invalid", "; ".join(error.problems), lambda: {"counts": {}, "reasons": []})
                 return None
         return self._go_on(who, found, active, bool(spec.get("suspend")))
 
@@ -281,7 +282,7 @@ class Operator:
         loaded = load_resource({"apiVersion": API_VERSION, "kind": "Experiment", "metadata": meta, "spec": spec})
         self._check_inputs(loaded, namespace)
         store = self._store(namespace)
-        resolved = resolve(loaded, stage=True, namespace=namespace)
+        resolved = resolve(loaded, stage=True, namespace=namespace, report=True)
         write_record(store, resolved)
         image = (found["status"].get("image") if same else "") or self.settings.site.image
         site = Site(**{
@@ -294,9 +295,9 @@ class Operator:
         own = loaded.experiment.spec
         executor = KubernetesExecutor(
             store, self.watches[namespace], site, own.resources, own.kubernetes, resolved.digest[:16], own.parallel,
-            owner=owner, places=room, wake=lambda: self.queue.add(who), look=LOOK,
+            owner=owner, places=room, wake=lambda: self._wake(who), look=LOOK,
         )  # fmt: skip
-        teller = _Teller()
+        teller = _Teller(lambda step, seconds: self._count(step, seconds, own.resources))
         runner = Runner(store, executor, resolved, teller, cancelled=lambda: False)
         if not same:
             self._end_jobs(namespace, meta["uid"], {s.key for s in resolved.plan.steps})
@@ -305,7 +306,7 @@ class Operator:
         self._active[who] = active
         if not same:
             # Before anything starts: from here on a restart finds this generation at work.
-            self._write(who, found, "Running", "planned", self._figures(active))
+            self._write(who, found, "Running", "planned", lambda: self._figures(active))
             count = len(resolved.plan.steps)
             self._say(
                 who,
@@ -319,9 +320,12 @@ class Operator:
     def _go_on(self, who: Who, found: Object, active: _Active, suspended: bool) -> float | None:
         active.runner.paused = suspended
         self.places.turn(who)
+        woken, active.woken = active.woken, None
         going = active.runner.tick()
         self.places.offer()
         told = active.teller.take()
+        if told.finished and told.started and woken is not None:
+            self.metrics.gaps.observe(time.monotonic() - woken)
         for kind, reason, words in (
             ("Normal", "Finished", told.finished), ("Normal", "Started", told.started),
             ("Warning", "StepFailed", told.failed), ("Normal", "Notice", told.notices),
@@ -331,27 +335,59 @@ class Operator:
         if going and not (suspended and not active.executor.busy()):
             trouble = active.executor.trouble()
             phase: Phase = "Suspended" if suspended else "Running"
-            self._write(who, found, phase, trouble, self._figures(active), reason="Unavailable" if trouble else "")
+            self._write(
+                who, found, phase, trouble, lambda: self._figures(active), reason="Unavailable" if trouble else ""
+            )
             return LOOK
         if going:
-            self._write(who, found, "Suspended", "nothing runs; spec.suspend: false goes on", self._figures(active))
+            self._write(
+                who, found, "Suspended", "nothing runs; spec.suspend: false goes on", lambda: self._figures(active)
+            )
             return None
         failed = active.runner.outcome.failed
         phase = "Failed" if failed else "Complete"
         plan = active.resolved.plan
         words = [f"{plan.by_key[k].name}: {reason}" for k, reason in failed.items()]
-        message = f"{len(failed)} failed: {'; '.join(words)}" if failed else "every model is evaluated"
+        best = _best(active)
+        message = f"{len(failed)} failed: {'; '.join(words)}" if failed else f"every model is evaluated; best: {best}"
         self._say(who, found, "Warning" if failed else "Normal", phase, message)
-        self._write(who, found, phase, message, self._figures(active))
+        self._write(who, found, phase, message, lambda: self._figures(active) | {"best": best})
         self._forget(who)
         return None
+
+    def _wake(self, who: Who) -> None:
+        active = self._active.get(who)
+        if active is not None and active.woken is None:
+            active.woken = time.monotonic()
+        self.queue.add(who)
+
+    def _count(self, step: Step, seconds: float, resources: ResourcesByKind) -> None:
+        self.metrics.gpu_seconds.labels(step.kind).inc((requested(step, resources).gpu or 0) * seconds)
+
+    def _steps(self) -> dict[str, int]:
+        """Of the experiments at work, by state."""
+        counts = dict.fromkeys(("done", "running", "failed", "waiting"), 0)
+        for active in list(self._active.values()):
+            here = {"done": len(active.runner.done), "running": len(active.executor.busy()),
+                    "failed": len(active.runner.outcome.failed)}  # fmt: skip
+            here["waiting"] = len(active.resolved.plan.steps) - sum(here.values())
+            counts = {k: n + here[k] for k, n in counts.items()}
+        return counts
+
+    def _phases(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for mirror in self.experiments.values():
+            for found in mirror.all():
+                phase = found["status"].get("phase", "Pending")
+                counts[phase] = counts.get(phase, 0) + 1
+        return counts
 
     def _cancel(self, who: Who, found: Object) -> None:
         self._forget(who)
         count = self._end_jobs(who[0], found["metadata"]["uid"], set())
         message = f"{count} Jobs ended; what is finished is kept"
         self._say(who, found, "Normal", "Cancelled", message)
-        self._write(who, found, "Cancelled", message, {"reasons": []})
+        self._write(who, found, "Cancelled", message, lambda: {"reasons": []})
 
     def _forget(self, who: Who) -> None:
         active = self._active.pop(who, None)
@@ -396,24 +432,25 @@ class Operator:
     def _figures(self, active: _Active) -> Object:
         running = {k: progress_words(p) if p else "running" for k, p in active.executor.running().items()}
         states = statuses(active.resolved.plan, active.runner.done, running, active.runner.outcome.failed)
-        return summary(active.resolved.plan, states) | {"digest": active.resolved.digest, "image": active.image}
+        return summary(active.resolved.plan, states) | {
+            "digest": active.resolved.digest, "image": active.image, "store": active.runner.store.uri,
+        }  # fmt: skip
 
-    def _write(self, who: Who, found: Object, phase: Phase, message: str, figures: Object, *, reason: str = "") -> None:
+    def _write(
+        self, who: Who, found: Object, phase: Phase, message: str, figures: Callable[[], Object], *, reason: str = ""
+    ) -> None:
         """The status, if it has changed: a new phase at once, figures not too often."""
-        meta, before = found["metadata"], found["status"]
-        now = time.monotonic()
-        last, written = self._written.get(who, (0.0, before))
+        meta, now = found["metadata"], time.monotonic()
+        last, written = self._written.get(who, (0.0, found["status"]))
         said = conditions(phase, message, meta["generation"], written.get("conditions", []), _now(), reason)
+        if _head(said) == _head(written.get("conditions", [])) and now - last < STATUS_EVERY:
+            self.queue.add_after(who, STATUS_EVERY - (now - last))
+            return
         status = {
-            **written, **figures, "observedGeneration": meta["generation"], "phase": phase, "conditions": said,
+            **written, **figures(), "observedGeneration": meta["generation"], "phase": phase, "conditions": said,
             "retried": meta["retry"],
         }  # fmt: skip
         if status == written:
-            return
-        heads = [[(c["type"], c["status"], c["reason"]) for c in s.get("conditions", [])] for s in (status, written)]
-        urgent = heads[0] != heads[1] or status["observedGeneration"] != written.get("observedGeneration")
-        if not urgent and now - last < STATUS_EVERY:
-            self.queue.add_after(who, STATUS_EVERY - (now - last))
             return
         older, newest = self._versions.get(who, (set(), ""))
         version = newest if meta["resourceVersion"] in older else meta["resourceVersion"]
@@ -458,6 +495,19 @@ def is_allowed(uri: str, prefixes: Iterable[str]) -> bool:
     if ".." in uri.split("/"):
         return False
     return any(uri == p or (uri.startswith(p) and (p.endswith("/") or uri[len(p)] == "/")) for p in prefixes if p)
+
+
+def _best(active: _Active) -> str:
+    """The model of the highest task aggregate, as the report's manifest has it."""
+    report = active.resolved.plan.steps[-1]
+    manifest = read_manifest(active.runner.store, report.ref)
+    best = manifest.figures["best"] if manifest else None
+    return f"{best['group']} {best['model']} {best['task_aggregate']:.3f}".strip() if best else "-"
+
+
+def _head(said: Iterable[Object]) -> list[tuple[Any, ...]]:
+    """What is told at once when it changes."""
+    return [(c["type"], c["status"], c["reason"], c["observedGeneration"]) for c in said]
 
 
 def _who(found: Object) -> Who:

@@ -24,6 +24,7 @@ from expunge_jobs.task import (
     MemorizeTask,
     MergeTask,
     ModelRef,
+    ReportTask,
     RowsRef,
     SetName,
     StageTask,
@@ -128,6 +129,14 @@ def _staged(steps: list[Step]) -> list[Step]:
             copies[key] = Step(key, task.kind, name, task, (), trials)
         out.append(replace(step, needs=tuple(needs)))
     return [*copies.values(), *out]
+
+
+def with_report(plan: Plan, record: str) -> Plan:
+    """The same plan, and after all evaluations a step that gathers them; ``record``: where the store has the experiment's."""
+    task = ReportTask(record=record)
+    needs = tuple(s.key for s in plan.steps if s.kind == "evaluate")
+    step = Step(task.key(), task.kind, "report", task, needs, plan.trials)
+    return replace(plan, steps=(*plan.steps, step), by_key=plan.by_key | {step.key: step})
 
 
 class Inputs(NamedTuple):

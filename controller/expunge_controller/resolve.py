@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from expunge_jobs.task import EvaluateTask, Input, TaskData, canonical
 
 from expunge_controller.document import Document, ExperimentError, KeyPath
 from expunge_controller.experiment import Loaded
-from expunge_controller.plan import Plan, Step, inputs_of, make_plan
+from expunge_controller.plan import Plan, Step, inputs_of, make_plan, with_report
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Resolved:
     namespace: str = "local"
 
 
-def resolve(loaded: Loaded, stage: bool = False, namespace: str = "local") -> Resolved:
-    """Pin and check every input, and plan; ``stage`` as in ``make_plan``.
+def resolve(loaded: Loaded, stage: bool = False, namespace: str = "local", report: bool = False) -> Resolved:
+    """Pin and check every input, and plan; ``stage`` as in ``make_plan``, ``report``: with a step that gathers the results.
 
     Raises:
         ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
@@ -73,12 +73,17 @@ def resolve(loaded: Loaded, stage: bool = False, namespace: str = "local") -> Re
         "versions": _versions(asked_for),
     }
     digest = hashlib.sha256(canonical(record).encode()).hexdigest()
-    return Resolved(plan, resolver.pins, resolver.notices, digest, record, namespace)
+    resolved = Resolved(plan, resolver.pins, resolver.notices, digest, record, namespace)
+    return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json")) if report else resolved
 
 
 def write_record(store: Store, resolved: Resolved) -> None:
     """``experiments/<namespace>/<name>/<digest>.json``: what was asked, for results, gc and people, later."""
-    store.put(f"{folder(resolved)}.json", canonical(resolved.record).encode())
+    rows = [
+        {"trial": m.trial, "group": m.group, "seed": m.seed, "model": m.model, "step": m.step}
+        for m in resolved.plan.models
+    ]
+    store.put(f"{folder(resolved)}.json", canonical({**resolved.record, "models": rows}).encode())
 
 
 def folder(resolved: Resolved) -> str:

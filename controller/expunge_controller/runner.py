@@ -17,7 +17,7 @@ from expunge_jobs.artifact import fetch, manifest_path, now
 from expunge_jobs.errors import DamagedInput
 from expunge_jobs.store import Store, Unavailable
 
-from expunge_controller.executors import Ended, Executor, Progress
+from expunge_controller.executors import Ended, Executor, Progress, Start
 from expunge_controller.plan import Plan, Step
 from expunge_controller.resolve import Resolved, folder
 from expunge_controller.state import done_keys, is_done, wanted_keys
@@ -73,7 +73,7 @@ class Runner:
         self.outcome = Outcome()
         self.done: set[str] = set()
         self.paused = False
-        """Start nothing new."""
+        """Start nothing; wait for what is at work."""
         self._cancelled = cancelled or (lambda: is_cancelled(store, resolved))
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
@@ -144,10 +144,13 @@ class Runner:
         """Start what can be started. False: nothing is left that could be, and nothing runs."""
         busy = self.busy()
         pending = ready(self.plan, self.done, busy, self.outcome.failed)
-        for step in () if self.paused else pending:
+        for step in pending:
             if self._not_before.get(step.key, 0.0) > time.monotonic():
                 continue
-            became = self.executor.start(step)
+            if self.paused:
+                became: Start = "started" if self.executor.adopt(step) else "no room"
+            else:
+                became = self.executor.start(step)
             if became == "started":
                 self._elsewhere.discard(step.key)
                 self._began[step.key] = time.monotonic()

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cluster = connect(given.context)
         site = Site(
-            namespace="", image=given.image, store=given.store, secret=given.secret, hub_secret=given.hub_secret,
+            namespace="", image=given.image, controller_image=given.controller_image, store=given.store,
+            secret=given.secret, hub_secret=given.hub_secret,
             service_account=given.service_account, gpu=given.gpu, pull_policy=given.pull_policy,
         )  # fmt: skip
         check_reachable(site, [])
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         help="s3://bucket/prefix; each namespace has a folder of its name in it",
     )
     add("--image", required=True, help="the jobs image")
+    add("--controller-image", default="", help="for steps without torch (default: the jobs image)")
     add("--namespace", action="append", metavar="NAME", help="to watch, once for each (default: its own)")
     add("--secret", metavar="NAME", help="of the pods' namespace, with the store's credentials")
     add("--hub-secret", metavar="NAME", help="one with HF_TOKEN, for the steps that copy hf:// models")
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-jobs", type=int, default=Settings.max_jobs, metavar="N", help="unfinished Jobs of all experiments")
     add("--workers", type=int, default=Settings.workers, metavar="N", help="experiments looked at side by side")
-    add("--port", type=int, default=8080, help="of /healthz and /readyz")
+    add("--port", type=int, default=8080, help="of /healthz, /readyz and /metrics")
     add("--context", metavar="NAME", help="of the kubeconfig, where this is no pod")
     return parser
 
@@ -93,12 +95,18 @@ def _parser() -> argparse.ArgumentParser:
 def _handler(operator: Operator) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, operator.metrics.text())
+                return
             trouble = {"/healthz": operator.ill, "/readyz": operator.unready}.get(self.path)
             said = trouble() if trouble else "not here"
-            self.send_response(200 if not said else 503 if trouble else 404)
-            self.send_header("Content-Type", "text/plain")
+            self._answer(200 if not said else 503 if trouble else 404, f"{said or 'ok'}\n".encode())
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
             self.end_headers()
-            self.wfile.write(f"{said or 'ok'}\n".encode())
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

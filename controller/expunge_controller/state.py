@@ -34,10 +34,10 @@ def is_done(store: Store, step: Step) -> bool:
 
 
 def wanted_keys(plan: Plan, done: set[str]) -> set[str]:
-    """Keys of unfinished steps that something unfinished needs, evaluations being what is wanted in the end: a
+    """Keys of unfinished steps that something unfinished needs, evaluations (and a report) being what is wanted in the end: a
     finished evaluation does not bring back an adapter that was deleted since."""
     wanted: set[str] = set()
-    ask = [s.key for s in plan.steps if s.kind == "evaluate"]
+    ask = [s.key for s in plan.steps if s.kind in ("evaluate", "report")]
     while ask:
         key = ask.pop()
         if key in done or key in wanted:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from expunge_jobs.task import Task
     from expunge_jobs.work import Work
 
+WITHOUT_TORCH = ("stage", "report")
+"""Kinds that compute nothing."""
 DISTURBED = 10
 """Attempts of one Job that may end from outside, one after the other and none of them leaving a checkpoint."""
 
@@ -194,13 +196,15 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
     # Libraries warn about their own future; a step's log is for what its user can act on.
     warnings.filterwarnings("ignore")
     device = "cpu"
-    if task.kind != "stage":
+    libraries = ["expunge"]
+    if task.kind not in WITHOUT_TORCH:
         device = _prepare_torch(threads)
         work.team = team.join()
+        libraries += ["torch", "transformers", "peft", "accelerate", "tokenizers"]
     program = importlib.import_module(f"expunge_jobs.{task.kind}")
     figures = program.run(task, work)
     work.team.leave()
-    versions = {n: version(n) for n in ("expunge", "torch", "transformers", "peft", "accelerate", "tokenizers")}
+    versions = {n: version(n) for n in libraries}
     versions["python"] = sys.version.split()[0]
     return figures, versions, device
 

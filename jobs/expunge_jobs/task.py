@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StringConstraints,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -27,10 +28,10 @@ from expunge_jobs.errors import BadTask
 TASK_FORMAT = 1
 """The version of this file's JSON; a task with a newer one is refused by name."""
 
-KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 1}
+KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 1, "report": 1}
 """Raised by hand when the results of a kind change; part of every key."""
 
-Kind = Literal["stage", "memorize", "finetune", "merge", "evaluate"]
+Kind = Literal["stage", "memorize", "finetune", "merge", "evaluate", "report"]
 Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
 
 
@@ -348,7 +349,15 @@ class EvaluateTask(_Task):
     dtype: Dtype = "checkpoint"
 
 
-Task = StageTask | MemorizeTask | FinetuneTask | MergeTask | EvaluateTask
+class ReportTask(_Task):
+    """Gathers an experiment's evaluations -> ``results.json``. Which they are, the experiment's record in the store says: a
+    sweep has more of them than an environment variable can hold."""
+
+    kind: Literal["report"] = "report"
+    record: Annotated[str, StringConstraints(pattern=r"^experiments/.+/[0-9a-f]{64}\.json$")]
+
+
+Task = StageTask | MemorizeTask | FinetuneTask | MergeTask | EvaluateTask | ReportTask
 _TASK: TypeAdapter[Task] = TypeAdapter(Annotated[Task, Field(discriminator="kind")])
 
 

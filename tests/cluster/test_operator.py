@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import ControlPlane
 from operating import Operating, apply, events, experiment, install_definition, status, wait_until
-from testsite import Site
+from runs import attempts, weights
+from testsite import Site, until
+
+SLOW = {"epochs": 40}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,31 +31,215 @@ def operator(site: Site) -> Iterator[Operating]:
     operating.close()
 
 
-def test_applied_it_runs_to_its_end(site: Site, operator: Operating) -> None:
+def slower(site: Site, name: str = "tiny", **spec: Any) -> dict[str, Any]:
+    """The same with steps of a few seconds."""
+    found = experiment(site, name, **spec)
+    found["spec"]["memorize"] |= SLOW
+    for specialist in found["spec"]["specialists"].values():
+        specialist |= SLOW
+    return found
+
+
+def patch(site: Site, spec: dict[str, Any], name: str = "tiny") -> None:
+    site.plane.kubectl(
+        "patch", "experiment", name, "-n", site.namespace, "--type=merge", "-p", json.dumps({"spec": spec})
+    )
+
+
+def unfinished(site: Site) -> list[str]:
+    """Steps whose Jobs have not ended."""
+    return [
+        j["metadata"]["annotations"]["expunge.dev/step"] for j in site.get("jobs")
+        if not any(c["type"] in ("Complete", "Failed") for c in j["status"].get("conditions", []))
+    ]  # fmt: skip
+
+
+def test_applied_it_runs_to_its_end(site: Site, operator: Operating, finished: Path) -> None:
     apply(site, experiment(site))
     site.plane.kubectl("wait", "--for=condition=Complete", "experiment/tiny", "-n", site.namespace, "--timeout=120s")
     found = status(site)
-    assert found["phase"] == "Complete"
-    assert found["steps"] == "10/10"
-    assert found["trials"] == "1/1"
+    assert (found["phase"], found["steps"], found["trials"]) == ("Complete", "11/11", "1/1")
     assert found["observedGeneration"] == 1
     assert {c["type"]: c["status"] for c in found["conditions"]} == {
         "Complete": "True", "Failed": "False", "Progressing": "False",
     }  # fmt: skip
     said = dict(events(site))
     assert {"Planned", "Started", "Finished", "Complete"} <= said.keys()
-    assert said["Complete"] == "every model is evaluated"
-    owners = {j["metadata"]["ownerReferences"][0]["name"] for j in site.get("jobs")}
-    assert owners == {"tiny"}
-    assert json.loads(operator.said.read_text().splitlines()[0])["message"] == "watching"
+    best = found["best"]
+    assert re.fullmatch(r"merged 0\.\d{3}", best)
+    assert said["Complete"] == f"every model is evaluated; best: {best}"
+    assert {j["metadata"]["ownerReferences"][0]["name"] for j in site.get("jobs")} == {"tiny"}
+    made = {k: v for k, v in weights(site.objects).items() if not k.startswith("report/")}
+    assert made == weights(finished), "the same keys and bits as on one machine"
+    assert operator.lines()[0]["message"] == "watching"
+    assert any(x.get("experiment") == "tiny" and x["message"].startswith("Complete") for x in operator.lines())
+
+    shown = site.plane.kubectl("get", "experiments", "-n", site.namespace)
+    assert "Complete" in shown
+    assert "11/11" in shown
+    site.plane.kubectl("delete", "experiment", "tiny", "-n", site.namespace)
+    until(lambda: site.get("jobs") == [] and site.get("pods") == [], 60)
+    assert len(attempts(site.objects)) == 11, "artifacts stay"
 
 
 def test_what_a_file_may_not_say_is_a_condition(site: Site, operator: Operating) -> None:
     wrong = experiment(site)
     wrong["spec"]["specialists"]["over"]["objective"] = {"nop": 1.0}
+    wrong["spec"]["data"]["forget"] = "file:///etc/passwd"
     apply(site, wrong)
-    found = wait_until(site, "Invalid")
-    failed = next(c for c in found["conditions"] if c["type"] == "Failed")
+    failed = next(c for c in wait_until(site, "Invalid")["conditions"] if c["type"] == "Failed")
     assert failed["status"] == "True"
-    assert "nop" in failed["message"]
+    assert "spec.specialists.over.objective: " in failed["message"]
     assert "npo" in failed["message"]
+    wrong["spec"]["specialists"]["over"].pop("objective")
+    site.plane.kubectl("delete", "experiment", "tiny", "-n", site.namespace)
+    apply(site, wrong)
+    failed = next(c for c in wait_until(site, "Invalid")["conditions"] if c["type"] == "Failed")
+    assert (
+        "spec.data.forget: 'file:///etc/passwd' is not to be read from here; allowed: builtin://" in failed["message"]
+    )
+    assert site.get("jobs") == []
+
+
+def test_suspended_it_starts_nothing_and_resumed_it_goes_on(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    until(lambda: unfinished(site) == ["memorize"], 60)
+    patch(site, {"suspend": True})
+    found = wait_until(site, "Suspended")
+    until(lambda: unfinished(site) == [], 60)
+    until(lambda: status(site)["steps"] == "1/11", 60)
+    assert len(site.get("jobs")) == 1
+    assert {c["type"]: c["status"] for c in found["conditions"]}["Progressing"] == "False"
+    patch(site, {"suspend": False})
+    wait_until(site, "Complete")
+    assert set(attempts(site.objects).values()) == {1}
+
+
+def test_cancelled_its_jobs_go_and_tried_again_it_goes_on(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    site.training("memorize")
+    patch(site, {"cancel": True})
+    wait_until(site, "Cancelled")
+    until(lambda: site.get("jobs") == [], 60)
+    done = site.on_cluster("retry", "experiment/tiny")
+    assert done.returncode == 0, done.stderr
+    wait_until(site, "Complete", seconds=180)
+    assert site.resumed("memorize"), "from its checkpoint"
+
+
+def test_edited_it_ends_what_only_the_old_one_needed(site: Site, operator: Operating) -> None:
+    old = slower(site)
+    apply(site, old)
+    until(lambda: "finetune over" in unfinished(site), 60)
+    went = site.job("finetune over")["metadata"]["name"]
+    old["spec"]["specialists"]["over"]["learning_rate"] = 2.0e-2
+    apply(site, old)
+    until(lambda: went not in [j["metadata"]["name"] for j in site.get("jobs")], 60)
+    found = wait_until(site, "Complete", seconds=180)
+    assert found["observedGeneration"] == 2
+    assert attempts(site.objects)[next(s for s in attempts(site.objects) if "memorize" in s)] == 1
+
+
+def test_killed_and_started_again_it_does_nothing_twice(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    until(lambda: unfinished(site) == ["memorize"], 60)
+    operator.end(signal.SIGKILL)
+    until(lambda: unfinished(site) == [], 60)
+    operator.begin()
+    until(lambda: "finetune under" in unfinished(site), 60)
+    operator.end(signal.SIGKILL)
+    operator.begin()
+    wait_until(site, "Complete", seconds=180)
+    assert set(attempts(site.objects).values()) == {1}
+    said = [reason for reason, _ in events(site)]
+    assert (said.count("Planned"), said.count("Complete")) == (1, 1)
+
+
+def test_failed_and_applied_with_more_memory_it_goes_on(site: Site, operator: Operating) -> None:
+    given = slower(site)
+    given["spec"]["resources"] = given["spec"]["resources"] | {"memorize": {"cpu": 2, "memory": "1Gi"}}
+    apply(site, given)
+    site.training("memorize").kill_for_memory()
+    found = wait_until(site, "Failed")
+    failed = next(c for c in found["conditions"] if c["type"] == "Failed")
+    assert "memorize: out of memory at 1Gi: raise resources.memorize.memory" in failed["message"]
+    assert found["reasons"][0]["step"] == "memorize"
+    assert ("StepFailed", failed["message"].partition("1 failed: ")[2]) in events(site)
+    given["spec"]["resources"]["memorize"]["memory"] = "2Gi"
+    apply(site, given)
+    wait_until(site, "Complete", seconds=180)
+
+
+def test_two_that_need_the_same_step_do_it_once_and_one_may_go(site: Site, operator: Operating) -> None:
+    apply(site, slower(site, "one"))
+    site.training("memorize")
+    apply(site, slower(site, "two"))
+    until(lambda: status(site, "two").get("phase") == "Running")
+    site.plane.kubectl("delete", "experiment", "one", "-n", site.namespace)
+    wait_until(site, "Complete", "two", seconds=180)
+    counts = attempts(site.objects)
+    assert sorted(counts.values())[:-1] == [1] * 10, "only the step that one had begun was begun again"
+    assert max(counts.values()) <= 2
+
+
+def test_no_more_jobs_than_it_may_have(site: Site) -> None:
+    operating = Operating(site, "--max-jobs", "1")
+    operating.begin()
+    try:
+        for name in ("one", "two"):
+            apply(site, experiment(site, name, seed=1 if name == "one" else 2))
+        most = 0
+
+        def over() -> bool:
+            nonlocal most
+            most = max(most, len(unfinished(site)))
+            return all(status(site, n).get("phase") == "Complete" for n in ("one", "two"))
+
+        until(over, 300)
+        assert most == 1
+    finally:
+        operating.close()
+
+
+def test_two_operators_at_once_are_harmless(site: Site, operator: Operating) -> None:
+    other = Operating(site)
+    other.begin()
+    try:
+        apply(site, experiment(site))
+        wait_until(site, "Complete")
+        assert set(attempts(site.objects).values()) == {1}
+    finally:
+        other.close()
+
+
+def test_by_the_command_from_anywhere(site: Site, operator: Operating, tmp_path: Path) -> None:
+    done = site.on_cluster("submit", str(site.file), "--wait", "--set", "resources.merge.cpu=1")
+    assert done.returncode == 0, done.stderr
+    assert "experiment/tiny created" in done.stderr
+    assert "Complete, steps 11/11" in done.stderr
+    assert "tiny" in site.on_cluster("list", "experiments").stdout
+    table = site.on_cluster("results", "experiment/tiny")
+    assert "merged" in table.stdout, table.stderr
+    assert "done" in site.on_cluster("status", "experiment/tiny").stdout
+    assert '"event": "done"' in site.on_cluster("logs", "experiment/tiny", "merge").stdout
+    pulled = site.on_cluster("pull", "experiment/tiny", "--to", str(tmp_path / "adapter"))
+    assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    wrong = site.on_cluster("status", "experiment/tniy")
+    assert wrong.returncode == 2
+    assert "no experiment 'tniy'" in wrong.stderr
+    assert "did you mean 'tiny'" in wrong.stderr
+    again = site.on_cluster("submit", str(site.file), "--set", "resources.merge.cpu=1")
+    assert "changed" in again.stderr
+
+
+def test_a_store_that_is_away_is_waited_for(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    until(lambda: unfinished(site) == ["memorize"], 60)
+    site.server.stop()
+    try:
+        until(lambda: any(x["level"] == "warning" for x in operator.lines()), 120)
+        assert operator.answers("/healthz")
+    finally:
+        site.server.start()
+    wait_until(site, "Complete", seconds=300)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import shutil
 import signal
 import ssl
 import subprocess
@@ -21,7 +20,7 @@ from typing import Any
 import trustme
 import yaml
 from s3server import free_port
-from tools import binary
+from tools import binary, dies_with_us
 
 ADMINS = "system:masters"
 
@@ -245,11 +244,6 @@ def _https(host: str, port: int) -> http.client.HTTPSConnection:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def dies_with_us() -> list[str]:
-    """A prefix that ends the program when the process that started it is gone, however it went."""
-    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import images
-from cluster import ControlPlane, dies_with_us
+from cluster import ControlPlane
 from s3server import S3Server
-from tools import CACHE, binary
+from tools import CACHE, binary, dies_with_us
 
 HOST, NODE, PODS = "10.99.0.1", "10.99.0.2", "10.244.0.0/24"
 """Addresses of this machine's end and of the node's, and the network of its pods."""

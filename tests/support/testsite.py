@@ -30,7 +30,7 @@ class Site:
     """The shipped command, before one namespace and one prefix of the store."""
 
     def __init__(self, plane: ControlPlane, node: Node, namespace: str, server: S3Server, file: Path) -> None:
-        self.plane, self.node, self.namespace, self.file = plane, node, namespace, file
+        self.plane, self.node, self.namespace, self.server, self.file = plane, node, namespace, server, file
         self.image = "registry.test/expunge-jobs:1"
         self.store = f"s3://{BUCKET}/{namespace}"
         self.environment = {"KUBECONFIG": str(plane.kubeconfig), "AWS_ENDPOINT_URL_S3": server.url}
@@ -52,8 +52,17 @@ class Site:
         return [verb, str(self.file), *where, "--executor", "kubernetes", "--set", THREADS, *more]
 
     def begin(self, verb: str, *more: str) -> subprocess.Popen[str]:
+        return self._begin(self.words(verb, *more))
+
+    def on_cluster(self, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
+        """A verb on what the operator runs."""
+        process = self._begin([verb, *more, "--namespace", self.namespace])
+        out, err = process.communicate(timeout=900)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def _begin(self, words: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "expunge_controller", *self.words(verb, *more)],
+            [sys.executable, "-m", "expunge_controller", *words],
             env=os.environ | self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._begun.append(process)

@@ -45,6 +45,11 @@ def binary(name: str) -> Path:
     return _once(place, lambda new, module: _build_package(package, version, new, module))
 
 
+def dies_with_us() -> list[str]:
+    """A prefix that ends the program when the process that started it is gone, however it went."""
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+
+
 def _kubernetes() -> Path:
     """The folder of Kubernetes' programs."""
     key = hashlib.sha256(_MAIN.read_bytes()).hexdigest()[:8]

@@ -33,6 +33,9 @@ class Fails:
         self._ended.append(Ended(step.key, ok=False, reason="as the test wishes", final=True))
         return "started"
 
+    def adopt(self, step: Step) -> bool:
+        return False
+
     def busy(self) -> set[str]:
         return {e.key for e in self._ended}
 

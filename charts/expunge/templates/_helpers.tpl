@@ -20,8 +20,9 @@ app.kubernetes.io/component: operator
 {{- define "expunge.image" -}}
 {{- $image := index . 0 -}}
 {{- $version := index . 1 -}}
-{{- $name := $image.registry | ternary (printf "%s/%s" $image.registry $image.repository) $image.repository -}}
-{{- $image.digest | ternary (printf "%s@%s" $name $image.digest) (printf "%s:%s" $name (default $version $image.tag)) -}}
+{{- with $image.registry }}{{ . }}/{{ end -}}
+{{- $image.repository -}}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $version $image.tag }}{{ end -}}
 {{- end -}}
 
 {{- /* Names of the watched namespaces, as a JSON list. */ -}}

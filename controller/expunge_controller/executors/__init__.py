@@ -37,6 +37,10 @@ class Executor(Protocol):
         """Start a step, if there is room and nobody else runs it."""
         ...
 
+    def adopt(self, step: Step) -> bool:
+        """Wait for a step that is at work already and would go on without anybody; whether there is one."""
+        ...
+
     def busy(self) -> set[str]:
         """Keys of the steps that this run waits for."""
         ...

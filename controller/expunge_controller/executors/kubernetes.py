@@ -141,6 +141,15 @@ class KubernetesExecutor:
             self._in_the_way[step.key] = (since, now + AGAIN)
         return "started" if started else "no room"
 
+    def adopt(self, step: Step) -> bool:
+        known = self.watch.jobs.get(job_name(step))
+        if known is None or not _is_at_work(known, step) or known["metadata"]["uid"] in self._deleted:
+            return False
+        if self.places:
+            self.places.take(job_name(step), there=True)
+        self._hold(step, known, self._wish(step), seen=True)
+        return True
+
     def busy(self) -> set[str]:
         return {*self._here, *(e.key for e in self._ended)}
 
@@ -206,23 +215,21 @@ class KubernetesExecutor:
 
     def _create_or_adopt(self, step: Step) -> bool:
         """Whether the step has a Job that can be waited for. One of an earlier run that failed makes room for ours."""
-        name = job_name(step)
-        wish = job(step, self.site, self.resources, self.kubernetes, self.run, self.owner)
-        known = self.watch.jobs.get(name)
-        if known and _is_at_work(known, step) and known["metadata"]["uid"] not in self._deleted:
-            if self.places:
-                self.places.take(name, there=True)
-            self._hold(step, known, wish, seen=True)
+        if self.adopt(step):
             return True
+        name = job_name(step)
         if self.places and not self.places.take(name):
             return False
         held = False
         try:
-            held = self._create(step, wish)
+            held = self._create(step, self._wish(step))
         finally:
             if self.places and not held:
                 self.places.leave(name)
         return held
+
+    def _wish(self, step: Step) -> Object:
+        return job(step, self.site, self.resources, self.kubernetes, self.run, self.owner)
 
     def _create(self, step: Step, wish: Object) -> bool:
         try:

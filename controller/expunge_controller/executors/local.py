@@ -169,6 +169,9 @@ class LocalExecutor:
             os.close(lock)  # the step's own copy holds it now
         return "started"
 
+    def adopt(self, step: Step) -> bool:
+        return False  # what another runner has begun ends with it
+
     def busy(self) -> set[str]:
         return set(self._here)
 

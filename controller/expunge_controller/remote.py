@@ -1,0 +1,184 @@
+"""Experiments that a cluster runs, as the command sees them: submitted, listed, read back, cancelled, tried again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from expunge_jobs.errors import nearest
+from expunge_jobs.store import Store
+
+from expunge_controller.conditions import FINAL
+from expunge_controller.crd import GROUP, PLURAL, VERSION
+from expunge_controller.document import ExperimentError
+from expunge_controller.experiment import API_VERSION, Loaded
+from expunge_controller.kubeapi import ApiError, Cluster, Object
+from expunge_controller.plan import inputs_of
+from expunge_controller.upload import upload
+
+PREFIX = "experiment/"
+"""In place of a file: an Experiment of the cluster, as kubectl names it."""
+RETRY = "expunge.dev/retry"
+"""An annotation: whenever its value is new, what has failed is tried again."""
+POLL = 2.0
+
+
+def resources_path(namespace: str, name: str = "", status: bool = False) -> str:
+    """Of the Experiments of a namespace, of one, or of its status."""
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+    return path + (f"/{name}" if name else "") + ("/status" if status else "")
+
+
+def read(cluster: Cluster, name: str) -> Object:
+    """The Experiment of this name.
+
+    Raises:
+        ExperimentError: there is none; with the nearest name that there is.
+        ApiError: the cluster refuses, or does not answer.
+    """
+    try:
+        return cluster.request("GET", resources_path(cluster.namespace, name))
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        names = [e["metadata"]["name"] for e in _list(cluster)]
+        said = f"no experiment '{name}' in namespace {cluster.namespace}{nearest(name, names)}"
+        raise ExperimentError([said]) from None
+
+
+def store_of(resource: Object) -> str:
+    """Where its artifacts lie, as the operator says.
+
+    Raises:
+        ExperimentError: no operator has seen it.
+    """
+    uri = (resource.get("status") or {}).get("store")
+    if not uri:
+        name, namespace = resource["metadata"]["name"], resource["metadata"]["namespace"]
+        raise ExperimentError([f"no operator has begun experiment '{name}': does one watch namespace {namespace}?"])
+    return str(uri)
+
+
+def rows(cluster: Cluster) -> list[list[str]]:
+    """Name, phase, trials, steps, best and age of each.
+
+    Raises:
+        ApiError: the cluster refuses, or does not answer.
+    """
+    out = []
+    for each in _list(cluster):
+        meta, status = each["metadata"], each.get("status") or {}
+        age = datetime.now(UTC) - datetime.fromisoformat(meta["creationTimestamp"])
+        shown = [status.get(k) or "-" for k in ("phase", "trials", "steps", "best")]
+        out.append([meta["name"], *shown, _age(age.total_seconds())])
+    return out
+
+
+def submit(cluster: Cluster, loaded: Loaded, store: Store | None) -> tuple[Object, bool]:
+    """The Experiment, made or changed (and whether it was there), as the API server has it. ``store``: local inputs are put
+    into it first.
+
+    Raises:
+        ExperimentError: inputs of this machine, and no store to put them into; what the API server refuses.
+        ApiError: the cluster does not answer.
+    """
+    spec = _reachable(loaded, store)
+    path = resources_path(cluster.namespace)
+    meta: Object = {"name": loaded.name, "namespace": cluster.namespace}
+    for field in ("labels", "annotations"):
+        if given := getattr(loaded.experiment.metadata, field):
+            meta[field] = given
+    body = {"apiVersion": API_VERSION, "kind": "Experiment", "metadata": meta, "spec": spec}
+    strict = {"fieldValidation": "Strict", "fieldManager": "expunge"}
+    try:
+        try:
+            return cluster.request("POST", path, body, strict), False
+        except ApiError as error:
+            if error.status != 409:
+                raise
+        before = cluster.request("GET", f"{path}/{loaded.name}")
+        body["metadata"] = before["metadata"] | {k: v for k, v in meta.items() if k in ("labels", "annotations")}
+        return cluster.request("PUT", f"{path}/{loaded.name}", body, strict), True
+    except ApiError as error:
+        if error.status == 404:
+            said = "this cluster knows no Experiments: install the chart, or use --executor kubernetes"
+            raise ExperimentError([said]) from None
+        if error.status in (400, 422):
+            raise ExperimentError([f"the cluster refuses it: {error}"]) from None
+        raise
+
+
+def follow(cluster: Cluster, name: str) -> Iterator[tuple[str, str]]:
+    """Phase and steps of an Experiment whenever they change, until its present generation has come to an end.
+
+    Raises:
+        ExperimentError: it is gone.
+        ApiError: the cluster refuses, or does not answer.
+    """
+    told = ("", "")
+    while True:
+        found = read(cluster, name)
+        status = found.get("status") or {}
+        seen = status.get("observedGeneration") == found["metadata"]["generation"]
+        now = (str(status.get("phase", "Pending")) if seen else "Pending", str(status.get("steps", "")))
+        if now != told:
+            yield now
+            told = now
+        if now[0] in FINAL:
+            return
+        time.sleep(POLL)
+
+
+def cancel(cluster: Cluster, name: str) -> None:
+    """Ask the operator to end its Jobs; what is finished is kept."""
+    read(cluster, name)
+    cluster.request("PATCH", resources_path(cluster.namespace, name), {"spec": {"cancel": True}})
+
+
+def retry(cluster: Cluster, name: str) -> None:
+    """Ask the operator to try again what has failed, or go on with what was cancelled."""
+    read(cluster, name)
+    asked = {"metadata": {"annotations": {RETRY: datetime.now(UTC).isoformat()}}, "spec": {"cancel": False}}
+    cluster.request("PATCH", resources_path(cluster.namespace, name), asked)
+
+
+def _list(cluster: Cluster) -> list[Object]:
+    return cluster.list(resources_path(cluster.namespace))[0]
+
+
+def _reachable(loaded: Loaded, store: Store | None) -> Any:
+    """The spec as the file has it, its local inputs as addresses in the store."""
+    local: dict[str, list[tuple[str | int, ...]]] = {}
+    for trial in loaded.trials:
+        asked = inputs_of(trial.spec)
+        for path, uri in {**asked.files, **asked.models, **asked.adapters}.items():
+            if uri.startswith("file://") and path not in local.setdefault(uri, []):
+                local[uri].append(path)
+    if local and store is None:
+        said = "of this machine, which the cluster cannot read: give --upload and --store, or put it there by `expunge upload`"
+        raise ExperimentError(
+            [loaded.document.at(("spec", *p[0]), f"{u.removeprefix('file://')}: {said}") for u, p in local.items()]
+        )
+    spec: Any = loaded.document.raw["spec"]
+    if store is not None:
+        there = {uri: upload(store, Path(uri.removeprefix("file://"))) for uri in local}
+        spec = _replaced(spec, there)
+    return spec
+
+
+def _replaced(value: Any, words: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _replaced(v, words) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_replaced(v, words) for v in value]
+    return words.get(value, value) if isinstance(value, str) else value
+
+
+def _age(seconds: float) -> str:
+    for size, letter in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{letter}"
+    return f"{int(seconds)}s"
