@@ -48,6 +48,7 @@ def forget(site: Site, steps: set[str]) -> None:
     until(lambda: not site.get("pods"))
 
 
+@pytest.mark.timeout(3000)  # some forty runs
 def test_killed_at_every_call(
     site: Site,
     plane: ControlPlane,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import images
 import pytest
+from chart import helm
 from kubernetes import client, config
 from machine import SMALL, Real
+from operating import apply, experiment, wait_until
 from runs import SLOWER, attempts, tiny, wait_for
 from s3fixtures import credentials
+from s3server import BUCKET
 from testsite import Site, until
 
 __all__ = ["credentials", "tiny"]
@@ -104,6 +108,24 @@ def test_the_kubelet_goes_and_comes_back_under_a_running_step(site: Site, real: 
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert set(attempts(site.objects).values()) == {1}
+
+
+def test_the_chart_and_its_operator(site: Site, real: Real) -> None:
+    """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted."""
+    real.install(f"s3://{BUCKET}", site.namespace, "credentials")
+    given = experiment(site)
+    given["spec"]["resources"] = {
+        k: {"cpu": 1, "memory": "3Gi", "disk": "2Gi"} for k in ("memorize", "finetune", "merge", "evaluate")
+    }
+    apply(site, given)
+    found = wait_until(site, "Complete", seconds=300)
+    assert re.fullmatch(r"merged \d\.\d{3}", found["best"])
+    assert found["steps"] == "11/11"
+    report = site.job("report")["spec"]["template"]["spec"]["containers"][0]
+    assert report["image"] == "localhost/expunge-controller:test"
+    site.plane.kubectl("delete", "experiment", "tiny", "-n", site.namespace)
+    until(lambda: site.get("jobs") == [], 60)
+    assert helm("uninstall", "expunge", "--namespace", site.namespace, plane=real.plane).returncode == 0
 
 
 def test_a_disk_that_is_full(site: Site) -> None:

@@ -36,6 +36,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_the_merge_is_above_both_specialists_on_most_seeds(
     stores: dict[int, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +55,7 @@ def test_the_merge_is_above_both_specialists_on_most_seeds(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_killed_three_times_it_ends_with_the_same_weights_and_scores(
     stores: dict[int, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

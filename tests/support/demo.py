@@ -1,6 +1,6 @@
 """A real cluster of one node with two GPUs that are none, an S3 server and our images; as root.
 
-demo.py          start it, run the quickstart in its pods, end it
+demo.py          start it, install the chart, hand the quickstart to its operator, end it
 demo.py up       start it in the background and print how to use it
 demo.py down     end what ``up`` started
 """
@@ -48,6 +48,7 @@ def cluster() -> Iterator[tuple[Real, dict[str, str]]]:
             real.plane.kubectl(
                 "create", "secret", "generic", "store", *(f"--from-literal={k}={v}" for k, v in values.items())
             )
+            real.install(f"s3://{BUCKET}/demo", "default", "store")
             yield real, values | {
                 "KUBECONFIG": str(real.plane.kubeconfig), "EXPUNGE_EXECUTOR": "kubernetes",
                 "EXPUNGE_STORE": f"s3://{BUCKET}/demo", "EXPUNGE_IMAGE": "localhost/expunge-jobs:test",
@@ -58,14 +59,17 @@ def cluster() -> Iterator[tuple[Real, dict[str, str]]]:
 
 def run() -> int:
     """The quickstart in pods, to its table."""
-    say("building what is missing: Kubernetes, images (10 to 20 minutes the first time)")
+    say("building what is missing: Kubernetes, helm, images (10 to 20 minutes the first time)")
     with cluster() as (real, settings):
-        words = ["run", QUICKSTART, "--secret", "store", *SMALL]
-        done = subprocess.run(
-            [sys.executable, "-m", "expunge_controller", *words], env=os.environ | settings, check=False
-        )
-        say(real.plane.kubectl("get", "jobs,pods"))
-        return done.returncode
+
+        def expunge(*words: str) -> int:
+            command = [sys.executable, "-m", "expunge_controller", *words]
+            return subprocess.run(command, env=os.environ | settings, check=False).returncode
+
+        say(real.plane.kubectl("get", "pods"))
+        code = expunge("submit", QUICKSTART, "--wait", *SMALL)
+        say(real.plane.kubectl("get", "experiments,jobs,pods"))
+        return code or expunge("results", "experiment/quickstart", "--store", f"s3://{BUCKET}/demo/default")
 
 
 def hold() -> int:
@@ -118,7 +122,7 @@ def up() -> int:
             held.wait()
         return 130
     print((STATE / "exports").read_text(), end="", flush=True)
-    say(f"the cluster is up; for example: expunge run {QUICKSTART} --secret store {' '.join(SMALL)}")
+    say(f"the cluster is up; for example: expunge submit {QUICKSTART} --wait {' '.join(SMALL)}")
     say("make cluster-down ends it")
     return 0
 

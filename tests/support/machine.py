@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import images
+from chart import CHART, helm
 from cluster import ControlPlane
 from s3server import S3Server
 from tools import CACHE, binary, dies_with_us
@@ -285,6 +286,21 @@ class Real:
         self.server = S3Server(self.folder / "s3", host=HOST)
         images.make_base()
         self.machine.join(self.plane, [images.build("jobs")])
+
+    def install(self, store: str, namespace: str, secret: str) -> None:
+        """The chart, with our own images, until its operator is ready."""
+        self.machine.bring(images.build("controller"))
+        values = {
+            "store.uri": store, "store.existingSecret": secret, "operator.image.registry": "localhost",
+            "operator.image.tag": "test", "jobs.image.registry": "localhost", "jobs.image.tag": "test",
+            "operator.resources.requests.memory": "128Mi",
+        }  # fmt: skip
+        given = [w for k, v in values.items() for w in ("--set", f"{k}={v}")]
+        done = helm(
+            "upgrade", "--install", "expunge", str(CHART), "--namespace", namespace, *given, "--wait", "--timeout=110s",
+            plane=self.plane,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr + self.plane.kubectl("describe", "pods", "-n", namespace)
 
     def stop(self) -> None:
         self.machine.stop()

@@ -72,6 +72,12 @@ class Operating:
         except OSError:
             return False
 
+    def metrics(self) -> dict[str, float]:
+        """Its figures by name and labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+            lines = [x.rsplit(" ", 1) for x in answer.read().decode().splitlines() if not x.startswith("#")]
+        return {name: float(value) for name, value in lines}
+
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged."""
         return [json.loads(line) for line in self.said.read_text().splitlines()]
