@@ -121,7 +121,7 @@ def job(
         "kind": "Job",
         "metadata": {
             "name": job_name(step), "namespace": site.namespace, "labels": labels,
-            "annotations": {KEY: step.key, RESOURCES: _fingerprint(site, asked, kubernetes), "expunge.dev/step": step.name},
+            "annotations": {KEY: step.key, RESOURCES: fingerprint(site, asked, kubernetes), "expunge.dev/step": step.name},
             **({"ownerReferences": [owner]} if owner else {}),
         },
         "spec": {
@@ -285,7 +285,7 @@ def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[st
     return volumes, mounts
 
 
-def _fingerprint(site: Site, asked: Resources, kubernetes: Kubernetes) -> str:
+def fingerprint(site: Site, asked: Resources, kubernetes: Kubernetes) -> str:
     """Tells whether a Job that failed had what this run asks for: its failure is no verdict on another's."""
     what = {
         "resources": asked.model_dump(mode="json"), "kubernetes": kubernetes.model_dump(mode="json"), "image": site.image,

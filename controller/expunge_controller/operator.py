@@ -22,11 +22,11 @@ from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional
 from expunge_controller.conditions import FINAL, Phase, conditions, cut, summary
 from expunge_controller.document import ExperimentError
 from expunge_controller.executors import Progress, progress_words
-from expunge_controller.executors.kubernetes import KubernetesExecutor
-from expunge_controller.executors.watch import Watch, jobs_path
+from expunge_controller.executors.kubernetes import KubernetesExecutor, cancel
+from expunge_controller.executors.watch import Watch
 from expunge_controller.experiment import API_VERSION, Loaded, ResourcesByKind, load_resource
 from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
-from expunge_controller.manifests import KEY, Site, requested
+from expunge_controller.manifests import Site, requested
 from expunge_controller.metrics import Metrics
 from expunge_controller.plan import Step, inputs_of
 from expunge_controller.queueing import Places, Who, WorkQueue
@@ -294,13 +294,13 @@ class Operator:
         room = _Room(self.places, who, meta["creationTimestamp"])
         own = loaded.experiment.spec
         executor = KubernetesExecutor(
-            store, self.watches[namespace], site, own.resources, own.kubernetes, resolved.digest[:16], own.parallel,
+            store, self.watches[namespace], site, own.resources, own.kubernetes, meta["uid"], own.parallel,
             owner=owner, places=room, wake=lambda: self._wake(who), look=LOOK,
         )  # fmt: skip
         teller = _Teller(lambda step, seconds: self._count(step, seconds, own.resources))
         runner = Runner(store, executor, resolved, teller, cancelled=lambda: False)
-        if not same:
-            self._end_jobs(namespace, meta["uid"], {s.key for s in resolved.plan.steps})
+        if not same and found["status"].get("observedGeneration"):  # what only an earlier generation needs
+            cancel(self.cluster, namespace, meta["uid"], {s.key for s in resolved.plan.steps})
         runner.begin(anew=not same)
         active = _Active(meta["uid"], meta["generation"], meta["retry"], resolved, executor, runner, teller, site.image)
         self._active[who] = active
@@ -338,7 +338,7 @@ class Operator:
             self._write(
                 who, found, phase, trouble, lambda: self._figures(active), reason="Unavailable" if trouble else ""
             )
-            return LOOK
+            return min(LOOK, active.runner.due())
         if going:
             self._write(
                 who, found, "Suspended", "nothing runs; spec.suspend: false goes on", lambda: self._figures(active)
@@ -384,7 +384,7 @@ class Operator:
 
     def _cancel(self, who: Who, found: Object) -> None:
         self._forget(who)
-        count = self._end_jobs(who[0], found["metadata"]["uid"], set())
+        count = cancel(self.cluster, who[0], found["metadata"]["uid"])
         message = f"{count} Jobs ended; what is finished is kept"
         self._say(who, found, "Normal", "Cancelled", message)
         self._write(who, found, "Cancelled", message, lambda: {"reasons": []})
@@ -395,16 +395,6 @@ class Operator:
             active.executor.stop(0)
         self.places.turn(who)
         self.places.offer()
-
-    def _end_jobs(self, namespace: str, owner: str, keep: set[str]) -> int:
-        """Delete its own unfinished Jobs but for those of these keys; how many."""
-        count = 0
-        for job in self.watches[namespace].jobs.of(owner):
-            meta = job["metadata"]
-            ended = any(c["type"] in ("Failed", "Complete") for c in job["status"]["conditions"])
-            if meta["annotations"].get(KEY) not in keep and not ended and not meta["deletionTimestamp"]:
-                count += self.cluster.delete(jobs_path(namespace, meta["name"]), meta["uid"])
-        return count
 
     def _store(self, namespace: str) -> Store:
         if namespace not in self._stores:

@@ -130,6 +130,12 @@ class Runner:
         self._look_elsewhere()
         return not ended or self.outcome.stopped or self._act()
 
+    def due(self) -> float:
+        """Seconds until the next tick has something to do though nobody says so; infinite where it has not."""
+        now = time.monotonic()
+        own = [then - now for then in self._not_before.values() if then > now]
+        return min([*own, self.executor.due()])
+
     def busy(self) -> set[str]:
         """Keys of steps that run, or have ended and are not judged yet."""
         return {*self.executor.busy(), *(ended.key for ended in self._untaken)}

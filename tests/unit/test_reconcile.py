@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +36,9 @@ class Fails:
 
     def adopt(self, step: Step) -> bool:
         return False
+
+    def due(self) -> float:
+        return math.inf
 
     def busy(self) -> set[str]:
         return {e.key for e in self._ended}

@@ -41,6 +41,10 @@ class Executor(Protocol):
         """Wait for a step that is at work already and would go on without anybody; whether there is one."""
         ...
 
+    def due(self) -> float:
+        """Seconds until a start that was put off may be tried again; infinite where none was."""
+        ...
+
     def busy(self) -> set[str]:
         """Keys of the steps that this run waits for."""
         ...

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -28,6 +29,7 @@ from expunge_controller.manifests import (
     RUN,
     START_TIMEOUT,
     Site,
+    fingerprint,
     job,
     job_name,
     requested,
@@ -120,8 +122,12 @@ class KubernetesExecutor:
             return "no room"
         if now < self._not_before or now < self._in_the_way.get(step.key, (0, 0))[1]:
             return "no room"
+        if self.adopt(step):
+            return "started"
+        if self.places and not self.places.take(job_name(step)):
+            return "no room"
         try:
-            started = self._create_or_adopt(step)
+            started = self._create(step)
         except ApiError as error:
             # 401: credentials that have expired, and may be renewed beside us; a quota waits for room like a queue.
             if error.passing or error.status == 401 or "exceeded quota" in str(error):
@@ -133,6 +139,9 @@ class KubernetesExecutor:
         except _Refused as error:
             self._ended.append(Ended(step.key, ok=False, reason=str(error), final=True))
             started = True
+        finally:
+            if self.places and step.key not in self._here:
+                self.places.leave(job_name(step))
         self._refused = ""
         if started:
             self._in_the_way.pop(step.key, None)
@@ -147,8 +156,13 @@ class KubernetesExecutor:
             return False
         if self.places:
             self.places.take(job_name(step), there=True)
-        self._hold(step, known, self._wish(step), seen=True)
+        self._hold(step, known, seen=True)
         return True
+
+    def due(self) -> float:
+        now = time.monotonic()
+        put_off = [self._not_before, *(again for _, again in self._in_the_way.values())]
+        return min((then - now for then in put_off if then > now), default=math.inf)
 
     def busy(self) -> set[str]:
         return {*self._here, *(e.key for e in self._ended)}
@@ -213,25 +227,9 @@ class KubernetesExecutor:
         for held in self._here.values():
             self._let_go(held)
 
-    def _create_or_adopt(self, step: Step) -> bool:
+    def _create(self, step: Step) -> bool:
         """Whether the step has a Job that can be waited for. One of an earlier run that failed makes room for ours."""
-        if self.adopt(step):
-            return True
-        name = job_name(step)
-        if self.places and not self.places.take(name):
-            return False
-        held = False
-        try:
-            held = self._create(step, self._wish(step))
-        finally:
-            if self.places and not held:
-                self.places.leave(name)
-        return held
-
-    def _wish(self, step: Step) -> Object:
-        return job(step, self.site, self.resources, self.kubernetes, self.run, self.owner)
-
-    def _create(self, step: Step, wish: Object) -> bool:
+        wish = job(step, self.site, self.resources, self.kubernetes, self.run, self.owner)
         try:
             found = self.cluster.request("POST", jobs_path(self.site.namespace), wish)
         except ApiError as error:
@@ -249,7 +247,7 @@ class KubernetesExecutor:
         if found["metadata"]["deletionTimestamp"]:
             return False
         if _is_at_work(found, step):
-            self._hold(step, found, wish)
+            self._hold(step, found)
             return True
         if is_done(self.store, step):
             self._ended.append(Ended(step.key, ok=True))
@@ -257,9 +255,10 @@ class KubernetesExecutor:
         self._delete(found)
         return False
 
-    def _hold(self, step: Step, found: Object, wish: Object, seen: bool = False) -> None:
-        marks, ours = found["metadata"]["annotations"], wish["metadata"]["annotations"]
-        foreign = marks.get(RESOURCES) != ours[RESOURCES]
+    def _hold(self, step: Step, found: Object, seen: bool = False) -> None:
+        wanted = fingerprint(self.site, requested(step, self.resources), self.kubernetes)
+        foreign = found["metadata"]["annotations"].get(RESOURCES) != wanted
+        self._in_the_way.pop(step.key, None)
         self._keys[job_name(step)] = step.key
         self._here[step.key] = _Held(step, found["metadata"]["uid"], foreign, time.monotonic(), seen)
         self.watch.follow(job_name(step), self._tell)
@@ -482,8 +481,9 @@ def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
             time.sleep(LOOK)
 
 
-def cancel(cluster: Cluster, namespace: str, run: str) -> int:
-    """Deletes a run's unfinished Jobs; how many.
+def cancel(cluster: Cluster, namespace: str, run: str, keep: Collection[str] = ()) -> int:
+    """Deletes a run's unfinished Jobs but for those of the keys in ``keep``; how many. Asks the cluster, since a mirror may not
+    have the newest yet.
 
     Raises:
         ApiError: the cluster refuses, or does not answer.
@@ -492,6 +492,7 @@ def cancel(cluster: Cluster, namespace: str, run: str) -> int:
     count = 0
     for each in found:
         trimmed = verdict.trim_job(each)
-        if verdict.condition(trimmed, "Failed", "Complete") is None:
-            count += cluster.delete(jobs_path(namespace, trimmed["metadata"]["name"]), trimmed["metadata"]["uid"])
+        meta = trimmed["metadata"]
+        if verdict.condition(trimmed, "Failed", "Complete") is None and meta["annotations"].get(KEY) not in keep:
+            count += cluster.delete(jobs_path(namespace, meta["name"]), meta["uid"])
     return count

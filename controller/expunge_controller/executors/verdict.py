@@ -32,7 +32,6 @@ def trim_job(job: Object) -> Object:
         "metadata": {
             "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
             "annotations": {k: marks[k] for k in (KEY, RESOURCES) if k in marks},
-            "owner": next((o["uid"] for o in meta.get("ownerReferences") or [] if o.get("controller")), ""),
             "queue": (meta.get("labels") or {}).get(_QUEUE),
         },
         "spec": {"suspend": bool(job["spec"].get("suspend"))},

@@ -30,9 +30,8 @@ class Watch:
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
         self.jobs = Mirror(
-            cluster, jobs_path(namespace), SELECTOR, verdict.trim_job, lambda o: self._tell(o["metadata"]["name"]),
-            lambda o: str(o["metadata"]["owner"]),
-        )  # fmt: skip
+            cluster, jobs_path(namespace), SELECTOR, verdict.trim_job, lambda o: self._tell(o["metadata"]["name"])
+        )
         # By their Job's uid: pods of an earlier Job of a name may still be there.
         self.pods = Mirror(
             cluster, pods_path(namespace), SELECTOR, verdict.trim_pod, lambda o: self._tell(o["metadata"]["job"]),
