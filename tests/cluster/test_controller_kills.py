@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from cluster import ControlPlane
-from faults import Fault, FaultProxy, Request, after, before
+from faults import FaultProxy
+from killing import Moment, forget, is_nth, manifests_put, moments_of, pods_made
 from runs import attempts, weights
 from s3server import S3Server
-from testsite import Site, until
+from testsite import Site
 
 HALF = ("--set", "merge.density=0.5")
 """Another merge: of a finished experiment two steps are left, one after the other."""
@@ -26,26 +25,6 @@ def proxies(plane: ControlPlane, server: S3Server) -> Iterator[dict[str, FaultPr
     yield proxies
     for proxy in proxies.values():
         proxy.close()
-
-
-def is_nth(count: int) -> Callable[[Request], bool]:
-    """A predicate that holds for the call of this number alone, counted from 1."""
-    seen = 0
-
-    def when(request: Request) -> bool:
-        nonlocal seen
-        seen += 1
-        return seen == count
-
-    return when
-
-
-def forget(site: Site, steps: set[str]) -> None:
-    """As if these steps had never been: neither their Jobs nor their artifacts."""
-    site.plane.kubectl("delete", "jobs", "--all", "-n", site.namespace)
-    for step in steps:
-        shutil.rmtree(site.objects / step, ignore_errors=True)
-    until(lambda: not site.get("pods"))
 
 
 @pytest.mark.timeout(3000)  # some forty runs
@@ -97,39 +76,6 @@ def answered(plane: ControlPlane, since: int) -> Counter[tuple[str, str]]:
     verbs = {"get": "GET", "list": "GET", "create": "POST", "delete": "DELETE", "patch": "PATCH"}
     events = [e for e in plane.audited(since)[0] if e["userAgent"].startswith("expunge/")]
     return Counter((verbs[e["verb"]], e["requestURI"]) for e in events if e["verb"] != "watch")
-
-
-def pods_made(plane: ControlPlane, site: Site, since: int) -> list[str]:
-    """Pods that the Job controller has created in the test's namespace."""
-    return [
-        e["requestURI"] for e in plane.audited(since)[0]
-        if e["verb"] == "create" and e["objectRef"]["resource"] == "pods" and "subresource" not in e["objectRef"]
-        and e["objectRef"]["namespace"] == site.namespace and e["responseStatus"]["code"] == 201
-    ]  # fmt: skip
-
-
-def manifests_put(server: S3Server, site: Site, since: int) -> Counter[str]:
-    """Artifacts whose manifest the S3 server has taken, by their folder."""
-    lines = [x for x in server.accessed(since)[0] if " s3_PutObject " in x and "/manifest.json " in x and " 200 " in x]
-    return Counter(re.findall(rf" s3_PutObject {site.namespace}/(\S+)/manifest\.json ", "".join(lines)))
-
-
-Moment = Callable[[Callable[[], object]], Fault]
-
-
-def moments_of(seen: list[Request]) -> list[tuple[int, Moment]]:
-    """Numbers of calls, and whether to kill before or after them. A read changes nothing: before it and after it are one
-    moment, and like reads in a row are one."""
-    out: list[tuple[int, Moment]] = []
-    last = ""
-    for number, request in enumerate(seen, 1):
-        like = re.sub(r"[0-9a-f]{8,}", "", f"{request.method} {request.path}")
-        if request.method != "GET":
-            out += [(number, before), (number, after)]
-        elif like != last:
-            out.append((number, before))
-        last = like
-    return out
 
 
 def kill_at(site: Site, proxy: FaultProxy, number: int, moment: Moment) -> bool:

@@ -31,7 +31,9 @@ Object = dict[str, Any]
 MISSING = "missing"
 """An image of this word cannot be pulled here."""
 CONTEXT: Any = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["expunge_jobs.warm", "kubernetes.client", "boto3.session", "expunge_controller.cli"])
+CONTEXT.set_forkserver_preload(
+    ["expunge_jobs.warm", "kubernetes.client", "boto3.session", "expunge_controller.cli", "expunge_controller.serve"]
+)
 
 
 class Node:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from cluster import ControlPlane
 from expunge_controller.crd import resource_definition
 from s3server import BUCKET, free_port
-from testsite import CORES, Site, until
+from testsite import CORES, Site, forked, until
 
 FEW = {
     "memorize": {"cpu": CORES}, "finetune": {"cpu": max(1, CORES // 2)}, "merge": {"cpu": 1},
@@ -40,11 +41,18 @@ class Operating:
         self.said = site.node.folder / f"{site.namespace}.operator"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def begin(self) -> None:
-        words = [
+    def words(self) -> list[str]:
+        return [
             "--store", f"s3://{BUCKET}", "--image", self.site.image, "--secret", "credentials", "--namespace",
             self.site.namespace, "--port", str(self.port), *self.options,
         ]  # fmt: skip
+
+    def fork(self) -> BaseProcess:
+        """Another one, from a process that has imported everything, for the site's own kubeconfig."""
+        return forked("serve", [*self.words(), "--port", "0"], self.site.environment, self.said)
+
+    def begin(self) -> None:
+        words = self.words()
         environment = os.environ | self.site.environment | {"KUBECONFIG": str(self.kubeconfig)}
         with self.said.open("ab") as log:
             self.process = subprocess.Popen(

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tools import binary, dies_with_us
+from tools import binary
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "test-access-key", "test-secret-key", "bucket"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_DEFAULT_REGION": "us-east-1"}
@@ -43,7 +43,7 @@ class S3Server:
             words += ["--cert", str(self.certificate[0]), "--key", str(self.certificate[1])]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*dies_with_us(), *words, "posix", str(self.folder / "objects")], stdout=log, stderr=log,
+                [*words, "posix", str(self.folder / "objects")], stdout=log, stderr=log,
                 env=os.environ | {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
             )  # fmt: skip
         until = time.monotonic() + 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -70,13 +71,7 @@ class Site:
 
     def fork(self, verb: str, *more: str) -> BaseProcess:
         """The same from a process that has imported everything: a second instead of five. Its talk is in ``said``."""
-        with self.said.open("ab") as file:
-            process: BaseProcess = CONTEXT.Process(
-                target=_command,
-                args=(self.words(verb, *more), dict(os.environ) | self.environment, DupFd(file.fileno())),
-            )
-            process.start()
-        return process
+        return forked("cli", self.words(verb, *more), self.environment, self.said)
 
     def close(self) -> None:
         """End what a test has left running."""
@@ -126,15 +121,23 @@ def site(plane: ControlPlane, node: Node, namespace: str, server: S3Server, tiny
     site.close()
 
 
-def _command(words: list[str], environment: dict[str, str], output: Any) -> None:
+def forked(program: str, words: list[str], environment: dict[str, str], said: Path) -> BaseProcess:
+    """``main`` of a module of the controller in a process that has imported everything."""
+    with said.open("ab") as file:
+        process: BaseProcess = CONTEXT.Process(
+            target=_main, args=(program, words, dict(os.environ) | environment, DupFd(file.fileno()))
+        )
+        process.start()
+    return process
+
+
+def _main(program: str, words: list[str], environment: dict[str, str], output: Any) -> None:
     file = output.detach()
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.clear()
     os.environ.update(environment)
-    from expunge_controller.cli import main
-
-    sys.exit(main(words))
+    sys.exit(importlib.import_module(f"expunge_controller.{program}").main(words))
 
 
 def until(what: Callable[[], bool], seconds: float = 60) -> None:

@@ -1,0 +1,65 @@
+"""Killing a controller at a call of a given number, and what two servers' logs say of it afterwards."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+
+from cluster import ControlPlane
+from faults import Fault, Request, after, before
+from s3server import S3Server
+from testsite import Site, until
+
+Moment = Callable[[Callable[[], object]], Fault]
+
+
+def is_nth(count: int) -> Callable[[Request], bool]:
+    """A predicate that holds for the call of this number alone, counted from 1."""
+    seen = 0
+
+    def when(request: Request) -> bool:
+        nonlocal seen
+        seen += 1
+        return seen == count
+
+    return when
+
+
+def moments_of(seen: list[Request]) -> list[tuple[int, Moment]]:
+    """Numbers of calls, and whether to kill before or after them. A read changes nothing: before it and after it are one
+    moment, and like reads in a row are one."""
+    out: list[tuple[int, Moment]] = []
+    last = ""
+    for number, request in enumerate(seen, 1):
+        like = re.sub(r"[0-9a-f]{8,}", "", f"{request.method} {request.path}")
+        if request.method != "GET":
+            out += [(number, before), (number, after)]
+        elif like != last:
+            out.append((number, before))
+        last = like
+    return out
+
+
+def forget(site: Site, steps: set[str]) -> None:
+    """As if these steps had never been: neither their Jobs nor their artifacts."""
+    site.plane.kubectl("delete", "jobs", "--all", "-n", site.namespace)
+    for step in steps:
+        shutil.rmtree(site.objects / step, ignore_errors=True)
+    until(lambda: not site.get("pods"))
+
+
+def pods_made(plane: ControlPlane, site: Site, since: int) -> list[str]:
+    """Pods that the Job controller has created in the test's namespace."""
+    return [
+        e["requestURI"] for e in plane.audited(since)[0]
+        if e["verb"] == "create" and e["objectRef"]["resource"] == "pods" and "subresource" not in e["objectRef"]
+        and e["objectRef"]["namespace"] == site.namespace and e["responseStatus"]["code"] == 201
+    ]  # fmt: skip
+
+
+def manifests_put(server: S3Server, site: Site, since: int) -> Counter[str]:
+    """Artifacts whose manifest the S3 server has taken, by their folder."""
+    lines = [x for x in server.accessed(since)[0] if " s3_PutObject " in x and "/manifest.json " in x and " 200 " in x]
+    return Counter(re.findall(rf" s3_PutObject {site.namespace}/(\S+)/manifest\.json ", "".join(lines)))
