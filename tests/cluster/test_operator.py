@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,60 @@ def test_its_metrics_tell_what_it_did(site: Site, operator: Operating) -> None:
     assert lines["expunge_step_gap_seconds_count"] >= 3
     until(lambda: operator.metrics().get('expunge_experiments{phase="Complete"}') == 1.0, 20)
     assert lines['expunge_gpu_seconds_total{kind="finetune"}'] > 0
+
+
+def test_a_frozen_operator_that_wakes_up_does_no_harm(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    until(lambda: unfinished(site) == ["memorize"], 60)
+    assert operator.process is not None
+    operator.process.send_signal(signal.SIGSTOP)
+    other = Operating(site)
+    other.begin()
+    try:
+        wait_until(site, "Complete", seconds=180)
+        jobs = {j["metadata"]["uid"] for j in site.get("jobs")}
+        operator.process.send_signal(signal.SIGCONT)
+        until(lambda: operator.answers("/readyz"))
+        time.sleep(5)  # whatever it still had in mind
+        assert status(site)["phase"] == "Complete"
+        assert {j["metadata"]["uid"] for j in site.get("jobs")} == jobs
+        assert set(attempts(site.objects).values()) == {1}
+    finally:
+        other.close()
+
+
+def test_suspended_and_resumed_again_and_again(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    until(lambda: unfinished(site) == ["memorize"], 60)
+    for _ in range(5):
+        patch(site, {"suspend": True})
+        wait_until(site, "Suspended")
+        patch(site, {"suspend": False})
+        wait_until(site, "Running")
+    wait_until(site, "Complete", seconds=180)
+    assert set(attempts(site.objects).values()) == {1}
+
+
+def test_a_huge_one_and_a_wrong_one_delay_no_other(site: Site, operator: Operating) -> None:
+    apply(site, experiment(site, "huge", suspend=True, sweep={
+        "seed": list(range(120)), "merge.density": [0.1, 0.3, 0.5, 0.7, 0.9],
+    }))  # fmt: skip
+    apply(site, experiment(site, "wrong", data={"forget": "hf://no", "retain": "x"}))
+    apply(site, experiment(site))
+    wait_until(site, "Complete", seconds=60)
+    wait_until(site, "Invalid", "wrong")
+    huge = wait_until(site, "Suspended", "huge", 300)
+    assert huge["trials"] == "0/600"
+    assert len(json.dumps(huge)) < 8192
+    assert all("merge" not in step for step in unfinished(site))
+
+
+def test_a_namespace_that_goes_takes_no_operator_with_it(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    site.training("memorize")
+    site.plane.kubectl("delete", "namespace", site.namespace, "--wait=false")
+    until(lambda: site.namespace not in site.plane.kubectl("get", "namespaces", "-o", "name"), 120)
+    assert operator.answers("/healthz")
 
 
 def test_its_roles_have_what_it_needs_and_nothing_to_spare(plane: ControlPlane) -> None:
