@@ -306,7 +306,7 @@ def test_a_huge_one_and_a_wrong_one_delay_no_other(site: Site, operator: Operati
     }))  # fmt: skip
     apply(site, experiment(site, "wrong", data={"forget": "hf://no", "retain": "x"}))
     apply(site, experiment(site))
-    wait_until(site, "Complete", seconds=60)
+    wait_until(site, "Complete", seconds=180)
     wait_until(site, "Invalid", "wrong")
     huge = wait_until(site, "Suspended", "huge", 300)
     assert huge["trials"] == "0/600"
