@@ -50,6 +50,7 @@ def _kill(
     return _last_event(store, kind)
 
 
+@pytest.mark.timeout(3000)  # twenty runs and more
 def test_twenty_kills(
     tiny: Path,
     finished_slower: Path,
