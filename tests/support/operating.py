@@ -69,8 +69,12 @@ class Operating:
 
     def close(self) -> None:
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+            self.process.terminate()  # in order, so that what it covered is counted
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
     def answers(self, path: str) -> bool:
         assert self.process is None or self.process.poll() is None, self.said.read_text()[-3000:]
