@@ -208,19 +208,19 @@ def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
     from expunge_controller.experiment import load_experiment, load_resource
     from expunge_controller.resolve import resolve
 
-    if name := _there(arguments):
+    name = _there(arguments)
+    if name:
         from expunge_controller import remote
 
         resource = remote.read(_cluster(arguments), name)
-        arguments.executor, arguments.set = "kubernetes", []
+        arguments.executor = "kubernetes"
         arguments.store = arguments.store or remote.store_of(resource)
         loaded, namespace = load_resource(resource), resource["metadata"]["namespace"]
     else:
         loaded, namespace = load_experiment(Path(arguments.file), arguments.set), "local"
     store = _store(arguments)
-    resolved = resolve(
-        loaded, getattr(arguments, "executor", "local") == "kubernetes", namespace, report=namespace != "local"
-    )
+    stage = getattr(arguments, "executor", "local") == "kubernetes"
+    resolved = resolve(loaded, stage, namespace, report=bool(name))
     for notice in resolved.notices:
         _say(f"note: {notice}")
     return store, resolved
