@@ -398,20 +398,21 @@ class Operator:
 
     def _store(self, namespace: str) -> Store:
         if namespace not in self._stores:
-            store = open_store(f"{self.settings.store.rstrip('/')}/{namespace}")
+            place, query = own_part(self.settings.store, namespace)
+            store = open_store(place + query)
             store.check()
             check_conditional_writes(store)
             self._stores[namespace] = store
         return self._stores[namespace]
 
     def _check_inputs(self, loaded: Loaded, namespace: str) -> None:
-        own = f"{self.settings.store.rstrip('/')}/{namespace}"
+        own, query = own_part(self.settings.store, namespace)
         allowed = [p.replace("{store}", own) for p in self.settings.inputs]
         problems = []
         for trial in loaded.trials:
             asked = inputs_of(trial.spec)
             for path, uri in {**asked.files, **asked.models, **asked.adapters}.items():
-                if not uri.startswith("builtin://") and not is_allowed(uri, allowed):
+                if not uri.startswith("builtin://") and not is_allowed(uri, allowed, query):
                     may = f"allowed: builtin://, {', '.join(allowed)} (see `expunge upload`)"
                     problems.append(loaded.document.at(("spec", *path), f"'{uri}' is not to be read from here; {may}"))
         if problems:
@@ -480,11 +481,19 @@ class Operator:
                 self.log("warning", who, f"an Event could not be written: {error}")
 
 
-def is_allowed(uri: str, prefixes: Iterable[str]) -> bool:
-    """Whether the address lies at or below one of these, and does not climb out of it."""
-    if ".." in uri.split("/"):
+def own_part(store: str, namespace: str) -> tuple[str, str]:
+    """Where a namespace's artifacts lie, and the address's options with their question mark."""
+    place, mark, options = store.partition("?")
+    return f"{place.rstrip('/')}/{namespace}", mark + options
+
+
+def is_allowed(uri: str, prefixes: Iterable[str], query: str = "") -> bool:
+    """Whether the address lies at or below one of these, and does not climb out of it. It may have the store's own options
+    (``query``) and no others: an endpoint is one of them, and the operator would go there with its own credentials."""
+    place, mark, options = uri.partition("?")
+    if ".." in place.split("/") or mark + options not in ("", query):
         return False
-    return any(uri == p or (uri.startswith(p) and (p.endswith("/") or uri[len(p)] == "/")) for p in prefixes if p)
+    return any(place == p or (place.startswith(p) and (p.endswith("/") or place[len(p)] == "/")) for p in prefixes if p)
 
 
 def _best(active: _Active) -> str:

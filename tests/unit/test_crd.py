@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from expunge_controller.crd import resource_definition, spec_schema
 from expunge_controller.experiment import Spec
-from expunge_controller.operator import is_allowed
+from expunge_controller.operator import is_allowed, own_part
 
 CHART = Path(__file__).parents[2] / "charts" / "expunge"
 
@@ -53,3 +53,12 @@ def test_inputs_lie_below_an_allowed_prefix() -> None:
     assert not is_allowed("file:///etc/passwd", allowed)
     assert not is_allowed("rows.jsonl", allowed)
     assert not is_allowed("s3://bucket/team-a", ["s3://bucket/team-a/"])
+
+
+def test_nobody_sends_the_operator_elsewhere() -> None:
+    own, query = own_part("s3://bucket/p?endpoint_url=http://s3", "team-a")
+    assert own + query == "s3://bucket/p/team-a?endpoint_url=http://s3"
+    assert is_allowed(f"{own}/rows.jsonl", [own], query)
+    assert is_allowed(f"{own}/rows.jsonl{query}", [own], query)
+    assert not is_allowed(f"{own}/rows.jsonl?endpoint_url=http://evil", [own], query)
+    assert not is_allowed("s3://bucket/team-a/x?endpoint_url=http://evil", ["s3://bucket/team-a"])
