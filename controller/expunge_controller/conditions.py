@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from expunge_controller.executors.verdict import cut
 from expunge_controller.plan import Plan
 from expunge_controller.state import StepStatus
 
@@ -17,8 +18,6 @@ Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed", "Cancel
 FINAL: tuple[Phase, ...] = ("Complete", "Failed", "Cancelled", "Invalid")
 """Nothing is done for a generation that is in one of these."""
 MOST_REASONS = 10
-LONGEST = 256
-"""Characters of a message."""
 
 
 def summary(plan: Plan, states: Mapping[str, StepStatus]) -> Object:
@@ -67,9 +66,3 @@ def conditions(
             "lastTransitionTime": earlier[kind]["lastTransitionTime"] if same else now, "observedGeneration": generation,
         })  # fmt: skip
     return out
-
-
-def cut(text: str, most: int = LONGEST) -> str:
-    """The text in one line, no longer than that."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 3] + "..."

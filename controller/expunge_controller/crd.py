@@ -17,7 +17,6 @@ PLURAL, KIND = "experiments", "Experiment"
 MOST = 64
 """Specialists, baselines, swept fields and the like: a bound that an API server wants before it runs a rule over them."""
 LONGEST = 256
-_NAME = "^[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?$"
 _FREE: Schema = {"x-kubernetes-preserve-unknown-fields": True}
 """Of more than one type, which these schemas cannot say: the operator checks it."""
 
@@ -76,10 +75,6 @@ _RULES: dict[tuple[str, ...], list[Schema]] = {
 """What pydantic's validators say of several fields together, in the API server's language, by the path below spec."""
 _RULES |= {
     (group,): [
-        _rule(
-            f"self.all(n, n.matches('{_NAME}'))",
-            "a name has small letters, digits, dashes and underscores, at most 40 of them",
-        ),
         _rule(
             f"self.all(n, !(n in {list(RESERVED)}))",
             f"{' and '.join(RESERVED)} name other models of the table: choose another name",
@@ -187,7 +182,8 @@ class _Converter:
             value = node.get(bound)
             if value is not None and abs(value) < 2**62:
                 out |= {name: value} | ({f"exclusive{name.capitalize()}": True} if exclusive else {})
-        return out | ({"x-kubernetes-validations": _RULES[path]} if path in _RULES else {})
+        rules = [*out.get("x-kubernetes-validations", []), *_RULES.get(path, [])]
+        return out | ({"x-kubernetes-validations": rules} if rules else {})
 
     def _object(self, node: Schema, path: tuple[str, ...], defaults: bool) -> Schema:
         fields = node.get("properties")
@@ -198,11 +194,15 @@ class _Converter:
                 del known["parameters"]
                 out |= _FREE
             return out | ({"required": node["required"]} if node.get("required") else {})
-        values = node.get("additionalProperties")
-        values = next(iter(node.get("patternProperties", {}).values()), values)
+        by_pattern = node.get("patternProperties", {})
+        values = next(iter(by_pattern.values()), node.get("additionalProperties"))
         if not isinstance(values, dict):
             return dict(_FREE)
-        return {"additionalProperties": self.convert(values, (*path, "*"), defaults=False), "maxProperties": MOST}
+        keys = [
+            _rule(f"self.all(k, k.matches(r'{pattern}'))", f"a key has to match {pattern}") for pattern in by_pattern
+        ]
+        out = {"additionalProperties": self.convert(values, (*path, "*"), defaults=False), "maxProperties": MOST}
+        return out | ({"x-kubernetes-validations": keys} if keys else {})
 
     def _either(self, options: list[Schema], path: tuple[str, ...]) -> Schema:
         """One of several kinds of object: all their fields together, and a rule that keeps them apart."""

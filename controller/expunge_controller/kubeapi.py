@@ -285,6 +285,16 @@ class Mirror:
         with self._lock:
             return list(self._objects.values())
 
+    def put(self, found: Object) -> None:
+        """A server's answer to a write, which the watch is yet to tell; nobody is told of it."""
+        what = self.trim(found)
+        name = what["metadata"]["name"]
+        with self._lock:
+            before = self._objects.get(name)
+            if before is not None and before["metadata"]["uid"] == what["metadata"]["uid"]:
+                self._leave(self.group(before), name)
+                self._objects[name] = self._groups[self.group(what)][name] = what
+
     def get(self, name: str) -> Object | None:
         """The object of this name, if it is there."""
         with self._lock:

@@ -19,17 +19,18 @@ from typing import Any
 from expunge_jobs.artifact import read_manifest
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
-from expunge_controller.conditions import FINAL, Phase, conditions, cut, summary
+from expunge_controller.conditions import FINAL, Phase, conditions, summary
 from expunge_controller.document import ExperimentError
 from expunge_controller.executors import Progress, progress_words
 from expunge_controller.executors.kubernetes import KubernetesExecutor, cancel
+from expunge_controller.executors.verdict import cut
 from expunge_controller.executors.watch import Watch
 from expunge_controller.experiment import API_VERSION, Loaded, ResourcesByKind, load_resource
 from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
 from expunge_controller.manifests import Site, requested
 from expunge_controller.metrics import Metrics
 from expunge_controller.plan import Step, inputs_of
-from expunge_controller.queueing import Places, Who, WorkQueue
+from expunge_controller.queueing import Places, Room, Who, WorkQueue
 from expunge_controller.remote import RETRY, resources_path
 from expunge_controller.resolve import Resolved, resolve, write_record
 from expunge_controller.runner import Runner
@@ -128,19 +129,6 @@ class _Active:
     """Since when something is to be looked at, in seconds of the monotonic clock."""
 
 
-class _Room:
-    """An experiment's view of the places that all share."""
-
-    def __init__(self, places: Places, who: Who, since: str) -> None:
-        self.places, self.who, self.since = places, who, since
-
-    def take(self, job: str, there: bool = False) -> bool:
-        return self.places.take(self.who, self.since, f"{self.who[0]}/{job}", there)
-
-    def leave(self, job: str) -> None:
-        self.places.leave(self.who, f"{self.who[0]}/{job}")
-
-
 class Operator:
     """``start`` until ``stop``."""
 
@@ -155,10 +143,8 @@ class Operator:
         }
         self._stores: dict[str, Store] = {}
         self._active: dict[Who, _Active] = {}
-        self._written: dict[Who, tuple[float, Object]] = {}
-        """When a status was last written here, and what it was."""
-        self._versions: dict[Who, tuple[set[str], str]] = {}
-        """Of the resource: those before the last write here, which the mirror may still have, and the one that it made."""
+        self._written: dict[Who, float] = {}
+        """When a status was last written here."""
         self._failures: dict[Who, int] = {}
         self.metrics = Metrics(self._steps, self._phases)
         cluster.counted = lambda method, status: self.metrics.calls.labels(method, str(status)).inc()
@@ -249,8 +235,8 @@ class Operator:
         found = self.experiments[who[0]].get(who[1])
         if found is None or found["metadata"]["deletionTimestamp"]:
             self._forget(who)
-            for kept in (self._written, self._versions, self._failures):
-                kept.pop(who, None)
+            self._written.pop(who, None)
+            self._failures.pop(who, None)
             return None
         status, meta = found["status"], found["metadata"]
         same = status.get("observedGeneration") == meta["generation"] and status.get("retried", "") == meta["retry"]
@@ -274,10 +260,11 @@ class Operator:
                 self._say(who, found, "Warning", "Invalid", "; ".join(error.problems))
                 self._write(who, found, "Invalid", "; ".join(error.problems), lambda: {"counts": {}, "reasons": []})
                 return None
-        return self._go_on(who, found, active, bool(spec.get("suspend")))
+        return self._go_on(who, found, active, bool(spec.get("suspend"))) if active else None
 
-    def _begin(self, who: Who, found: Object, spec: Any, same: bool) -> _Active:
-        """Plan this generation. ``same``: it is at work already, and this program has only lost sight of it."""
+    def _begin(self, who: Who, found: Object, spec: Any, same: bool) -> _Active | None:
+        """Plan this generation. ``same``: it is at work already, and this program has only lost sight of it. None: it is to be
+        looked at again."""
         meta, namespace = found["metadata"], who[0]
         loaded = load_resource({"apiVersion": API_VERSION, "kind": "Experiment", "metadata": meta, "spec": spec})
         self._check_inputs(loaded, namespace)
@@ -291,11 +278,11 @@ class Operator:
         owner = {
             "apiVersion": API_VERSION, "kind": "Experiment", "name": meta["name"], "uid": meta["uid"], "controller": True,
         }  # fmt: skip
-        room = _Room(self.places, who, meta["creationTimestamp"])
+        room = Room(self.places, who, meta["creationTimestamp"])
         own = loaded.experiment.spec
         executor = KubernetesExecutor(
             store, self.watches[namespace], site, own.resources, own.kubernetes, meta["uid"], own.parallel,
-            owner=owner, places=room, wake=lambda: self._wake(who), look=LOOK,
+            owner=owner, room=room, wake=lambda: self._wake(who), look=LOOK,
         )  # fmt: skip
         teller = _Teller(lambda step, seconds: self._count(step, seconds, own.resources))
         runner = Runner(store, executor, resolved, teller, cancelled=lambda: False)
@@ -303,18 +290,13 @@ class Operator:
             cancel(self.cluster, namespace, meta["uid"], {s.key for s in resolved.plan.steps})
         runner.begin(anew=not same)
         active = _Active(meta["uid"], meta["generation"], meta["retry"], resolved, executor, runner, teller, site.image)
-        self._active[who] = active
         if not same:
             # Before anything starts: from here on a restart finds this generation at work.
-            self._write(who, found, "Running", "planned", lambda: self._figures(active))
-            count = len(resolved.plan.steps)
-            self._say(
-                who,
-                found,
-                "Normal",
-                "Planned",
-                f"{count} steps, {len(runner.done)} done already; {resolved.digest[:12]}",
-            )
+            if not self._write(who, found, "Running", "planned", lambda: self._figures(active)):
+                return None
+            count, done = len(resolved.plan.steps), len(runner.done)
+            self._say(who, found, "Normal", "Planned", f"{count} steps, {done} done already; {resolved.digest[:12]}")
+        self._active[who] = active
         return active
 
     def _go_on(self, who: Who, found: Object, active: _Active, suspended: bool) -> float | None:
@@ -429,35 +411,37 @@ class Operator:
 
     def _write(
         self, who: Who, found: Object, phase: Phase, message: str, figures: Callable[[], Object], *, reason: str = ""
-    ) -> None:
-        """The status, if it has changed: a new phase at once, figures not too often."""
+    ) -> bool:
+        """The status, if it has changed: a new phase at once, figures not too often. False: somebody else was faster."""
         meta, now = found["metadata"], time.monotonic()
-        last, written = self._written.get(who, (0.0, found["status"]))
-        said = conditions(phase, message, meta["generation"], written.get("conditions", []), _now(), reason)
-        if _head(said) == _head(written.get("conditions", [])) and now - last < STATUS_EVERY:
+        mirror = self.experiments[who[0]]
+        current = mirror.get(who[1]) or found  # with what was written here since
+        before, last = current["status"], self._written.get(who, 0.0)
+        said = conditions(phase, message, meta["generation"], before.get("conditions", []), _now(), reason)
+        if _head(said) == _head(before.get("conditions", [])) and now - last < STATUS_EVERY:
             self.queue.add_after(who, STATUS_EVERY - (now - last))
-            return
+            return True
         status = {
-            **written, **figures(), "observedGeneration": meta["generation"], "phase": phase, "conditions": said,
+            **before, **figures(), "observedGeneration": meta["generation"], "phase": phase, "conditions": said,
             "retried": meta["retry"],
         }  # fmt: skip
-        if status == written:
-            return
-        older, newest = self._versions.get(who, (set(), ""))
-        version = newest if meta["resourceVersion"] in older else meta["resourceVersion"]
-        body = {"metadata": {"uid": meta["uid"], "resourceVersion": version}, "status": status}
+        if status == before:
+            return True
+        body = {
+            "metadata": {"uid": meta["uid"], "resourceVersion": current["metadata"]["resourceVersion"]}, "status": status,
+        }  # fmt: skip
         try:
-            answer = self.cluster.request("PATCH", resources_path(*who, status=True), body)
+            mirror.put(self.cluster.request("PATCH", resources_path(*who, status=True), body))
         except ApiError as error:
-            if error.status == 409:  # edited, or written by another operator: what is seen then decides
-                self._versions.pop(who, None)
-                self.queue.add_after(who, AGAIN)
-            elif error.status != 404:
+            if error.status not in (404, 409):
                 raise
-            return
-        self._versions[who] = (older if version == newest else set()) | {version}, answer["metadata"]["resourceVersion"]
-        self._written[who] = (now, status)
+            self.queue.add_after(
+                who, AGAIN
+            )  # edited, deleted, or written by another operator: what is seen then decides
+            return False
+        self._written[who] = now
         self.log("info", who, f"{phase}: {message}" if message else phase, steps=status.get("steps", ""))
+        return True
 
     def _say(self, who: Who, found: Object, kind: str, reason: str, message: str) -> None:
         """An Event. Its name follows from what it says, so that saying it again after a restart makes no second one."""

@@ -134,3 +134,18 @@ class Places:
 
     def _rank(self, who: Who) -> tuple[int, str, Who]:
         return self._count.get(who, 0), self._waiting[who], who
+
+
+class Room:
+    """The places as one experiment sees them. ``since``: when it was created."""
+
+    def __init__(self, places: Places, who: Who, since: str) -> None:
+        self.places, self.who, self.since = places, who, since
+
+    def take(self, job: str, there: bool = False) -> bool:
+        """Whether there is room for this Job, or it is there already; whoever was refused is woken when there may be."""
+        return self.places.take(self.who, self.since, f"{self.who[0]}/{job}", there)
+
+    def leave(self, job: str) -> None:
+        """It is no longer waited for."""
+        self.places.leave(self.who, f"{self.who[0]}/{job}")

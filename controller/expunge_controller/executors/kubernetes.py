@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
 
 from expunge_jobs.artifact import End, attempts, folder
 from expunge_jobs.store import NotFound, Store, StoreError
@@ -35,6 +34,7 @@ from expunge_controller.manifests import (
     requested,
 )
 from expunge_controller.plan import Step
+from expunge_controller.queueing import Room
 from expunge_controller.state import is_done
 
 LOST = 5 * 60.0
@@ -64,18 +64,6 @@ class _Held:
     events: list[Object] = field(default_factory=list)
 
 
-class Places(Protocol):
-    """Room for unfinished Jobs that several runs share."""
-
-    def take(self, job: str, there: bool = False) -> bool:
-        """Whether there is room for this Job, or it is there already; whoever was refused is woken when there may be."""
-        ...
-
-    def leave(self, job: str) -> None:
-        """It is no longer waited for."""
-        ...
-
-
 class KubernetesExecutor:
     """One Job a step. Ending it, or its machine, ends no Job.
 
@@ -87,13 +75,13 @@ class KubernetesExecutor:
 
     def __init__(
         self, store: Store, watch: Watch, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
-        parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, places: Places | None = None,
+        parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, room: Room | None = None,
         wake: Callable[[], None] = lambda: None, look: float = LOOK,
     ) -> None:  # fmt: skip
         self.store, self.watch, self.site, self.run, self.parallel = store, watch, site, run, parallel
         self.cluster = watch.cluster
         self.resources, self.kubernetes, self.start_timeout = resources, kubernetes, start_timeout
-        self.owner, self.places, self.wake, self.look = owner, places, wake, look
+        self.owner, self.room, self.wake, self.look = owner, room, wake, look
         self._here: dict[str, _Held] = {}
         self._keys: dict[str, str] = {}
         self._replaced: set[str] = set()
@@ -124,7 +112,7 @@ class KubernetesExecutor:
             return "no room"
         if self.adopt(step):
             return "started"
-        if self.places and not self.places.take(job_name(step)):
+        if self.room and not self.room.take(job_name(step)):
             return "no room"
         try:
             started = self._create(step)
@@ -140,8 +128,8 @@ class KubernetesExecutor:
             self._ended.append(Ended(step.key, ok=False, reason=str(error), final=True))
             started = True
         finally:
-            if self.places and step.key not in self._here:
-                self.places.leave(job_name(step))
+            if self.room and step.key not in self._here:
+                self.room.leave(job_name(step))
         self._refused = ""
         if started:
             self._in_the_way.pop(step.key, None)
@@ -154,8 +142,8 @@ class KubernetesExecutor:
         known = self.watch.jobs.get(job_name(step))
         if known is None or not _is_at_work(known, step) or known["metadata"]["uid"] in self._deleted:
             return False
-        if self.places:
-            self.places.take(job_name(step), there=True)
+        if self.room:
+            self.room.take(job_name(step), there=True)
         self._hold(step, known, seen=True)
         return True
 
@@ -270,8 +258,8 @@ class KubernetesExecutor:
 
     def _let_go(self, held: _Held) -> None:
         self.watch.leave(job_name(held.step), self._tell)
-        if self.places:
-            self.places.leave(job_name(held.step))
+        if self.room:
+            self.room.leave(job_name(held.step))
 
     def _delete(self, found: Object) -> None:
         meta = found["metadata"]

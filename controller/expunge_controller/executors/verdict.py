@@ -101,7 +101,7 @@ def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] 
             return f"suspended: waits for room in the queue '{queue}'" if queue else "suspended"
         refused = [e for e in events if e.get("reason") == "FailedCreate"]
         if refused:
-            return f"its pod is refused: {_short(refused[-1].get('message', ''))}"
+            return f"its pod is refused: {cut(refused[-1].get('message', ''))}"
         if pods:
             return "its pod ended; the next try begins soon"
         return "no pod yet"
@@ -112,7 +112,7 @@ def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] 
     if scheduled.get("status") == "False":
         # After its first sentence the scheduler tells what it thought of preemption.
         message = str(scheduled.get("message") or scheduled.get("reason", "")).partition(". ")[0]
-        return f"waiting for a node: {_short(message)}"
+        return f"waiting for a node: {cut(message)}"
     if trouble := start_trouble(pod):
         return f"cannot start: {trouble}"
     if status["phase"] == "Pending":
@@ -126,7 +126,7 @@ def start_trouble(pod: Object) -> str:
     if waiting.get("reason") not in _CANNOT_START:
         return ""
     message = waiting.get("message", "")
-    return f"{waiting['reason']}" + (f": {_short(message)}" if message else "")
+    return f"{waiting['reason']}" + (f": {cut(message)}" if message else "")
 
 
 def seconds_since_scheduled(pod: Object, now: datetime) -> float:
@@ -148,7 +148,7 @@ def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Objec
     pod = newest(p for p in pods if has_ended(p))
     if pod is None:
         why = condition(job, "Failed", "FailureTarget") or {}
-        return said or _short(why.get("message", "")) or "its Job failed and says no reason"
+        return said or cut(why.get("message", "")) or "its Job failed and says no reason"
     status = pod["status"]
     ended = status["state"].get("terminated") or {}
     code, last = ended.get("exitCode"), _last(ended.get("message", ""))
@@ -162,11 +162,11 @@ def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Objec
     if said:
         return said
     if status["reason"]:
-        return f"{status['reason']}: {_short(status['message'])}"
+        return f"{status['reason']}: {cut(status['message'])}"
     if code == 128 + 9:
         return "killed by SIGKILL from outside" + _heard(last)
     if ended.get("reason") in ("StartError", "ContainerCannotRun"):
-        return f"cannot start: {_short(ended.get('message', ''))}"
+        return f"cannot start: {cut(ended.get('message', ''))}"
     if code == ExitCode.DONE:
         return "completed without an artifact"
     return last or f"ended with exit code {code} and no word why"
@@ -180,7 +180,7 @@ def _last(message: str) -> str:
             event = json.loads(line)
         if not isinstance(event, dict):
             if line.strip():
-                return _short(line)
+                return cut(line)
             continue
         if event.get("event") == "failed":
             return str(event.get("reason"))
@@ -194,6 +194,7 @@ def _heard(last: str) -> str:
     return f" (last heard: {last})" if last else ""
 
 
-def _short(message: str) -> str:
+def cut(message: str, most: int = LONGEST) -> str:
+    """The message in one line, no longer than that."""
     line = " ".join(message.split())
-    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+    return line if len(line) <= most else line[: most - 3] + "..."
