@@ -32,7 +32,7 @@ from expunge_controller.metrics import Metrics
 from expunge_controller.plan import Step, inputs_of
 from expunge_controller.queueing import Places, Room, Who, WorkQueue
 from expunge_controller.remote import RETRY, resources_path
-from expunge_controller.resolve import Resolved, resolve, write_record
+from expunge_controller.resolve import Resolved, recall, resolve, write_record
 from expunge_controller.runner import Runner
 from expunge_controller.state import statuses
 
@@ -57,7 +57,7 @@ class Settings:
     site: Site
     inputs: tuple[str, ...] = ("{store}", "hf://")
     """Prefixes of what an experiment may read; ``{store}``: the namespace's own part of the store."""
-    max_jobs: int = 500
+    max_jobs: int = 5000
     workers: int = 8
 
 
@@ -142,6 +142,7 @@ class Operator:
             for n in settings.namespaces
         }
         self._stores: dict[str, Store] = {}
+        self._opening = threading.Lock()
         self._active: dict[Who, _Active] = {}
         self._written: dict[Who, float] = {}
         """When a status was last written here."""
@@ -269,8 +270,12 @@ class Operator:
         loaded = load_resource({"apiVersion": API_VERSION, "kind": "Experiment", "metadata": meta, "spec": spec})
         self._check_inputs(loaded, namespace)
         store = self._store(namespace)
-        resolved = resolve(loaded, stage=True, namespace=namespace, report=True)
-        write_record(store, resolved)
+        # A generation at work goes on as it began, though a newer operator would plan it otherwise by now.
+        known = str(found["status"].get("digest", "")) if same else ""
+        resolved = recall(store, loaded, known, namespace) if known else None
+        if resolved is None:
+            resolved = resolve(loaded, stage=True, namespace=namespace, report=True)
+            write_record(store, resolved)
         image = (found["status"].get("image") if same else "") or self.settings.site.image
         site = Site(**{
             **vars(self.settings.site), "namespace": namespace, "store": store.uri, "image": image,
@@ -379,13 +384,14 @@ class Operator:
         self.places.offer()
 
     def _store(self, namespace: str) -> Store:
-        if namespace not in self._stores:
-            place, query = own_part(self.settings.store, namespace)
-            store = open_store(place + query)
-            store.check()
-            check_conditional_writes(store)
-            self._stores[namespace] = store
-        return self._stores[namespace]
+        with self._opening:  # once, whoever asks first: a client of S3 takes ten megabytes
+            if namespace not in self._stores:
+                place, query = own_part(self.settings.store, namespace)
+                store = open_store(place + query)
+                store.check()
+                check_conditional_writes(store)
+                self._stores[namespace] = store
+            return self._stores[namespace]
 
     def _check_inputs(self, loaded: Loaded, namespace: str) -> None:
         own, query = own_part(self.settings.store, namespace)

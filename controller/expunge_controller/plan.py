@@ -81,13 +81,18 @@ class Plan:
     by_key: dict[str, Step] = field(repr=False)
 
 
-def make_plan(loaded: Loaded, pins: Pins, stage: bool = False) -> Plan:
-    """The plan of an experiment whose inputs are pinned. ``stage``: what lies on the hub is copied into the store first."""
+Versions = Mapping[str, int]
+"""Of kinds (``finetune``) and plugins (``objectives/npo``)."""
+
+
+def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Versions | None = None) -> Plan:
+    """The plan of an experiment whose inputs are pinned. ``stage``: what lies on the hub is copied into the store first.
+    ``versions``: of an earlier plan, in place of this code's."""
     tasks: dict[str, tuple[str, Task]] = {}
     trials_of: dict[str, list[str]] = defaultdict(list)
     keys_of_role: dict[str, dict[str, str]] = defaultdict(dict)
     models: list[ModelRow] = []
-    keys = _Keys()
+    keys = _Keys(versions or {})
     for trial in loaded.trials:
         planned = _TrialPlan(trial.spec, pins, keys)
         for role, key, task in planned.steps:
@@ -162,7 +167,8 @@ def inputs_of(spec: Spec) -> Inputs:
 class _Keys:
     """Tasks that are equal in many trials are made and hashed once: a sweep of 1,000 has few distinct ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, versions: Versions) -> None:
+        self._versions = versions
         self._made: dict[Any, tuple[str, Task]] = {}
         self._needs: dict[str, list[ArtifactRef]] = {}
 
@@ -170,9 +176,13 @@ class _Keys:
         """The task and its key; ``make`` is asked once for equal ``given``."""
         identity = tuple(g.model_dump_json() if hasattr(g, "model_dump_json") else repr(g) for g in given)
         if identity not in self._made:
-            task = make()
+            task = self._of_its_time(make())
             self._made[identity] = (task.key(), task)
         return self._made[identity]
+
+    def _of_its_time(self, task: Task) -> Task:
+        plugins = {name: self._versions.get(name, version) for name, version in task.plugins.items()}
+        return task.model_copy(update={"version": self._versions.get(task.kind, task.version), "plugins": plugins})
 
     def needs(self, key: str, task: Task) -> list[ArtifactRef]:
         if key not in self._needs:

@@ -7,6 +7,7 @@ found before anything runs.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from expunge_jobs import data as rows
 from expunge_jobs import inputs
 from expunge_jobs.errors import BadTask
-from expunge_jobs.store import Store
+from expunge_jobs.store import NotFound, Store
 from expunge_jobs.task import EvaluateTask, Input, TaskData, canonical
 
 from expunge_controller.document import Document, ExperimentError, KeyPath
@@ -75,6 +76,25 @@ def resolve(loaded: Loaded, stage: bool = False, namespace: str = "local", repor
     digest = hashlib.sha256(canonical(record).encode()).hexdigest()
     resolved = Resolved(plan, resolver.pins, resolver.notices, digest, record, namespace)
     return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json")) if report else resolved
+
+
+def recall(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolved | None:
+    """The generation of this digest just as it was resolved, by the store's record of it: with the same inputs and versions,
+    whatever they would be today. None: there is no record, or this code would plan other steps from it."""
+    try:
+        data, _ = store.get(f"experiments/{namespace}/{loaded.name}/{digest}.json")
+    except NotFound:
+        return None
+    record = json.loads(data)
+    pins = record["inputs"]
+    if any(uri not in pins for trial in loaded.trials for asked in inputs_of(trial.spec) for uri in asked.values()):
+        return None
+    plan = make_plan(loaded, pins, stage=True, versions=record["versions"])
+    if sorted(s.key for s in plan.steps if s.kind != "stage") != record["steps"]:
+        return None
+    del record["models"]
+    resolved = Resolved(plan, pins, [], digest, record, namespace)
+    return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json"))
 
 
 def write_record(store: Store, resolved: Resolved) -> None:

@@ -5,41 +5,30 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from cluster import ControlPlane
 from faults import FaultProxy
-from killing import Moment, forget, is_nth, manifests_put, moments_of, pods_made
-from runs import attempts, weights
-from s3server import S3Server
+from killing import Moment, Once, by_way_of, is_nth, moments_of, proxies
+from runs import attempts
 from testsite import Site
 
 HALF = ("--set", "merge.density=0.5")
 """Another merge: of a finished experiment two steps are left, one after the other."""
 
-
-@pytest.fixture
-def proxies(plane: ControlPlane, server: S3Server) -> Iterator[dict[str, FaultProxy]]:
-    proxies = {"cluster": FaultProxy(plane.url, plane.context), "store": FaultProxy(server.url)}
-    yield proxies
-    for proxy in proxies.values():
-        proxy.close()
+__all__ = ["proxies"]
 
 
 @pytest.mark.timeout(3000)  # some forty runs
 def test_killed_at_every_call(
     site: Site,
     plane: ControlPlane,
-    server: S3Server,
     proxies: dict[str, FaultProxy],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert site.command("run").returncode == 0
     whole = set(attempts(site.objects))
-    site.environment |= {
-        "KUBECONFIG": str(plane.kubeconfig_by(proxies["cluster"].url)), "AWS_ENDPOINT_URL_S3": proxies["store"].url,
-    }  # fmt: skip
+    by_way_of(site, proxies)
     _, since = plane.audited()
     undisturbed = site.fork("run", *HALF)
     undisturbed.join()
@@ -50,21 +39,17 @@ def test_killed_at_every_call(
     moments = {name: moments_of(proxy.seen) for name, proxy in proxies.items()}
     steps = set(attempts(site.objects)) - whole
     assert len(steps) == 2
-    expected = weights(site.objects)
+    once = Once(site, steps)
     killed = 0
     for name, proxy in proxies.items():
         for number, moment in moments[name]:
-            forget(site, steps)
-            (_, audited), (_, accessed) = plane.audited(), server.accessed()
+            once.forget()
             killed += kill_at(site, proxy, number, moment)
             again = site.fork("run", *HALF)
             again.join()
             what = f"{name} call {number}, {moment.__name__}"
             assert again.exitcode == 0, f"{what}:\n{site.said.read_text()[-4000:]}"
-            assert weights(site.objects) == expected, what
-            assert {attempts(site.objects)[s] for s in steps} == {1}, f"{what}: a step ran twice"
-            assert len(pods_made(plane, site, audited)) == len(steps), f"{what}: a pod too many"
-            assert manifests_put(server, site, accessed) == Counter(steps), f"{what}: an artifact was made twice"
+            once.check(what)
     of = sum(map(len, moments.values()))
     with capsys.disabled():
         print(f"\nkilled at {killed} of {of} moments in {calls} calls")

@@ -8,26 +8,17 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from cluster import ControlPlane
 from faults import FaultProxy, Request
-from killing import Moment, forget, is_nth, manifests_put, moments_of, pods_made
+from killing import Moment, Once, by_way_of, is_nth, moments_of, proxies
 from operating import Operating, apply, experiment, install_definition, status
-from runs import attempts, weights
-from s3server import S3Server
+from runs import attempts
 from testsite import Site, until
 
-
-@pytest.fixture
-def proxies(plane: ControlPlane, server: S3Server) -> Iterator[dict[str, FaultProxy]]:
-    proxies = {"cluster": FaultProxy(plane.url, plane.context), "store": FaultProxy(server.url)}
-    yield proxies
-    for proxy in proxies.values():
-        proxy.close()
+__all__ = ["proxies"]
 
 
 def ended(site: Site, name: str) -> bool:
@@ -50,7 +41,6 @@ def test_killed_at_its_calls(
     all_of_them: bool,
     site: Site,
     plane: ControlPlane,
-    server: S3Server,
     proxies: dict[str, FaultProxy],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -60,9 +50,7 @@ def test_killed_at_its_calls(
     whole = set(attempts(site.objects))
     # Another merge: of a finished experiment three steps are left, one after the other.
     half = experiment(site, "half", merge={"method": "ties", "density": 0.5})
-    site.environment |= {
-        "KUBECONFIG": str(plane.kubeconfig_by(proxies["cluster"].url)), "AWS_ENDPOINT_URL_S3": proxies["store"].url,
-    }  # fmt: skip
+    by_way_of(site, proxies)
     to_its_end(site, operating, half)
     moments = {name: moments_of(proxy.seen) for name, proxy in proxies.items()}
     if not all_of_them:  # one call of each kind
@@ -70,13 +58,12 @@ def test_killed_at_its_calls(
     calls = sum(len(proxy.seen) for proxy in proxies.values())
     steps = set(attempts(site.objects)) - whole
     assert len(steps) == 3
-    expected = weights(site.objects)
+    once = Once(site, steps)
     killed = 0
     for name, proxy in proxies.items():
         for number, moment in moments[name]:
             site.plane.kubectl("delete", "experiment", "half", "-n", site.namespace)
-            forget(site, steps)
-            (_, audited), (_, accessed) = plane.audited(), server.accessed()
+            once.forget()
             apply(site, half)
             killed += kill_at(site, operating, proxy, number, moment)
             again = operating.fork()
@@ -85,10 +72,7 @@ def test_killed_at_its_calls(
             again.terminate()
             again.join()
             assert status(site, "half")["phase"] == "Complete", f"{what}:\n{operating.said.read_text()[-4000:]}"
-            assert weights(site.objects) == expected, what
-            assert {attempts(site.objects)[s] for s in steps} == {1}, f"{what}: a step ran twice"
-            assert len(pods_made(plane, site, audited)) == len(steps), f"{what}: a pod too many"
-            assert manifests_put(server, site, accessed) == Counter(steps), f"{what}: an artifact was made twice"
+            once.check(what)
     of = sum(map(len, moments.values()))
     with capsys.disabled():
         print(f"\noperator killed at {killed} of {of} moments in {calls} calls")

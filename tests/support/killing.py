@@ -5,14 +5,54 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import pytest
 from cluster import ControlPlane
-from faults import Fault, Request, after, before
+from faults import Fault, FaultProxy, Request, after, before
+from runs import attempts, weights
 from s3server import S3Server
 from testsite import Site, until
 
 Moment = Callable[[Callable[[], object]], Fault]
+
+
+@pytest.fixture
+def proxies(plane: ControlPlane, server: S3Server) -> Iterator[dict[str, FaultProxy]]:
+    """Before the API server and before the S3 server."""
+    proxies = {"cluster": FaultProxy(plane.url, plane.context), "store": FaultProxy(server.url)}
+    yield proxies
+    for proxy in proxies.values():
+        proxy.close()
+
+
+def by_way_of(site: Site, proxies: dict[str, FaultProxy]) -> None:
+    """A controller that begins from here on speaks to the proxies."""
+    site.environment |= {
+        "KUBECONFIG": str(site.plane.kubeconfig_by(proxies["cluster"].url)), "AWS_ENDPOINT_URL_S3": proxies["store"].url,
+    }  # fmt: skip
+
+
+class Once:
+    """What must hold of these steps, however often a controller was killed: each was run once, to the same bits.
+
+    ``forget`` begins a round, ``check`` ends it.
+    """
+
+    def __init__(self, site: Site, steps: set[str]) -> None:
+        self.site, self.steps = site, steps
+        self.expected = weights(site.objects)
+
+    def forget(self) -> None:
+        forget(self.site, self.steps)
+        (_, self._audited), (_, self._accessed) = self.site.plane.audited(), self.site.server.accessed()
+
+    def check(self, what: str) -> None:
+        site, steps = self.site, self.steps
+        assert weights(site.objects) == self.expected, what
+        assert {attempts(site.objects)[s] for s in steps} == {1}, f"{what}: a step ran twice"
+        assert len(pods_made(site.plane, site, self._audited)) == len(steps), f"{what}: a pod too many"
+        assert manifests_put(site.server, site, self._accessed) == Counter(steps), f"{what}: an artifact was made twice"
 
 
 def is_nth(count: int) -> Callable[[Request], bool]:

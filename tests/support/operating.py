@@ -23,19 +23,23 @@ FEW = {
     "evaluate": {"cpu": max(1, CORES // 2)},
 }  # fmt: skip
 """As many threads as the local executor takes: bits depend on them."""
+PROGRAM = ("-m", "expunge_controller.serve")
 
 
-def install_definition(plane: ControlPlane) -> None:
-    """The API server knows Experiments from here on."""
-    plane.kubectl("apply", "--server-side", "-f", "-", give=yaml.safe_dump(resource_definition()))
+def install_definition(plane: ControlPlane, definition: dict[str, Any] | None = None) -> None:
+    """The API server knows Experiments from here on: as they are, or as another ``definition`` has them."""
+    wanted = definition or resource_definition()
+    plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", give=yaml.safe_dump(wanted))
     plane.kubectl("wait", "--for=condition=Established", "crd/experiments.expunge.dev", "--timeout=30s")
 
 
 class Operating:
     """An operator for one namespace, begun and ended as often as a test wants."""
 
-    def __init__(self, site: Site, *options: str, kubeconfig: Path | None = None) -> None:
-        self.site, self.options = site, options
+    def __init__(
+        self, site: Site, *options: str, kubeconfig: Path | None = None, program: tuple[str, ...] = PROGRAM
+    ) -> None:
+        self.site, self.options, self.program = site, options, program
         self.kubeconfig = kubeconfig or site.plane.kubeconfig
         self.port = free_port()
         self.said = site.node.folder / f"{site.namespace}.operator"
@@ -56,7 +60,7 @@ class Operating:
         environment = os.environ | self.site.environment | {"KUBECONFIG": str(self.kubeconfig)}
         with self.said.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "expunge_controller.serve", *words], env=environment, stdout=log, stderr=log
+                [sys.executable, *self.program, *words], env=environment, stdout=log, stderr=log
             )
         until(lambda: self.answers("/readyz"))
 

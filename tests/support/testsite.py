@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from cluster import ControlPlane
+from fleet import Fleet
 from node import CONTEXT, Node, Pod
 from s3server import BUCKET, CREDENTIALS, S3Server
 
@@ -30,7 +31,7 @@ THREADS = (
 class Site:
     """The shipped command, before one namespace and one prefix of the store."""
 
-    def __init__(self, plane: ControlPlane, node: Node, namespace: str, server: S3Server, file: Path) -> None:
+    def __init__(self, plane: ControlPlane, node: Node | Fleet, namespace: str, server: S3Server, file: Path) -> None:
         self.plane, self.node, self.namespace, self.server, self.file = plane, node, namespace, server, file
         self.image = "registry.test/expunge-jobs:1"
         self.store = f"s3://{BUCKET}/{namespace}"

@@ -23,6 +23,7 @@ PACKAGES = {
     "versitygw": ("github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
     "etcd": ("go.etcd.io/etcd/server/v3", "v3.6.8"),
     "helm": ("helm.sh/helm/v3/cmd/helm", "v3.22.0"),
+    "kwok": ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
 }
 KUBERNETES = "1.34.4"
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl")

@@ -1,0 +1,165 @@
+"""Hundreds of experiments at once before the shipped operator, with the chart's own defaults: gaps between steps, calls,
+memory, recovery after a kill, and Jobs a second beside a bare loop that creates the same Jobs.
+
+usage: scale.py [EXPERIMENTS [SECONDS]]     default: 200 experiments, steps of 10 seconds
+
+A real control plane and a real S3 server; nodes by kwok (tests/support/fleet.py says which steps are left to each experiment).
+A gap: from the last predecessor's pod seen Succeeded to the successor's pod seen, by one observer for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from chart import identity, of_kind, rendered
+from cluster import ControlPlane
+from expunge_controller.executors.watch import jobs_path
+from expunge_controller.experiment import Kubernetes, ResourcesByKind
+from expunge_controller.kubeapi import connect
+from expunge_controller.manifests import Site, job, job_name
+from expunge_jobs.store import open_store
+from fleet import Crowd, Fleet
+from operating import Operating, install_definition
+from s3server import BUCKET, CREDENTIALS, S3Server
+from testsite import Site as Place
+from testsite import until
+
+NAMESPACE = "scale"
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 10.0
+    os.environ.update(CREDENTIALS)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as ends:
+        folder = Path(name)
+        plane, server = ControlPlane(folder / "plane"), S3Server(folder / "s3")
+        ends.callback(server.stop)
+        ends.callback(plane.stop)
+        plane.start()
+        plane.kubectl("create", "namespace", NAMESPACE)
+        install_definition(plane)
+        os.environ |= {"KUBECONFIG": str(plane.kubeconfig), "AWS_ENDPOINT_URL_S3": server.url}
+        cluster = connect(None, NAMESPACE)
+        fleet = Fleet(plane, cluster, folder / "fleet", open_store(f"s3://{BUCKET}/{NAMESPACE}"), seconds)
+        ends.callback(fleet.stop)
+        fleet.start()
+        place = Place(plane, fleet, NAMESPACE, server, folder / "none.yaml")
+        limits, environment = defaults()
+        place.environment |= environment
+        operating = Operating(place, *limits, kubeconfig=identity(plane, NAMESPACE))
+        ends.callback(operating.close)
+        first, second = (Crowd(fleet, cluster, range(n, n + count)) for n in (0, count))
+        first.prepare()
+        second.prepare()
+        operating.begin()
+        run(operating, first)
+        recover(operating, second)
+        compare(operating, second)
+
+
+def defaults() -> tuple[list[str], dict[str, str]]:
+    """The operator's limits and environment as the chart has them."""
+    (deployment,) = of_kind(rendered(NAMESPACE), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    limits = [word for word in container["args"] if word.startswith(("--max-jobs", "--workers"))]
+    return limits, {e["name"]: e["value"] for e in container["env"] if e["name"] != "HOME"}
+
+
+def run(operating: Operating, crowd: Crowd) -> None:
+    """All of them from their creation to their end."""
+    plane, count, seconds = operating.site.plane, len(crowd.resources), crowd.fleet.seconds
+    assert operating.process is not None
+    pid = operating.process.pid
+    empty = memory(pid, "VmRSS")
+    start = time.monotonic()
+    crowd.apply()
+    until(lambda: crowd.phases()["Complete"] == count or crowd.phases()["Failed"] > 0, 1800)
+    took, used, peak = time.monotonic() - start, cpu(pid), memory(pid, "VmHWM")
+    assert crowd.phases() == {"Complete": count}, crowd.phases()
+    mine = sum(e["user"]["username"].startswith(f"system:serviceaccount:{NAMESPACE}:") for e in calls(plane))
+    gaps = sorted(crowd.gaps())
+    p99 = statistics.quantiles(gaps, n=100)[98]
+    print(f"{count} experiments of 5 steps of {seconds:.0f} s: {took:.0f} s, the steps alone {4 * seconds:.0f}")
+    print(f"{len(gaps)} gaps: p50 {statistics.median(gaps):.3f} s, p99 {p99:.3f} s, largest {gaps[-1]:.3f} s")
+    print(f"API calls for each experiment: {mine / count:.1f}")
+    print(f"the operator: {used:.0f} CPU seconds; {empty:.0f} MiB empty, {peak - empty:.0f} MiB more at most")
+
+
+def recover(operating: Operating, crowd: Crowd) -> None:
+    """The operator is killed while every fine-tune is at work, and begins again."""
+    crowd.fleet.hold()
+    wanted = {job_name(s) for s in crowd.first()}
+    crowd.apply()
+    until(lambda: wanted <= crowd.fleet.running, 900)
+    operating.end(signal.SIGKILL)
+    start = time.monotonic()
+    operating.begin()
+    until(lambda: operating.metrics().get('expunge_steps{state="running"}', 0) >= len(wanted), 120)
+    took = time.monotonic() - start
+    print(f"killed with {len(wanted)} Jobs at work and begun again: all are followed after {took:.1f} s")
+
+
+def compare(operating: Operating, crowd: Crowd) -> None:
+    """Jobs a second, beside a loop that does nothing else."""
+    operating.end()
+    own = created(operating.site.plane, {job_name(s) for s in crowd.first()})
+    rate = (len(own) - 1) / (own[-1] - own[0])
+    floor = bare(operating.site, crowd)
+    print(f"Jobs a second: {rate:.0f}; a bare loop's {floor:.0f}; ratio {rate / floor:.2f} (aim: .7)")
+
+
+def bare(place: Place, crowd: Crowd) -> float:
+    """Jobs a second of a loop that creates the same ones."""
+    place.plane.kubectl("create", "namespace", "bare")
+    site = Site(namespace="bare", image=place.image, store=crowd.fleet.store.uri, secret="credentials")
+    jobs = [job(s, site, ResourcesByKind(), Kubernetes(), "bare") for s in crowd.first()]
+    start = time.monotonic()
+    for each in jobs:
+        crowd.cluster.request("POST", jobs_path("bare"), each)
+    return len(jobs) / (time.monotonic() - start)
+
+
+def created(plane: ControlPlane, names: set[str]) -> list[float]:
+    """When these Jobs were created, in order, by the API server's own log."""
+    return sorted(
+        datetime.fromisoformat(e["requestReceivedTimestamp"]).timestamp() for e in calls(plane)
+        if e["verb"] == "create" and e["responseStatus"]["code"] == 201 and e["objectRef"].get("resource") == "jobs"
+        and e["objectRef"].get("name") in names
+    )  # fmt: skip
+
+
+def calls(plane: ControlPlane) -> Iterator[dict[str, Any]]:
+    """The API server's log of finished requests."""
+    with (plane.folder / "audit.log").open() as log:
+        for line in log:
+            yield json.loads(line)
+
+
+def memory(pid: int, which: str) -> float:
+    """MiB of a process: VmRSS (now) or VmHWM (at most)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith(which)) / 1024
+
+
+def cpu(pid: int) -> float:
+    """Seconds of a processor that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
