@@ -344,7 +344,8 @@ class Mirror:
                     self._leave(self.group(before), name)
                 if kind != "DELETED":
                     self._objects[name] = self._groups[self.group(what)][name] = what
-            self.changed(what)
+            if kind == "DELETED" or before != what:  # of what is read, nothing may have changed
+                self.changed(what)
 
     def _leave(self, group: str, name: str) -> None:
         del self._groups[group][name]

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,18 +30,20 @@ from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
 from expunge_controller.manifests import Site, requested
 from expunge_controller.metrics import Metrics
 from expunge_controller.plan import Step, inputs_of
-from expunge_controller.queueing import Places, Room, Who, WorkQueue
+from expunge_controller.queueing import STUCK, Places, Room, Who, WorkQueue
 from expunge_controller.remote import RETRY, resources_path
 from expunge_controller.resolve import Resolved, recall, resolve, write_record
 from expunge_controller.runner import Runner
 from expunge_controller.state import statuses
 
-STATUS_EVERY = 5.0
-"""Seconds between two writes of a status whose phase is the same."""
+STATUS_EVERY, STATUS_RATE = 5.0, 20.0
+"""Seconds between two writes of a status whose phase is the same, and how many of those a second all experiments may have."""
 LOOK = 30.0
 """Seconds between two looks at an experiment of which nothing is heard."""
 BACKOFF = (1.0, 60.0)
 """Seconds until an experiment is looked at again whose store or cluster gave no answer: at first, and at most."""
+TELL = 0.5
+"""Seconds after which what has happened is told, with what has happened since."""
 AGAIN = 0.5
 """Seconds until a status is written again that somebody else has changed."""
 POLL = 1.0
@@ -72,45 +74,37 @@ def trim(resource: Object) -> Object:
     }
 
 
-@dataclass
-class _Told:
-    """What has happened since the last Event, and is to be said in one."""
-
-    started: list[str] = field(default_factory=list)
-    finished: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-
-
 class _Teller:
-    """The runner's observer. ``used`` is told of a finished step and its seconds."""
+    """The runner's observer: keeps what has happened until it is told. ``used`` hears of a finished step and its seconds."""
 
     def __init__(self, used: Callable[[Step, float], None]) -> None:
-        self.told, self.used = _Told(), used
+        self.used = used
+        self.news: list[tuple[str, str]] = []
+        """Why an Event is made, and what it is to say; in order."""
 
     def started(self, step: Step) -> None:
-        self.told.started.append(step.name)
+        self.news.append(("Started", step.name))
 
     def progress(self, running: dict[str, Progress]) -> None:
         pass
 
     def finished(self, step: Step, seconds: float) -> None:
-        self.told.finished.append(step.name)
+        self.news.append(("Finished", step.name))
         self.used(step, seconds)
 
     def failed(self, step: Step, reason: str, again: bool) -> None:
-        self.told.failed.append(f"{step.name}: {reason}" + (" (trying again)" if again else ""))
+        self.news.append(("StepFailed", f"{step.name}: {reason}" + (" (trying again)" if again else "")))
 
     def elsewhere(self, step: Step) -> None:
         pass
 
     def notice(self, text: str) -> None:
-        self.told.notices.append(text)
+        self.news.append(("Notice", text))
 
-    def take(self) -> _Told:
-        """What was told, once."""
-        told, self.told = self.told, _Told()
-        return told
+    def take(self) -> dict[str, list[str]]:
+        """What has happened, by reason; once."""
+        news, self.news = self.news, []
+        return {reason: [text for r, text in news if r == reason] for reason, _ in news}
 
 
 @dataclass
@@ -127,6 +121,8 @@ class _Active:
     image: str
     woken: float | None = None
     """Since when something is to be looked at, in seconds of the monotonic clock."""
+    untold: float | None = None
+    """Since when something is to be told."""
 
 
 class Operator:
@@ -255,6 +251,8 @@ class Operator:
             meta["retry"],
         ):
             self._forget(who)
+            if not status.get("observedGeneration") and not self.places.may_begin(who, meta["creationTimestamp"]):
+                return STUCK
             try:
                 active = self._begin(who, found, spec, same)
             except ExperimentError as error:
@@ -308,17 +306,15 @@ class Operator:
         active.runner.paused = suspended
         self.places.turn(who)
         woken, active.woken = active.woken, None
+        before = len(active.teller.news)
         going = active.runner.tick()
         self.places.offer()
-        told = active.teller.take()
-        if told.finished and told.started and woken is not None:
+        happened = {reason for reason, _ in active.teller.news[before:]}
+        if {"Finished", "Started"} <= happened and woken is not None:
             self.metrics.gaps.observe(time.monotonic() - woken)
-        for kind, reason, words in (
-            ("Normal", "Finished", told.finished), ("Normal", "Started", told.started),
-            ("Warning", "StepFailed", told.failed), ("Normal", "Notice", told.notices),
-        ):  # fmt: skip
-            if words:
-                self._say(who, found, kind, reason, ", ".join(words))
+        if going and not self._is_time_to_tell(active):
+            return min(TELL, active.runner.due())  # whoever else waits for a step's successor comes first
+        self._tell(who, found, active.teller.take())
         if going and not (suspended and not active.executor.busy()):
             trouble = active.executor.trouble()
             phase: Phase = "Suspended" if suspended else "Running"
@@ -342,11 +338,25 @@ class Operator:
         self._forget(who)
         return None
 
+    def _is_time_to_tell(self, active: _Active) -> bool:
+        """Whether nothing has happened just now, or nothing has been told for a while."""
+        now = time.monotonic()
+        if active.untold is None and active.teller.news:
+            active.untold = now
+        if active.untold is not None and now - active.untold < TELL:
+            return False
+        active.untold = None
+        return True
+
+    def _tell(self, who: Who, found: Object, news: dict[str, list[str]]) -> None:
+        for reason, texts in news.items():
+            self._say(who, found, "Warning" if reason == "StepFailed" else "Normal", reason, ", ".join(texts))
+
     def _wake(self, who: Who) -> None:
         active = self._active.get(who)
         if active is not None and active.woken is None:
             active.woken = time.monotonic()
-        self.queue.add(who)
+        self.queue.add(who, urgent=True)
 
     def _count(self, step: Step, seconds: float, resources: ResourcesByKind) -> None:
         self.metrics.gpu_seconds.labels(step.kind).inc((requested(step, resources).gpu or 0) * seconds)
@@ -424,8 +434,9 @@ class Operator:
         current = mirror.get(who[1]) or found  # with what was written here since
         before, last = current["status"], self._written.get(who, 0.0)
         said = conditions(phase, message, meta["generation"], before.get("conditions", []), _now(), reason)
-        if _head(said) == _head(before.get("conditions", [])) and now - last < STATUS_EVERY:
-            self.queue.add_after(who, STATUS_EVERY - (now - last))
+        rest = last + max(STATUS_EVERY, len(self._active) / STATUS_RATE) - now
+        if rest > 0 and _head(said) == _head(before.get("conditions", [])):
+            self.queue.add_after(who, rest)
             return True
         status = {
             **before, **figures(), "observedGeneration": meta["generation"], "phase": phase, "conditions": said,

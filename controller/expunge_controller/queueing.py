@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import time
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 
 Who = tuple[str, str]
@@ -16,23 +17,29 @@ class WorkQueue:
     """Keys to be looked at: each is in it once, and in one worker's hands at a time."""
 
     def __init__(self) -> None:
-        self._ready: deque[Who] = deque()
-        self._known: set[Who] = set()
-        """Asked for and not yet handed out."""
+        self._ready: dict[bool, OrderedDict[Who, None]] = {True: OrderedDict(), False: OrderedDict()}
+        """In order, the urgent ones apart."""
+        self._known: dict[Who, bool] = {}
+        """Asked for and not yet handed out, and whether that is urgent."""
         self._handed: set[Who] = set()
         self._later: list[tuple[float, Who]] = []
+        self._due: dict[Who, float] = {}
+        """The one entry of ``_later`` that counts."""
         self._changed = threading.Condition()
 
-    def add(self, who: Who) -> None:
-        """Look at it as soon as somebody can; once more, if somebody is just looking."""
+    def add(self, who: Who, urgent: bool = False) -> None:
+        """Look at it as soon as somebody can, before all others if it is urgent; once more, if somebody is just looking."""
         with self._changed:
-            self._add(who)
+            self._add(who, urgent)
 
     def add_after(self, who: Who, seconds: float) -> None:
-        """Look at it then."""
+        """Look at it then, or sooner if that was asked for before."""
+        then = time.monotonic() + seconds
         with self._changed:
-            heapq.heappush(self._later, (time.monotonic() + seconds, who))
-            self._changed.notify()
+            if then < self._due.get(who, math.inf):
+                self._due[who] = then
+                heapq.heappush(self._later, (then, who))
+                self._changed.notify()
 
     def get(self, seconds: float) -> Who | None:
         """The next one, which ``done`` gives back; None if there is none within so many seconds."""
@@ -41,10 +48,14 @@ class WorkQueue:
             while True:
                 now = time.monotonic()
                 while self._later and self._later[0][0] <= now:
-                    self._add(heapq.heappop(self._later)[1])
-                if self._ready:
-                    who = self._ready.popleft()
-                    self._known.discard(who)
+                    then, who = heapq.heappop(self._later)
+                    if self._due.get(who) == then:
+                        del self._due[who]
+                        self._add(who, False)
+                ready = self._ready[True] or self._ready[False]
+                if ready:
+                    who, _ = ready.popitem(last=False)
+                    del self._known[who]
                     self._handed.add(who)
                     return who
                 if now >= end:
@@ -57,22 +68,36 @@ class WorkQueue:
         with self._changed:
             self._handed.discard(who)
             if who in self._known:
-                self._ready.append(who)
-                self._changed.notify()
+                self._make_ready(who)
 
     def __len__(self) -> int:
-        return len(self._ready)
+        return sum(map(len, self._ready.values()))
 
-    def _add(self, who: Who) -> None:
-        if who not in self._known:
-            self._known.add(who)
+    def _add(self, who: Who, urgent: bool) -> None:
+        if who not in self._known or (urgent and not self._known[who]):
+            self._known[who] = urgent
             if who not in self._handed:
-                self._ready.append(who)
-                self._changed.notify()
+                self._make_ready(who)
+
+    def _make_ready(self, who: Who) -> None:
+        urgent = self._known[who]
+        self._ready[not urgent].pop(who, None)
+        self._ready[urgent][who] = None
+        self._changed.notify()
+
+
+BACKLOG = 8
+"""Jobs without a pod, beyond which no further experiment begins."""
+STUCK = 5.0
+"""Seconds after which a Job without a pod is no backlog: it waits for a quota, or in a queue."""
 
 
 class Places:
-    """Room for so many unfinished Jobs of all experiments. A free place goes to whoever has the fewest, then to the oldest."""
+    """Room for so many unfinished Jobs of all experiments. A free place goes to whoever has the fewest, then to the oldest.
+
+    An experiment begins only while the cluster keeps up with making pods of Jobs: hundreds that all began at once would have
+    their steps' successors wait behind each other's first steps.
+    """
 
     def __init__(self, most: int, wake: Callable[[Who], None]) -> None:
         self.most, self.wake = most, wake
@@ -81,12 +106,32 @@ class Places:
         self._count: dict[Who, int] = defaultdict(int)
         self._waiting: dict[Who, str] = {}
         """When each was created."""
+        self._outside: dict[Who, str] = {}
+        """The same of those that have not begun."""
+        self._podless: dict[str, float] = {}
+        """Jobs that were just made, and when."""
         self._lock = threading.Lock()
 
     def turn(self, who: Who) -> None:
         """It is about to ask anew for what it needs."""
         with self._lock:
             self._waiting.pop(who, None)
+
+    def may_begin(self, who: Who, since: str) -> bool:
+        """Whether it is a good time; whoever is refused is woken when it is. ``since``: when ``who`` was created."""
+        with self._lock:
+            if self._is_behind():
+                self._outside[who] = since
+                return False
+            self._outside.pop(who, None)
+            return True
+
+    def has_pod(self, job: str) -> None:
+        """The cluster has come round to this Job."""
+        if job in self._podless:
+            with self._lock:
+                self._podless.pop(job, None)
+            self.offer()
 
     def take(self, who: Who, since: str, job: str, there: bool) -> bool:
         """Whether there is room for this Job; one that is there already has its place. ``since``: when ``who`` was created."""
@@ -99,6 +144,8 @@ class Places:
             if who not in holders:
                 holders.add(who)
                 self._count[who] += 1
+            if not there:
+                self._podless[job] = time.monotonic()
             return True
 
     def leave(self, who: Who, job: str) -> None:
@@ -113,6 +160,7 @@ class Places:
                 del self._count[who]
             if not holders:
                 del self._holders[job]
+                self._podless.pop(job, None)
         self.offer()
 
     def offer(self) -> None:
@@ -120,12 +168,20 @@ class Places:
         with self._lock:
             free = len(self._holders) < self.most and bool(self._waiting)
             first = min(self._waiting, key=self._rank) if free else None
+            if first is None and self._outside and not self._is_behind():
+                first = min(self._outside, key=lambda who: (self._outside[who], who))
+                del self._outside[first]  # it asks again, and then others are asked in turn
         if first is not None:
             self.wake(first)
 
     def held(self) -> int:
         """Unfinished Jobs that somebody waits for."""
         return len(self._holders)
+
+    def _is_behind(self) -> bool:
+        stuck = time.monotonic() - STUCK
+        self._podless = {job: made for job, made in self._podless.items() if made > stuck}
+        return len(self._podless) >= BACKLOG
 
     def _is_next(self, who: Who, since: str) -> bool:
         others = [w for w in self._waiting if w != who]
@@ -145,6 +201,10 @@ class Room:
     def take(self, job: str, there: bool = False) -> bool:
         """Whether there is room for this Job, or it is there already; whoever was refused is woken when there may be."""
         return self.places.take(self.who, self.since, f"{self.who[0]}/{job}", there)
+
+    def has_pod(self, job: str) -> None:
+        """A pod of the Job was seen."""
+        self.places.has_pod(f"{self.who[0]}/{job}")
 
     def leave(self, job: str) -> None:
         """It is no longer waited for."""

@@ -174,7 +174,7 @@ class Runner:
     def _take(self, ended: Ended) -> None:
         step = self.plan.by_key[ended.key]
         # The manifest is the verdict, whatever the exit code says.
-        if is_done(self.store, step):
+        if ended.ok or is_done(self.store, step):
             self.done.add(ended.key)
             self.observer.finished(step, time.monotonic() - self._began[ended.key])
             return
@@ -215,8 +215,7 @@ class Runner:
 
     def forget_failures(self) -> None:
         """A failure belongs to the run that met it: a new run tries again."""
-        paths = [e.path for e in self.store.list(f"{folder(self.resolved)}/failed")]
-        self.store.delete([*paths, _cancelled(self.resolved)])
+        self.store.delete(e.path for e in list(self.store.list(folder(self.resolved))))
 
 
 def _cancelled(resolved: Resolved) -> str:

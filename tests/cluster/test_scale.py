@@ -88,7 +88,8 @@ def test_a_hundred_at_once_and_the_bad_delay_none_of_them(
         ):  # fmt: skip
             cluster.request("POST", resources_path(cluster.namespace), resource(cluster, name, spec, like))
         crowd.apply()
-        until(lambda: crowd.phases()["Complete"] == 100, 300)
+        until(crowd.has_reported, 300)
+        until(lambda: crowd.phases() == {"Complete": 100}, 60)
         assert status(away, "nonsense")["phase"] == "Invalid"
         assert "not to be read from here" in status(away, "forbidden")["conditions"][0]["message"]
         assert status(away, "hole").get("phase") in (None, "Running")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from expunge_controller.queueing import Places, Who, WorkQueue
+import pytest
+from expunge_controller.queueing import BACKLOG, Places, Who, WorkQueue
 
 A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
 
@@ -38,6 +39,31 @@ def test_later_comes_in_its_time() -> None:
     assert queue.get(0) is None
     assert [queue.get(5), queue.get(5)] == [A, B]
     assert 0.2 <= time.monotonic() - begun < 4
+
+
+def test_what_is_urgent_comes_first() -> None:
+    queue = WorkQueue()
+    for who in (A, B, C):
+        queue.add(who)
+    for who in (C, B, C):
+        queue.add(who, urgent=True)
+    assert [queue.get(0) for _ in range(4)] == [C, B, A, None]
+    queue.add(A)
+    queue.add(B, urgent=True)
+    queue.add(A, urgent=True)
+    assert queue.get(0) is None, "all are in somebody's hands"
+    for who in (A, B, C):
+        queue.done(who)
+    assert {queue.get(0), queue.get(0)} == {A, B}
+
+
+def test_of_many_times_the_first_counts_and_once() -> None:
+    queue = WorkQueue()
+    for seconds in (0.3, 0.1, 0.2, 0.1):
+        queue.add_after(A, seconds)
+    assert queue.get(5) == A
+    queue.done(A)
+    assert queue.get(0.4) is None, "the later ones are forgotten: whoever looks asks anew"
 
 
 def test_a_worker_that_waits_is_woken() -> None:
@@ -109,3 +135,31 @@ def test_jobs_that_are_there_after_a_restart_have_their_places() -> None:
     assert room.take(A, "1", "a-1", there=True)
     assert room.take(B, "2", "b-1", there=True), "more than it may be, but they run"
     assert not room.take(C, "3", "c-1", there=False)
+
+
+def test_nobody_begins_while_jobs_wait_for_their_pods() -> None:
+    room, woken = places(100)
+    assert room.may_begin(A, "1")
+    for number in range(BACKLOG):
+        assert room.take(A, "1", f"job-{number}", there=False), "whoever has begun goes on"
+    assert not room.may_begin(C, "3")
+    assert not room.may_begin(B, "2")
+    assert woken == []
+    room.has_pod("job-0")
+    assert woken == [B], "the oldest"
+    assert room.may_begin(B, "2")
+    room.take(B, "2", "job-b", there=False)
+    room.leave(A, "job-1")
+    assert woken == [B, C]
+
+
+def test_jobs_that_were_there_or_wait_for_a_quota_are_no_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
+    room, _ = places(100)
+    for number in range(BACKLOG):
+        room.take(A, "1", f"job-{number}", there=True)
+    assert room.may_begin(B, "2")
+    for number in range(BACKLOG):
+        room.take(B, "2", f"stuck-{number}", there=False)
+    assert not room.may_begin(C, "3")
+    monkeypatch.setattr("expunge_controller.queueing.STUCK", -1.0)
+    assert room.may_begin(C, "3")

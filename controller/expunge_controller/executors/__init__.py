@@ -13,8 +13,8 @@ Progress = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ended:
-    """An attempt that ended. ``final`` failures are not tried again; ``lost`` ones are no fault of the step's, and it
-    starts again at once."""
+    """An attempt that ended. ``ok``: its artifact was seen whole. ``final`` failures are not tried again; ``lost`` ones are no
+    fault of the step's, and it starts again at once."""
 
     key: str
     ok: bool

@@ -287,6 +287,8 @@ class KubernetesExecutor:
     def _look(self, held: _Held) -> None:
         """Something has changed about the Job or its pods."""
         found, pods = self._find(held)
+        if pods and self.room:
+            self.room.has_pod(job_name(held.step))
         ended = verdict.newest(p for p in pods if verdict.has_ended(p))
         final = verdict.condition(found, "Failed", "Complete") if found else None
         gone = found is None and held.seen

@@ -273,7 +273,7 @@ class LocalExecutor:
             reason = str(error)
         shutil.rmtree(running.work, ignore_errors=True)
         final = code in (ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT)
-        return Ended(running.step.key, code == ExitCode.DONE, reason, final)
+        return Ended(running.step.key, ok=False, reason=reason, final=final)  # the runner looks into the store
 
     def _reason(self, running: _Running, code: int) -> str:
         if code == ExitCode.DONE:

@@ -19,6 +19,7 @@ import contextlib
 import os
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +106,8 @@ class S3Store:
         self.address = parse_address(uri)
         self.uri, self.name = str(self.address), self.address.name
         self._made: dict[int, Any] = {}
+        self._session: Any = None
+        self._making = threading.Lock()
 
     def get(self, path: str) -> tuple[bytes, str]:
         key = self._key(path)
@@ -200,9 +203,10 @@ class S3Store:
         return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
     def _client(self, tries: int = _TRIES) -> Any:
-        if tries not in self._made:
-            self._made[tries] = self._make_client(tries)
-        return self._made[tries]
+        with self._making:  # a session is not for several threads, and each has ten megabytes of the SDK's own
+            if tries not in self._made:
+                self._made[tries] = self._make_client(tries)
+            return self._made[tries]
 
     def _make_client(self, tries: int) -> Any:
         # Imported here: .3 s that a store in a directory does not need.
@@ -220,7 +224,9 @@ class S3Store:
             connect_timeout=5, read_timeout=60 if tries == _TRIES else 10, max_pool_connections=2 * THREADS,
             request_checksum_calculation=checksums, response_checksum_validation=checksums,
         )  # fmt: skip
-        return Session().client(
+        if self._session is None:
+            self._session = Session()
+        return self._session.client(
             "s3", endpoint_url=address.endpoint_url, region_name=address.region, verify=address.ca_bundle, config=config
         )
 
