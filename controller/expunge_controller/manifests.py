@@ -21,6 +21,8 @@ RUN = "expunge.dev/run"
 NAME = {"app.kubernetes.io/name": "expunge", "app.kubernetes.io/component": "step"}
 """Labels of every Job and pod of ours."""
 CONTAINER = "step"
+CA = "/etc/expunge/ca"
+"""Where the certificate of whoever signs the store's lies."""
 WORK = "/scratch"
 """The only folder that a step may write; HOME and every cache lie in it."""
 TTL = 24 * 3600
@@ -62,6 +64,10 @@ class Site:
     hub_secret: str | None = None
     """The same for steps that copy from the hub, and for no other: HF_TOKEN, HF_ENDPOINT."""
     service_account: str | None = None
+    proxies: tuple[tuple[str, str], ...] = ()
+    """``HTTPS_PROXY`` and its like, with their values."""
+    ca_bundle: str | None = None
+    """Name of a ConfigMap of the pods' namespace with ca.crt, which has signed the store's certificate."""
     gpu: str = "nvidia.com/gpu"
     """The GPU's resource name: a MIG slice or another maker's."""
     pull_policy: str = "IfNotPresent"
@@ -194,6 +200,10 @@ def _pod(
         exclude_none=True,
     )  # fmt: skip
     volumes, mounts = _volumes(kubernetes)
+    if site.ca_bundle:
+        volumes.append({"name": "ca", "configMap": {"name": site.ca_bundle}})
+        mounts.append({"name": "ca", "mountPath": CA, "readOnly": True})
+    environment = [*environment, *_ways_out(site)]
     assert asked.deadline is not None, "requested() fills every field"
     return {
         "restartPolicy": "Never",
@@ -259,6 +269,12 @@ def _environment(step: Step, site: Site, asked: Resources, kubernetes: Kubernete
     ]
 
 
+def _ways_out(site: Site) -> list[dict[str, Any]]:
+    """By which a pod reaches the store."""
+    certificate = [("AWS_CA_BUNDLE", f"{CA}/ca.crt")] if site.ca_bundle else []
+    return [{"name": name, "value": value} for name, value in (*site.proxies, *certificate)]
+
+
 def _resources(site: Site, asked: Resources) -> dict[str, Any]:
     # Memory and disk are given and limited alike, so that a step never lives on what another may need. Cores are not
     # limited: a step that waits for none is not slowed.
@@ -287,8 +303,10 @@ def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[st
 
 def fingerprint(site: Site, asked: Resources, kubernetes: Kubernetes) -> str:
     """Tells whether a Job that failed had what this run asks for: its failure is no verdict on another's."""
-    what = {
+    what: dict[str, Any] = {
         "resources": asked.model_dump(mode="json"), "kubernetes": kubernetes.model_dump(mode="json"), "image": site.image,
         "secrets": [site.secret, site.hub_secret], "account": site.service_account,
     }  # fmt: skip
+    if ways := _ways_out(site):
+        what["ways out"] = [ways, site.ca_bundle]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

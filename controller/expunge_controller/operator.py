@@ -218,7 +218,7 @@ class Operator:
         found = self.experiments[who[0]].get(who[1])
         if found is not None and turn > 1:  # a single missing answer is no news
             try:
-                self._write(who, found, "Running", message, dict, reason=reason)
+                self._write(who, found, "Running", message, dict, reason=reason, begun=False)
             except ApiError as error:
                 self.log("warning", who, f"its status could not be written: {error}")
         return float(min(BACKOFF[0] * 2 ** min(turn - 1, 10), BACKOFF[1]))
@@ -270,11 +270,15 @@ class Operator:
         store = self._store(namespace)
         # A generation at work goes on as it began, though a newer operator would plan it otherwise by now.
         known = str(found["status"].get("digest", "")) if same else ""
-        resolved = recall(store, loaded, known, namespace) if known else None
-        if resolved is None:
-            resolved = resolve(loaded, stage=True, namespace=namespace, report=True)
+        recalled = recall(store, loaded, known, namespace) if known else None
+        resolved = recalled or resolve(loaded, stage=True, namespace=namespace, report=True)
+        if recalled is None:
             write_record(store, resolved)
-        image = (found["status"].get("image") if same else "") or self.settings.site.image
+        if known and recalled is None:
+            self._say(
+                who, found, "Warning", "PlannedAnew", "the operator that began this generation planned other steps"
+            )
+        image = (found["status"].get("image") if recalled else "") or self.settings.site.image
         site = Site(**{
             **vars(self.settings.site), "namespace": namespace, "store": store.uri, "image": image,
         })  # fmt: skip
@@ -289,7 +293,7 @@ class Operator:
         )  # fmt: skip
         teller = _Teller(lambda step, seconds: self._count(step, seconds, own.resources))
         runner = Runner(store, executor, resolved, teller, cancelled=lambda: False)
-        if not same and found["status"].get("observedGeneration"):  # what only an earlier generation needs
+        if recalled is None and found["status"].get("observedGeneration"):  # what only an earlier plan needs
             cancel(self.cluster, namespace, meta["uid"], {s.key for s in resolved.plan.steps})
         runner.begin(anew=not same)
         active = _Active(meta["uid"], meta["generation"], meta["retry"], resolved, executor, runner, teller, site.image)
@@ -426,9 +430,11 @@ class Operator:
         }  # fmt: skip
 
     def _write(
-        self, who: Who, found: Object, phase: Phase, message: str, figures: Callable[[], Object], *, reason: str = ""
-    ) -> bool:
-        """The status, if it has changed: a new phase at once, figures not too often. False: somebody else was faster."""
+        self, who: Who, found: Object, phase: Phase, message: str, figures: Callable[[], Object], *, reason: str = "",
+        begun: bool = True,
+    ) -> bool:  # fmt: skip
+        """The status, if it has changed: a new phase at once, figures not too often. False: somebody else was faster. ``begun``:
+        this generation is at work from here on, or over."""
         meta, now = found["metadata"], time.monotonic()
         mirror = self.experiments[who[0]]
         current = mirror.get(who[1]) or found  # with what was written here since
@@ -439,8 +445,8 @@ class Operator:
             self.queue.add_after(who, rest)
             return True
         status = {
-            **before, **figures(), "observedGeneration": meta["generation"], "phase": phase, "conditions": said,
-            "retried": meta["retry"],
+            **before, **figures(), "phase": phase, "conditions": said,
+            **({"observedGeneration": meta["generation"], "retried": meta["retry"]} if begun else {}),
         }  # fmt: skip
         if status == before:
             return True

@@ -19,16 +19,19 @@ from expunge_controller.manifests import Site, check_reachable
 from expunge_controller.operator import Operator, Settings
 from expunge_controller.queueing import Who
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Until TERM; the exit code is 0 then, and 2 where it cannot begin."""
-    given = _parser().parse_args(argv)
+    given = parser().parse_args(argv)
     try:
         cluster = connect(given.context)
         site = Site(
             namespace="", image=given.image, controller_image=given.controller_image, store=given.store,
             secret=given.secret, hub_secret=given.hub_secret,
-            service_account=given.service_account, gpu=given.gpu, pull_policy=given.pull_policy,
+            service_account=given.service_account, proxies=tuple(given.pod_proxy or ()), ca_bundle=given.pod_ca_bundle,
+            gpu=given.gpu, pull_policy=given.pull_policy,
         )  # fmt: skip
         check_reachable(site, [])
         settings = Settings(
@@ -62,9 +65,10 @@ def log(level: str, who: Who | None, message: str, **more: object) -> None:
     sys.stdout.flush()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="expunge-operator", description="Runs the Experiments of a cluster.")
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The program's options; the chart fills them in."""
+    options = argparse.ArgumentParser(prog="expunge-operator", description="Runs the Experiments of a cluster.")
+    add = options.add_argument
     add(
         "--store",
         required=True,
@@ -77,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--secret", metavar="NAME", help="of the pods' namespace, with the store's credentials")
     add("--hub-secret", metavar="NAME", help="one with HF_TOKEN, for the steps that copy hf:// models")
     add("--service-account", metavar="NAME", help="of the pods")
+    add("--pod-proxy", action="append", type=_proxy, metavar="NAME=VALUE", help=f"of the pods: {', '.join(PROXIES)}")
+    add("--pod-ca-bundle", metavar="NAME", help="a ConfigMap of the pods' namespace with ca.crt, for the store")
     add("--gpu", default="nvidia.com/gpu", metavar="RESOURCE", help="a GPU's resource name")
     add("--pull-policy", default="IfNotPresent", choices=("Always", "IfNotPresent", "Never"))
     add(
@@ -89,7 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=Settings.workers, metavar="N", help="experiments looked at side by side")
     add("--port", type=int, default=8080, help="of /healthz, /readyz and /metrics")
     add("--context", metavar="NAME", help="of the kubeconfig, where this is no pod")
-    return parser
+    return options
+
+
+def _proxy(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if name not in PROXIES or not equals:  # no other variable: some are ways into a step
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE of {', '.join(PROXIES)}")
+    return name, value
 
 
 def _handler(operator: Operator) -> type[BaseHTTPRequestHandler]:

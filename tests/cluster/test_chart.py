@@ -11,6 +11,7 @@ import pytest
 import yaml
 from chart import CHART, Object, helm, identity, of_kind, rendered, template
 from cluster import ControlPlane
+from expunge_controller.serve import parser as serve_parser
 from operating import experiment, install_definition
 from testsite import Site
 from tools import binary
@@ -84,6 +85,15 @@ def test_images_by_digest_and_credentials_by_reference() -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "s3"}}]
     assert "--secret=s3" in container["args"]
     assert of_kind(objects, "Secret") == []
+
+
+def test_steps_go_by_the_same_proxy_and_certificate_as_the_operator() -> None:
+    (deployment,) = of_kind(rendered("expunge", *EVERYTHING), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"--pod-proxy=HTTPS_PROXY=http://proxy:3128", "--pod-ca-bundle=ca"} <= set(container["args"])
+    given = serve_parser().parse_args(container["args"])  # whatever the chart says, the program knows
+    assert given.pod_proxy == [("HTTPS_PROXY", "http://proxy:3128")]
+    assert given.namespace == ["team-a", "team-b"]
 
 
 def test_without_the_definition_for_a_second_release() -> None:

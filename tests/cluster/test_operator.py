@@ -252,6 +252,20 @@ def test_a_store_that_is_away_is_waited_for(site: Site, operator: Operating) -> 
     wait_until(site, "Complete", seconds=300)
 
 
+def test_a_retry_while_the_store_is_away_is_a_retry(site: Site, operator: Operating) -> None:
+    """What cannot begin yet has not begun: its failures are still an earlier try's."""
+    apply(site, slower(site))
+    site.training("memorize").kill_for_memory()
+    wait_until(site, "Failed")
+    site.server.stop()
+    try:
+        site.plane.kubectl("annotate", "experiment", "tiny", "-n", site.namespace, "expunge.dev/retry=now")
+        until(lambda: any(c["reason"] == "Unavailable" for c in status(site)["conditions"]), 180)
+    finally:
+        site.server.start()
+    wait_until(site, "Complete", seconds=300)
+
+
 def test_a_quota_is_told_and_waited_for(site: Site, operator: Operating) -> None:
     site.plane.kubectl("create", "quota", "none", "--hard=pods=0", "-n", site.namespace)
     apply(site, experiment(site))

@@ -12,7 +12,18 @@ import pytest
 import yaml
 from expunge_controller.document import ExperimentError
 from expunge_controller.experiment import Kubernetes, ResourcesByKind, load_experiment
-from expunge_controller.manifests import DEFAULTS, KEY, RESOURCES, Site, check_reachable, job, job_name
+from expunge_controller.manifests import (
+    DEFAULTS,
+    KEY,
+    RESOURCES,
+    Site,
+    check_reachable,
+    fingerprint,
+    job,
+    job_name,
+    requested,
+    trial_job,
+)
 from expunge_controller.plan import Plan, Step
 from expunge_controller.resolve import resolve
 from expunge_jobs.errors import BadTask, ExitCode
@@ -193,6 +204,22 @@ def test_the_hub_s_secret_is_for_the_step_that_copies_alone(plan: Plan) -> None:
     for one, secrets in ((stage, ["store-credentials", "hub"]), (step(plan, "finetune"), ["store-credentials"])):
         pod = container(job(one, site, ResourcesByKind(), Kubernetes(), "run-1"))
         assert [e["secretRef"]["name"] for e in pod["envFrom"]] == secrets
+
+
+def test_every_pod_goes_by_the_site_s_proxy_and_trusts_its_certificate(plan: Plan) -> None:
+    site = Site(
+        namespace="x", image="i", store="s3://bucket", proxies=(("HTTPS_PROXY", "http://proxy:3128"),), ca_bundle="ca",
+    )  # fmt: skip
+    for made in [*(job(s, site, ResourcesByKind(), Kubernetes(), "r") for s in plan.steps), trial_job("trial", site)]:
+        pod = made["spec"]["template"]["spec"]
+        values = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
+        assert values["HTTPS_PROXY"] == "http://proxy:3128"
+        assert values["AWS_CA_BUNDLE"] == "/etc/expunge/ca/ca.crt"
+        assert {"name": "ca", "configMap": {"name": "ca"}} in pod["volumes"]
+        assert {"name": "ca", "mountPath": "/etc/expunge/ca", "readOnly": True} in pod["containers"][0]["volumeMounts"]
+    plain = Site(namespace="x", image="i", store="s3://bucket")
+    asked = requested(plan.steps[0], ResourcesByKind())
+    assert fingerprint(site, asked, Kubernetes()) != fingerprint(plain, asked, Kubernetes())
 
 
 def test_a_cache_is_a_claim_that_pods_may_write(plan: Plan) -> None:
