@@ -36,6 +36,7 @@ specialists:
   under: {preset: under_code}
 merge: {method: ties, density: 0.8}
 evaluate: {controls: []}
+kubernetes: {nodeSelector: {fleet: "yes"}, tolerations: [{key: fleet, operator: Exists}]}
 """
 FIGURES: dict[str, Object] = {"report": {"best": {"group": "", "model": "merged", "task_aggregate": 0.5}}}
 """Of kinds whose manifest the operator looks into."""
@@ -62,12 +63,13 @@ class Fleet:
         self.folder.mkdir(parents=True, exist_ok=True)
         nodes = [
             {"apiVersion": "v1", "kind": "Node",
-             "metadata": {"name": f"fake-{n}", "annotations": {"kwok.x-k8s.io/node": "fake"}}}
+             "metadata": {"name": f"fake-{n}", "labels": {"fleet": "yes"}, "annotations": {"kwok.x-k8s.io/node": "fake"}},
+             "spec": {"taints": [{"key": "fleet", "value": "yes", "effect": "NoSchedule"}]}}  # for nobody else's pods
             for n in range(NODES)
         ]  # fmt: skip
         self.plane.kubectl("apply", "-f", "-", give=json.dumps({"apiVersion": "v1", "kind": "List", "items": nodes}))
         self._begin()
-        self.plane.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=60s")
+        self.plane.kubectl("wait", "--for=condition=Ready", "node", "-l", "fleet=yes", "--timeout=60s")
         self._mirror.start()
         assert self._mirror.wait(30)
 
@@ -75,6 +77,7 @@ class Fleet:
         self._mirror.stop()
         self._pool.shutdown(cancel_futures=True)
         self._end()
+        self.plane.kubectl("delete", "nodes", "-l", "fleet=yes")
 
     def hold(self) -> None:
         """From here on no step comes to its end."""
