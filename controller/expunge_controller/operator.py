@@ -250,7 +250,7 @@ class Operator:
             meta["generation"],
             meta["retry"],
         ):
-            self._forget(who)
+            self._forget(who, found)
             if not status.get("observedGeneration") and not self.places.may_begin(who, meta["creationTimestamp"]):
                 return STUCK
             try:
@@ -384,16 +384,19 @@ class Operator:
         return counts
 
     def _cancel(self, who: Who, found: Object) -> None:
-        self._forget(who)
+        self._forget(who, found)
         count = cancel(self.cluster, who[0], found["metadata"]["uid"])
         message = f"{count} Jobs ended; what is finished is kept"
         self._say(who, found, "Normal", "Cancelled", message)
         self._write(who, found, "Cancelled", message, lambda: {"reasons": []})
 
-    def _forget(self, who: Who) -> None:
+    def _forget(self, who: Who, found: Object | None = None) -> None:
+        """Look after it no longer. What was not told yet is told of ``found``."""
         active = self._active.pop(who, None)
         if active is not None:
             active.executor.stop(0)
+            if found is not None:
+                self._tell(who, found, active.teller.take())
         self.places.turn(who)
         self.places.offer()
 

@@ -70,9 +70,6 @@ class WorkQueue:
             if who in self._known:
                 self._make_ready(who)
 
-    def __len__(self) -> int:
-        return sum(map(len, self._ready.values()))
-
     def _add(self, who: Who, urgent: bool) -> None:
         if who not in self._known or (urgent and not self._known[who]):
             self._known[who] = urgent

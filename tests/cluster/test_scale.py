@@ -24,18 +24,13 @@ from fleet import Crowd, Fleet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from operating import Operating, apply, install_definition, status, wait_until
+from s3fixtures import proxy
 from s3server import BUCKET, S3Server
 from testsite import Site, until
 
+__all__ = ["proxy"]
 STEP = 2.0
 """Seconds that a pod runs."""
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(server.url)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from expunge_jobs.store import Store, open_store
 from faults import FaultProxy
-from s3fixtures import credentials, server
+from s3fixtures import credentials, proxy, server
 from s3server import BUCKET, S3Server
 
-__all__ = ["credentials", "server"]
+__all__ = ["credentials", "proxy", "server"]
 
 
 @pytest.fixture
@@ -29,13 +28,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Store:
     server: S3Server = request.getfixturevalue("server")
     checksums = "&checksums=when_supported" if request.param == "s3 with checksums" else ""
     return open_store(f"s3://{prefix}?endpoint_url={server.url}{checksums}")
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(server.url)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from faults import FaultProxy
 from s3server import CREDENTIALS, S3Server
 
 
@@ -13,6 +14,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = S3Server(tmp_path_factory.mktemp("s3"))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[FaultProxy]:
+    """Before the S3 server."""
+    proxy = FaultProxy(server.url)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(autouse=True)
