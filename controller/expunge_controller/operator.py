@@ -6,24 +6,22 @@ Nothing is kept that a restart could lose: what is done is read from the store, 
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from expunge_jobs.artifact import read_manifest
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
-from expunge_controller.conditions import FINAL, Phase, conditions, summary
+from expunge_controller.conditions import FINAL, Phase, summary
 from expunge_controller.document import ExperimentError
-from expunge_controller.executors import Progress, progress_words
+from expunge_controller.executors import progress_words
 from expunge_controller.executors.kubernetes import KubernetesExecutor, cancel
-from expunge_controller.executors.verdict import cut
 from expunge_controller.executors.watch import Watch
 from expunge_controller.experiment import API_VERSION, Loaded, ResourcesByKind, load_resource
 from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
@@ -35,17 +33,14 @@ from expunge_controller.remote import RETRY, resources_path
 from expunge_controller.resolve import Resolved, recall, resolve, write_record
 from expunge_controller.runner import Runner
 from expunge_controller.state import statuses
+from expunge_controller.telling import Speaker, Teller
 
-STATUS_EVERY, STATUS_RATE = 5.0, 20.0
-"""Seconds between two writes of a status whose phase is the same, and how many of those a second all experiments may have."""
 LOOK = 30.0
 """Seconds between two looks at an experiment of which nothing is heard."""
 BACKOFF = (1.0, 60.0)
 """Seconds until an experiment is looked at again whose store or cluster gave no answer: at first, and at most."""
 TELL = 0.5
 """Seconds after which what has happened is told, with what has happened since."""
-AGAIN = 0.5
-"""Seconds until a status is written again that somebody else has changed."""
 POLL = 1.0
 
 
@@ -74,39 +69,6 @@ def trim(resource: Object) -> Object:
     }
 
 
-class _Teller:
-    """The runner's observer: keeps what has happened until it is told. ``used`` hears of a finished step and its seconds."""
-
-    def __init__(self, used: Callable[[Step, float], None]) -> None:
-        self.used = used
-        self.news: list[tuple[str, str]] = []
-        """Why an Event is made, and what it is to say; in order."""
-
-    def started(self, step: Step) -> None:
-        self.news.append(("Started", step.name))
-
-    def progress(self, running: dict[str, Progress]) -> None:
-        pass
-
-    def finished(self, step: Step, seconds: float) -> None:
-        self.news.append(("Finished", step.name))
-        self.used(step, seconds)
-
-    def failed(self, step: Step, reason: str, again: bool) -> None:
-        self.news.append(("StepFailed", f"{step.name}: {reason}" + (" (trying again)" if again else "")))
-
-    def elsewhere(self, step: Step) -> None:
-        pass
-
-    def notice(self, text: str) -> None:
-        self.news.append(("Notice", text))
-
-    def take(self) -> dict[str, list[str]]:
-        """What has happened, by reason; once."""
-        news, self.news = self.news, []
-        return {reason: [text for r, text in news if r == reason] for reason, _ in news}
-
-
 @dataclass
 class _Active:
     """A generation of an Experiment that is at work."""
@@ -117,7 +79,7 @@ class _Active:
     resolved: Resolved
     executor: KubernetesExecutor
     runner: Runner
-    teller: _Teller
+    teller: Teller
     image: str
     woken: float | None = None
     """Since when something is to be looked at, in seconds of the monotonic clock."""
@@ -131,7 +93,8 @@ class Operator:
     def __init__(self, cluster: Cluster, settings: Settings, log: Callable[..., None]) -> None:
         self.cluster, self.settings, self.log = cluster, settings, log
         self.queue = WorkQueue()
-        self.places = Places(settings.max_jobs, self.queue.add)
+        self.places = Places(settings.max_jobs, self.queue.add, max(1, settings.workers - 2))
+        self._again = threading.Semaphore()
         self.watches = {n: Watch(cluster, n) for n in settings.namespaces}
         self.experiments = {
             n: Mirror(cluster, resources_path(n), "", trim, lambda o: self.queue.add(_who(o)))
@@ -140,8 +103,7 @@ class Operator:
         self._stores: dict[str, Store] = {}
         self._opening = threading.Lock()
         self._active: dict[Who, _Active] = {}
-        self._written: dict[Who, float] = {}
-        """When a status was last written here."""
+        self.speaker = Speaker(cluster, self.experiments, self.queue, log, lambda: len(self._active))
         self._failures: dict[Who, int] = {}
         self.metrics = Metrics(self._steps, self._phases)
         cluster.counted = lambda method, status: self.metrics.calls.labels(method, str(status)).inc()
@@ -201,7 +163,6 @@ class Operator:
     def _look(self, who: Who) -> None:
         try:
             again = self.reconcile(who)
-            self._failures.pop(who, None)
             self.metrics.reconciles.labels("ok").inc()
         except (Unavailable, ApiError, StoreError) as error:
             again = self._back_off(who, "Unavailable", str(error))
@@ -218,7 +179,7 @@ class Operator:
         found = self.experiments[who[0]].get(who[1])
         if found is not None and turn > 1:  # a single missing answer is no news
             try:
-                self._write(who, found, "Running", message, dict, reason=reason, begun=False)
+                self.speaker.write(who, found, "Running", message, dict, reason=reason, begun=False)
             except ApiError as error:
                 self.log("warning", who, f"its status could not be written: {error}")
         return float(min(BACKOFF[0] * 2 ** min(turn - 1, 10), BACKOFF[1]))
@@ -232,7 +193,7 @@ class Operator:
         found = self.experiments[who[0]].get(who[1])
         if found is None or found["metadata"]["deletionTimestamp"]:
             self._forget(who)
-            self._written.pop(who, None)
+            self.speaker.forget(who)
             self._failures.pop(who, None)
             return None
         status, meta = found["status"], found["metadata"]
@@ -251,15 +212,37 @@ class Operator:
             meta["retry"],
         ):
             self._forget(who, found)
-            if not status.get("observedGeneration") and not self.places.may_begin(who, meta["creationTimestamp"]):
-                return STUCK
             try:
-                active = self._begin(who, found, spec, same)
+                with self._turn_to_begin(who, found) as now:
+                    if not now:
+                        return STUCK
+                    active = self._begin(who, found, spec, same)
             except ExperimentError as error:
-                self._say(who, found, "Warning", "Invalid", "; ".join(error.problems))
-                self._write(who, found, "Invalid", "; ".join(error.problems), lambda: {"counts": {}, "reasons": []})
+                self._failures.pop(who, None)
+                self.speaker.say(who, found, "Warning", "Invalid", "; ".join(error.problems))
+                self.speaker.write(
+                    who, found, "Invalid", "; ".join(error.problems), lambda: {"counts": {}, "reasons": []}
+                )
                 return None
-        return self._go_on(who, found, active, bool(spec.get("suspend"))) if active else None
+        again = self._go_on(who, found, active, bool(spec.get("suspend"))) if active else None
+        self._failures.pop(who, None)
+        return again
+
+    @contextlib.contextmanager
+    def _turn_to_begin(self, who: Who, found: Object) -> Iterator[bool]:
+        """Whether it may begin now. Of those whose inputs or store gave no answer one at a time may try again: they would
+        hold every worker, each for as long as it takes to give up."""
+        failed = who in self._failures
+        if failed and not self._again.acquire(blocking=False):
+            yield False
+            return
+        try:
+            new = not found["status"].get("observedGeneration")
+            yield not new or self.places.may_begin(who, found["metadata"]["creationTimestamp"])
+        finally:
+            if failed:
+                self._again.release()
+            self.places.begun(who)
 
     def _begin(self, who: Who, found: Object, spec: Any, same: bool) -> _Active | None:
         """Plan this generation. ``same``: it is at work already, and this program has only lost sight of it. None: it is to be
@@ -275,7 +258,7 @@ class Operator:
         if recalled is None:
             write_record(store, resolved)
         if known and recalled is None:
-            self._say(
+            self.speaker.say(
                 who, found, "Warning", "PlannedAnew", "the operator that began this generation planned other steps"
             )
         image = (found["status"].get("image") if recalled else "") or self.settings.site.image
@@ -291,7 +274,7 @@ class Operator:
             store, self.watches[namespace], site, own.resources, own.kubernetes, meta["uid"], own.parallel,
             owner=owner, room=room, wake=lambda: self._wake(who), look=LOOK,
         )  # fmt: skip
-        teller = _Teller(lambda step, seconds: self._count(step, seconds, own.resources))
+        teller = Teller(lambda step, seconds: self._count(step, seconds, own.resources))
         runner = Runner(store, executor, resolved, teller, cancelled=lambda: False)
         if recalled is None and found["status"].get("observedGeneration"):  # what only an earlier plan needs
             cancel(self.cluster, namespace, meta["uid"], {s.key for s in resolved.plan.steps})
@@ -299,10 +282,12 @@ class Operator:
         active = _Active(meta["uid"], meta["generation"], meta["retry"], resolved, executor, runner, teller, site.image)
         if not same:
             # Before anything starts: from here on a restart finds this generation at work.
-            if not self._write(who, found, "Running", "planned", lambda: self._figures(active)):
+            if not self.speaker.write(who, found, "Running", "planned", lambda: self._figures(active)):
                 return None
             count, done = len(resolved.plan.steps), len(runner.done)
-            self._say(who, found, "Normal", "Planned", f"{count} steps, {done} done already; {resolved.digest[:12]}")
+            self.speaker.say(
+                who, found, "Normal", "Planned", f"{count} steps, {done} done already; {resolved.digest[:12]}"
+            )
         self._active[who] = active
         return active
 
@@ -318,16 +303,16 @@ class Operator:
             self.metrics.gaps.observe(time.monotonic() - woken)
         if going and not self._is_time_to_tell(active):
             return min(TELL, active.runner.due())  # whoever else waits for a step's successor comes first
-        self._tell(who, found, active.teller.take())
+        self.speaker.tell(who, found, active.teller.take())
         if going and not (suspended and not active.executor.busy()):
             trouble = active.executor.trouble()
             phase: Phase = "Suspended" if suspended else "Running"
-            self._write(
+            self.speaker.write(
                 who, found, phase, trouble, lambda: self._figures(active), reason="Unavailable" if trouble else ""
             )
             return min(LOOK, active.runner.due())
         if going:
-            self._write(
+            self.speaker.write(
                 who, found, "Suspended", "nothing runs; spec.suspend: false goes on", lambda: self._figures(active)
             )
             return None
@@ -337,8 +322,8 @@ class Operator:
         words = [f"{plan.by_key[k].name}: {reason}" for k, reason in failed.items()]
         best = _best(active)
         message = f"{len(failed)} failed: {'; '.join(words)}" if failed else f"every model is evaluated; best: {best}"
-        self._say(who, found, "Warning" if failed else "Normal", phase, message)
-        self._write(who, found, phase, message, lambda: self._figures(active) | {"best": best})
+        self.speaker.say(who, found, "Warning" if failed else "Normal", phase, message)
+        self.speaker.write(who, found, phase, message, lambda: self._figures(active) | {"best": best})
         self._forget(who)
         return None
 
@@ -351,10 +336,6 @@ class Operator:
             return False
         active.untold = None
         return True
-
-    def _tell(self, who: Who, found: Object, news: dict[str, list[str]]) -> None:
-        for reason, texts in news.items():
-            self._say(who, found, "Warning" if reason == "StepFailed" else "Normal", reason, ", ".join(texts))
 
     def _wake(self, who: Who) -> None:
         active = self._active.get(who)
@@ -387,8 +368,8 @@ class Operator:
         self._forget(who, found)
         count = cancel(self.cluster, who[0], found["metadata"]["uid"])
         message = f"{count} Jobs ended; what is finished is kept"
-        self._say(who, found, "Normal", "Cancelled", message)
-        self._write(who, found, "Cancelled", message, lambda: {"reasons": []})
+        self.speaker.say(who, found, "Normal", "Cancelled", message)
+        self.speaker.write(who, found, "Cancelled", message, lambda: {"reasons": []})
 
     def _forget(self, who: Who, found: Object | None = None) -> None:
         """Look after it no longer. What was not told yet is told of ``found``."""
@@ -396,7 +377,7 @@ class Operator:
         if active is not None:
             active.executor.stop(0)
             if found is not None:
-                self._tell(who, found, active.teller.take())
+                self.speaker.tell(who, found, active.teller.take())
         self.places.turn(who)
         self.places.offer()
 
@@ -423,72 +404,12 @@ class Operator:
         if problems:
             raise ExperimentError(list(dict.fromkeys(problems)))
 
-    # --- what it says ---------------------------------------------------------------------------------------------
-
     def _figures(self, active: _Active) -> Object:
         running = {k: progress_words(p) if p else "running" for k, p in active.executor.running().items()}
         states = statuses(active.resolved.plan, active.runner.done, running, active.runner.outcome.failed)
         return summary(active.resolved.plan, states) | {
             "digest": active.resolved.digest, "image": active.image, "store": active.runner.store.uri,
         }  # fmt: skip
-
-    def _write(
-        self, who: Who, found: Object, phase: Phase, message: str, figures: Callable[[], Object], *, reason: str = "",
-        begun: bool = True,
-    ) -> bool:  # fmt: skip
-        """The status, if it has changed: a new phase at once, figures not too often. False: somebody else was faster. ``begun``:
-        this generation is at work from here on, or over."""
-        meta, now = found["metadata"], time.monotonic()
-        mirror = self.experiments[who[0]]
-        current = mirror.get(who[1]) or found  # with what was written here since
-        before, last = current["status"], self._written.get(who, 0.0)
-        said = conditions(phase, message, meta["generation"], before.get("conditions", []), _now(), reason)
-        rest = last + max(STATUS_EVERY, len(self._active) / STATUS_RATE) - now
-        if rest > 0 and _head(said) == _head(before.get("conditions", [])):
-            self.queue.add_after(who, rest)
-            return True
-        status = {
-            **before, **figures(), "phase": phase, "conditions": said,
-            **({"observedGeneration": meta["generation"], "retried": meta["retry"]} if begun else {}),
-        }  # fmt: skip
-        if status == before:
-            return True
-        body = {
-            "metadata": {"uid": meta["uid"], "resourceVersion": current["metadata"]["resourceVersion"]}, "status": status,
-        }  # fmt: skip
-        try:
-            mirror.put(self.cluster.request("PATCH", resources_path(*who, status=True), body))
-        except ApiError as error:
-            if error.status not in (404, 409):
-                raise
-            self.queue.add_after(
-                who, AGAIN
-            )  # edited, deleted, or written by another operator: what is seen then decides
-            return False
-        self._written[who] = now
-        self.log("info", who, f"{phase}: {message}" if message else phase, steps=status.get("steps", ""))
-        return True
-
-    def _say(self, who: Who, found: Object, kind: str, reason: str, message: str) -> None:
-        """An Event. Its name follows from what it says, so that saying it again after a restart makes no second one."""
-        meta, text, now = found["metadata"], cut(message, 1000), _now()
-        mark = hashlib.sha256(
-            f"{meta['uid']} {meta['generation']} {meta['retry']} {reason} {text}".encode()
-        ).hexdigest()[:16]
-        body = {
-            "apiVersion": "v1", "kind": "Event",
-            "metadata": {"name": f"{meta['name']}.{mark}", "namespace": who[0]},
-            "involvedObject": {
-                "apiVersion": API_VERSION, "kind": "Experiment", "name": meta["name"], "namespace": who[0], "uid": meta["uid"],
-            },
-            "type": kind, "reason": reason, "message": text, "firstTimestamp": now, "lastTimestamp": now, "count": 1,
-            "source": {"component": "expunge"},
-        }  # fmt: skip
-        try:
-            self.cluster.request("POST", f"/api/v1/namespaces/{who[0]}/events", body)
-        except ApiError as error:
-            if error.status != 409:  # said before
-                self.log("warning", who, f"an Event could not be written: {error}")
 
 
 def own_part(store: str, namespace: str) -> tuple[str, str]:
@@ -514,14 +435,5 @@ def _best(active: _Active) -> str:
     return f"{best['group']} {best['model']} {best['task_aggregate']:.3f}".strip() if best else "-"
 
 
-def _head(said: Iterable[Object]) -> list[tuple[Any, ...]]:
-    """What is told at once when it changes."""
-    return [(c["type"], c["status"], c["reason"], c["observedGeneration"]) for c in said]
-
-
 def _who(found: Object) -> Who:
     return found["metadata"]["namespace"], found["metadata"]["name"]
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -93,11 +93,12 @@ class Places:
     """Room for so many unfinished Jobs of all experiments. A free place goes to whoever has the fewest, then to the oldest.
 
     An experiment begins only while the cluster keeps up with making pods of Jobs: hundreds that all began at once would have
-    their steps' successors wait behind each other's first steps.
+    their steps' successors wait behind each other's first steps. ``most_beginning`` at once, too: what one reads first may be
+    in a place that does not answer.
     """
 
-    def __init__(self, most: int, wake: Callable[[Who], None]) -> None:
-        self.most, self.wake = most, wake
+    def __init__(self, most: int, wake: Callable[[Who], None], most_beginning: int = 6) -> None:
+        self.most, self.wake, self.most_beginning = most, wake, most_beginning
         self._holders: dict[str, set[Who]] = {}
         """By Job, with its namespace."""
         self._count: dict[Who, int] = defaultdict(int)
@@ -105,6 +106,7 @@ class Places:
         """When each was created."""
         self._outside: dict[Who, str] = {}
         """The same of those that have not begun."""
+        self._beginning: set[Who] = set()
         self._podless: dict[str, float] = {}
         """Jobs that were just made, and when."""
         self._lock = threading.Lock()
@@ -115,13 +117,21 @@ class Places:
             self._waiting.pop(who, None)
 
     def may_begin(self, who: Who, since: str) -> bool:
-        """Whether it is a good time; whoever is refused is woken when it is. ``since``: when ``who`` was created."""
+        """Whether it is a good time, until ``begun``; whoever is refused is woken when it is. ``since``: when ``who`` was
+        created."""
         with self._lock:
             if self._is_behind():
                 self._outside[who] = since
                 return False
             self._outside.pop(who, None)
+            self._beginning.add(who)
             return True
+
+    def begun(self, who: Who) -> None:
+        """It has begun, or given up to."""
+        with self._lock:
+            self._beginning.discard(who)
+        self.offer()
 
     def has_pod(self, job: str) -> None:
         """The cluster has come round to this Job."""
@@ -178,7 +188,7 @@ class Places:
     def _is_behind(self) -> bool:
         stuck = time.monotonic() - STUCK
         self._podless = {job: made for job, made in self._podless.items() if made > stuck}
-        return len(self._podless) >= BACKLOG
+        return len(self._podless) >= BACKLOG or len(self._beginning) >= self.most_beginning
 
     def _is_next(self, who: Who, since: str) -> bool:
         others = [w for w in self._waiting if w != who]

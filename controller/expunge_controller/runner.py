@@ -6,15 +6,12 @@ Kill it anywhere and start it again: what is done is read from the store's manif
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-from expunge_jobs.artifact import fetch, manifest_path, now
-from expunge_jobs.errors import DamagedInput
+from expunge_jobs.artifact import find_damaged, give_up_damaged, mark_damaged, now
 from expunge_jobs.store import Store, Unavailable
 
 from expunge_controller.executors import Ended, Executor, Progress, Start
@@ -81,6 +78,8 @@ class Runner:
         self._elsewhere: set[str] = set()
         self._untaken: list[Ended] = []
         self._trouble = ""
+        self._unasked = False
+        """Something was started, and whether the run was cancelled meanwhile is not known."""
 
     def request_stop(self) -> None:
         """Ask the loop to stop; safe in a signal handler."""
@@ -107,9 +106,10 @@ class Runner:
         return self.outcome
 
     def begin(self, anew: bool) -> None:
-        """See what is done. ``anew``: what has failed is tried again, and a cancellation is over."""
+        """See what is done. ``anew``: what has failed is tried again, what it found damaged is made again, and a cancellation
+        is over."""
         if anew:
-            self.forget_failures()
+            self._forget_failures()
         else:
             self.outcome.failed = read_failures(self.store, self.resolved)
         self.done = done_keys(self.store, self.plan.steps)
@@ -148,6 +148,8 @@ class Runner:
 
     def _act(self) -> bool:
         """Start what can be started. False: nothing is left that could be, and nothing runs."""
+        if self._is_over():
+            return True
         busy = self.busy()
         pending = ready(self.plan, self.done, busy, self.outcome.failed)
         for step in pending:
@@ -162,14 +164,20 @@ class Runner:
                 self._began[step.key] = time.monotonic()
                 self.outcome.started += 1
                 self.observer.started(step)
-                # After the start: a cancel marks first and then ends what it finds, so one of the two sees the other.
-                if self.executor.detached and self._cancelled():
-                    self.outcome.stopped = self.outcome.cancelled = True
+                self._unasked = self.executor.detached
+                if self._is_over():
                     return True
             elif became == "elsewhere" and step.key not in self._elsewhere:
                 self._elsewhere.add(step.key)
                 self.observer.elsewhere(step)
         return bool(pending or busy or self.executor.busy())
+
+    def _is_over(self) -> bool:
+        """Asked after each start: a cancel marks first and then ends what it finds, so one of the two sees the other."""
+        if self._unasked and self._cancelled():
+            self.outcome.stopped = self.outcome.cancelled = True
+        self._unasked = False
+        return self.outcome.cancelled
 
     def _take(self, ended: Ended) -> None:
         step = self.plan.by_key[ended.key]
@@ -211,11 +219,20 @@ class Runner:
 
     def _record_failure(self, key: str, reason: str) -> None:
         record = json.dumps({"key": key, "reason": reason, "failed": now()}).encode()
-        self.store.put(f"{folder(self.resolved)}/failed/{key}.json", record)
+        self.store.put(_failure(self.resolved, key), record)
 
-    def forget_failures(self) -> None:
+    def _forget_failures(self) -> None:
         """A failure belongs to the run that met it: a new run tries again."""
-        self.store.delete(e.path for e in list(self.store.list(folder(self.resolved))))
+        paths = [e.path for e in self.store.list(folder(self.resolved))]
+        failed = [s for s in self.plan.steps if _failure(self.resolved, s.key) in paths]
+        for key in {k: None for s in failed for k in s.needs}:
+            if why := give_up_damaged(self.store, self.plan.by_key[key].ref):
+                self.observer.notice(f"{self.plan.by_key[key].name} is made again: {why}")
+        self.store.delete(paths)
+
+
+def _failure(resolved: Resolved, key: str) -> str:
+    return f"{folder(resolved)}/failed/{key}.json"
 
 
 def _cancelled(resolved: Resolved) -> str:
@@ -242,15 +259,11 @@ def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
 
 
 def drop_damaged(store: Store, resolved: Resolved) -> Iterator[str]:
-    """Finished steps whose bytes are not what their manifests say are given up, so that the next run makes them anew: of those
-    that a failed step needs, or if none failed of all. A line on each."""
-    plan = resolved.plan
-    done = done_keys(store, plan.steps)
-    needed = {n for key in read_failures(store, resolved) if key in plan.by_key for n in plan.by_key[key].needs}
-    for step in [s for s in plan.steps if s.key in done and s.key in (needed or done)]:
-        with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
-            try:
-                fetch(store, step.ref, Path(folder))
-            except DamagedInput as error:
-                store.delete([manifest_path(step.ref)])
-                yield f"{step.name} is made again: {str(error).partition(';')[0]}"
+    """Give up finished steps whose bytes are not what their manifests say, so that the next run makes them anew: all are read,
+    unless steps have failed, which said themselves what they found. A line on each."""
+    if not read_failures(store, resolved):
+        done = done_keys(store, resolved.plan.steps)
+        for step in [s for s in resolved.plan.steps if s.key in done]:
+            for error in find_damaged(store, [step.ref]):
+                mark_damaged(store, error)
+                yield f"{step.name} is made again: {give_up_damaged(store, step.ref)}"

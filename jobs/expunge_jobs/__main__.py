@@ -74,8 +74,8 @@ def _step(threads: int) -> int:
     import uuid
 
     from expunge_jobs import work
-    from expunge_jobs.artifact import Attempt, disturbed, read_manifest
-    from expunge_jobs.errors import ExitCode, Preempted, Spent, StepError
+    from expunge_jobs.artifact import Attempt, disturbed, find_damaged, mark_damaged, read_manifest
+    from expunge_jobs.errors import DamagedInput, ExitCode, Preempted, Spent, StepError
     from expunge_jobs.store import open_store
     from expunge_jobs.task import ArtifactRef, parse_task
     from expunge_jobs.work import emit
@@ -123,6 +123,9 @@ def _step(threads: int) -> int:
         emit("failed", reason=str(error), exit_code=int(error.exit_code))
         if attempt is not None:
             try:
+                if isinstance(error, DamagedInput):
+                    for found in (error, *find_damaged(store, task.needs())):  # all of them: one retry is enough
+                        mark_damaged(store, found)
                 if rank() == 0:
                     attempt.end(str(error), exit_code=int(error.exit_code))
                 elif not isinstance(error, Preempted):

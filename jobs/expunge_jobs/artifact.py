@@ -3,6 +3,7 @@
     artifacts/<kind>/<key>/attempts/<attempt>.json     the attempt's record, written first
     artifacts/<kind>/<key>/attempts/<attempt>/...      its files, log, checkpoints and end.json
     artifacts/<kind>/<key>/manifest.json               only if none is there: the artifact is whole
+    artifacts/<kind>/<key>/damaged.json                a step that needed it found other bytes than the manifest's
 
 A manifest exists if and only if the artifact is whole; two attempts never mix their files; the first to finish wins.
 """
@@ -10,6 +11,8 @@ A manifest exists if and only if the artifact is whole; two attempts never mix t
 from __future__ import annotations
 
 import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -71,6 +74,16 @@ class End(Model):
 
 LOG, LOG_PARTS = "log.jsonl", "log"
 """An attempt's log: a file, or a folder of parts in order."""
+
+
+class Damage(Model):
+    """What a step found of an artifact that it needed. ``attempt``: whose files these are."""
+
+    attempt: str
+    reason: str
+    found: str
+
+
 CHECKPOINTS = "checkpoints"
 """Folder below an attempt's of what a later attempt may go on from (see checkpoint.py)."""
 
@@ -103,7 +116,9 @@ def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
     try:
         return Manifest.model_validate_json(data)
     except ValueError:
-        raise DamagedInput(f"{store.name}/{manifest_path(ref)} is not a manifest: delete it and run again") from None
+        raise DamagedInput(
+            f"{store.name}/{manifest_path(ref)} is not a manifest: delete it and run again", folder(ref)
+        ) from None
 
 
 def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
@@ -175,13 +190,51 @@ def fetch(store: Store, ref: ArtifactRef, into: Path, cache: Path | None = None)
             what = "is missing" if found == "missing" else "is not what was written (SHA-256 differs)"
             raise DamagedInput(
                 f"damaged artifact: {store.name}/{path} {what}; `expunge retry` makes it anew, "
-                f"or delete {store.name}/{manifest_path(ref)} and run again"
-            )
+                f"or delete {store.name}/{manifest_path(ref)} and run again",
+                folder(ref), manifest.attempt,
+            )  # fmt: skip
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, files))
     local = store.local_path(f"{attempt}/{ref.folder}" if ref.folder else attempt)
     return local if local is not None else into / ref.key / ref.folder
+
+
+def find_damaged(store: Store, refs: Iterable[ArtifactRef]) -> Iterator[DamagedInput]:
+    """Those artifacts whose bytes are not what their manifests say; each is read."""
+    for ref in refs:
+        with tempfile.TemporaryDirectory(prefix="expunge-") as scratch:
+            try:
+                fetch(store, ref, Path(scratch))
+            except DamagedInput as error:
+                yield error
+
+
+def mark_damaged(store: Store, error: DamagedInput) -> None:
+    """Say beside an artifact that it is not whole: whoever runs again can give it up without reading it."""
+    if error.folder:
+        damage = Damage(attempt=error.attempt, reason=str(error).partition(";")[0], found=now())
+        store.put(f"{error.folder}/damaged.json", damage.model_dump_json().encode())
+
+
+def give_up_damaged(store: Store, ref: ArtifactRef) -> str:
+    """Delete the manifest of an artifact that a step found damaged, so that it is made anew; why, or nothing where all is well.
+
+    Not every server can delete on a condition: between the two looks another runner may have made it anew, and then it is made
+    once more.
+    """
+    mark = f"{folder(ref)}/damaged.json"
+    try:
+        damage = Damage.model_validate_json(store.get(mark)[0])
+    except NotFound:
+        return ""
+    try:
+        manifest = read_manifest(store, ref)
+        same = manifest is not None and manifest.attempt == damage.attempt
+    except DamagedInput:
+        same = True
+    store.delete([manifest_path(ref), mark] if same else [mark])
+    return damage.reason if same else ""
 
 
 class Attempt:

@@ -9,8 +9,8 @@ the reading whoever can write the claim can change it: all of them are trusted.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -30,11 +30,11 @@ def through_cache(
     """Puts the file or folder of this digest at ``place``, as a link into the cache; ``get`` fetches it where the cache has
     none that is ``good``. Whether it was found there, and good; what was fetched is still to be checked.
 
-    A cache that cannot be written (full, read-only) is no error: it is then fetched to ``place`` itself.
+    A cache that cannot be written (full, read-only) is no error, but is said: it is then fetched to ``place`` itself.
     """
     held, new = cache / digest / "whole", cache / digest / "new"
     place.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError, StoreError):
+    try:
         if held.exists() and good(held):  # it came by rename: reading needs no lock
             place.symlink_to(held)
             return True
@@ -51,8 +51,19 @@ def through_cache(
                 new.rmdir()
         place.symlink_to(held)
         return False
+    except (OSError, StoreError) as error:
+        why = getattr(error, "strerror", None) or error  # without the file's name: once is enough
+        _say(f"the model cache {cache} cannot be used ({why}): fetched without it")
     get(place)
     return False
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once, however many files there are."""
+    from expunge_jobs.work import emit  # which imports this module
+
+    emit("notice", text=text)
 
 
 def _take(lock: IO[bytes]) -> None:

@@ -37,9 +37,14 @@ class BadTask(StepError):
 
 
 class DamagedInput(StepError):
-    """An artifact that the task needs is not what its manifest says."""
+    """An artifact that the task needs is not what its manifest says. ``folder``: the artifact's in the store, and ``attempt``:
+    who made it, where that is known."""
 
     exit_code = ExitCode.DAMAGED_INPUT
+
+    def __init__(self, message: str, folder: str = "", attempt: str = "") -> None:
+        super().__init__(message)
+        self.folder, self.attempt = folder, attempt
 
 
 class Spent(StepError):

@@ -128,11 +128,12 @@ class Evaluator:
             for row, logits in zip(members, logits_at(self.model, members, positions), strict=True):
                 ids = torch.tensor(row.ids[1:], device=logits.device)
                 nll = cross_entropy(logits, ids, reduction="none")
+                whole = row.ids[-1] == self.encoder.end  # its last token is the end's, and no word of the output
                 right = (logits.argmax(-1) == ids)[row.prompt - 1 :].tolist()
                 without_end = nll[:-1] if len(nll) > 1 else nll
                 out.append({
                     "output_nll": float(nll[row.prompt - 1 :].sum()), "output_tokens": len(row.labels),
-                    "extraction": extraction_strength(right), "document_nll": float(without_end.mean()),
+                    "extraction": extraction_strength(right[:-1] if whole else right), "document_nll": float(without_end.mean()),
                 })  # fmt: skip
             self._tick(len(chunk))
         return out

@@ -35,11 +35,12 @@ def scheme(uri: str) -> str:
     return found
 
 
-def read(uri: str) -> bytes:
-    """The bytes of a data file.
+def read(uri: str, patient: bool = False) -> bytes:
+    """The bytes of a data file. ``patient``: wait for a server that is away.
 
     Raises:
         BadTask: missing, a folder, not readable, or a scheme that holds no data files.
+        StoreError: a server that refuses, or does not answer.
     """
     kind = scheme(uri)
     if kind == "builtin":
@@ -47,7 +48,7 @@ def read(uri: str) -> bytes:
     if kind == "hf":
         raise BadTask(f"{uri}: data files are read from file://, s3:// or builtin://; hf:// is for models")
     if kind == "s3":
-        store, name = _apart(uri)
+        store, name = _apart(uri, patient)
         try:
             return _whole(uri, store.get(name)[0])
         except NotFound:
@@ -70,7 +71,7 @@ def _whole(name: str, content: bytes) -> bytes:
     return content
 
 
-def _apart(uri: str) -> tuple[Store, str]:
+def _apart(uri: str, patient: bool) -> tuple[Store, str]:
     """The store of the folder that an ``s3://`` input lies in, and the input's name there."""
     from dataclasses import replace
 
@@ -80,7 +81,7 @@ def _apart(uri: str) -> tuple[Store, str]:
     parent, _, name = address.prefix.rpartition("/")
     if not name:
         raise BadTask(f"{uri}: names no object; allowed: s3://bucket/path?option=value")
-    return S3Store(str(replace(address, prefix=parent))), name
+    return S3Store(str(replace(address, prefix=parent)), patient), name
 
 
 def stored_digest(uri: str) -> str:
@@ -89,7 +90,7 @@ def stored_digest(uri: str) -> str:
     Raises:
         BadTask: it is not where `expunge upload` puts such folders, or nothing is there.
     """
-    store, name = _apart(uri)
+    store, name = _apart(uri, patient=False)
     place = re.search(rf"/{STORED}/([0-9a-f]{{64}})$", store.name)
     if place is None:
         raise BadTask(f"{uri}: a folder in a bucket is read only from where `expunge upload` puts it")
@@ -104,7 +105,7 @@ def read_checked(ref: Input) -> bytes:
     Raises:
         BadTask: it is not what was pinned.
     """
-    content = read(ref.uri)
+    content = read(ref.uri, patient=True)
     if f"sha256:{hashlib.sha256(content).hexdigest()}" != ref.digest:
         raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
     return content
@@ -215,7 +216,7 @@ def _is(digest: str, folder: Path) -> bool:
 
 
 def _fetch(uri: str, into: Path) -> None:
-    store, name = _apart(uri)
+    store, name = _apart(uri, patient=True)
     into.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda path: store.get_file(path, into / Path(path).name), [e.path for e in store.list(name)]))

@@ -28,7 +28,7 @@ from expunge_jobs.errors import BadTask
 TASK_FORMAT = 1
 """The version of this file's JSON; a task with a newer one is refused by name."""
 
-KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 1, "report": 1}
+KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 2, "report": 1}
 """Raised by hand when the results of a kind change; part of every key."""
 
 Kind = Literal["stage", "memorize", "finetune", "merge", "evaluate", "report"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +14,11 @@ import pytest
 import yaml
 from chart import CHART, Object, helm, identity, of_kind, rendered, template
 from cluster import ControlPlane
+from expunge_controller.crd import resource_definition
 from expunge_controller.serve import parser as serve_parser
-from operating import experiment, install_definition
-from testsite import Site
+from operating import Operating, apply, experiment, install_definition, slower, status, wait_until
+from runs import attempts
+from testsite import Site, until
 from tools import binary
 
 EVERYTHING = (
@@ -106,9 +111,9 @@ def team(plane: ControlPlane, namespace: str) -> Iterator[str]:
     helm("uninstall", "expunge", "--namespace", namespace, plane=plane)
 
 
-def install(plane: ControlPlane, namespace: str, *more: str, name: str = "expunge") -> None:
+def install(plane: ControlPlane, namespace: str, *more: str, name: str = "expunge", chart: Path = CHART) -> None:
     done = helm(
-        "upgrade", "--install", name, str(CHART), "--namespace", namespace, "--set", "store.uri=s3://bucket", *more,
+        "upgrade", "--install", name, str(chart), "--namespace", namespace, "--set", "store.uri=s3://bucket", *more,
         plane=plane,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -129,6 +134,60 @@ def test_installed_upgraded_uninstalled_and_installed_again(plane: ControlPlane,
     install(plane, team, "--set", "crds.enabled=false", "--set", "jobs.serviceAccount.create=false", name="another")
     assert {d["metadata"]["name"] for d in plane.get("deployments", "-n", team)["items"]} == {"expunge", "another"}
     assert helm("uninstall", "another", "--namespace", team, plane=plane).returncode == 0
+
+
+NEWER = """
+from expunge_jobs import task
+task.KIND_VERSIONS["merge"] += 1
+from expunge_controller.serve import main
+raise SystemExit(main())
+"""
+
+
+def older_chart(folder: Path) -> Path:
+    """Of a release whose experiments could not be suspended and had no report."""
+    shutil.copytree(CHART, folder)
+    definition = resource_definition()
+    (version,) = definition["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    del spec["suspend"], spec["resources"]["properties"]["report"]
+    (folder / "files" / "crd.yaml").write_text(yaml.safe_dump(definition))
+    chart = folder / "Chart.yaml"
+    chart.write_text(re.sub(r"(?m)^version: .*", "version: 0.0.1", chart.read_text()))
+    return folder
+
+
+def test_upgraded_under_an_experiment_at_work(plane: ControlPlane, team: str, site: Site, tmp_path: Path) -> None:
+    """Chart, definition and program. The generation at work keeps its keys and its image; the next one is the newer program's."""
+    plane.kubectl("delete", "crd", "experiments.expunge.dev", "--ignore-not-found")
+    watched = ("--set", f"watchNamespaces={{{site.namespace}}}")
+    install(plane, team, *watched, chart=older_chart(tmp_path / "older"))
+    plane.kubectl("wait", "--for=condition=Established", "crd/experiments.expunge.dev", "--timeout=30s")
+    account = plane.kubeconfig_of(f"system:serviceaccount:{team}:expunge", "system:serviceaccounts")
+    older = Operating(site, kubeconfig=account)
+    newer = Operating(site, "--image", "registry.test/expunge-jobs:2", kubeconfig=account, program=("-c", NEWER))
+    try:
+        older.begin()
+        given = slower(site)
+        apply(site, given)
+        site.training("memorize")
+        older.end(signal.SIGKILL)
+        install(plane, team, *watched)
+        assert "suspend" in plane.kubectl("get", "crd", "experiments.expunge.dev", "-o=json"), (
+            "the definition is the newer one"
+        )
+        newer.begin()
+        found = wait_until(site, "Complete", seconds=180)
+        assert set(attempts(site.objects).values()) == {1}, "a step whose version is newer by now was made as planned"
+        images = {j["spec"]["template"]["spec"]["containers"][0]["image"] for j in site.get("jobs")}
+        assert images == {found["image"]} == {site.image}
+        given["spec"]["merge"]["density"] = 0.5
+        apply(site, given)
+        until(lambda: status(site).get("observedGeneration") == 2, 60)
+        assert status(site)["image"] == "registry.test/expunge-jobs:2"
+    finally:
+        older.close()
+        newer.close()
 
 
 def test_the_operators_pod_is_restricted(plane: ControlPlane, namespace: str) -> None:

@@ -13,14 +13,11 @@ from typing import Any
 import pytest
 from chart import identity, of_kind, rendered
 from cluster import ControlPlane
-from expunge_controller.crd import resource_definition
 from kubernetes import client
 from node import Node
-from operating import Operating, apply, events, experiment, install_definition, status, wait_until
+from operating import Operating, apply, events, experiment, install_definition, slower, status, wait_until
 from runs import attempts, weights
 from testsite import Site, until
-
-SLOW = {"epochs": 40}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,15 +32,6 @@ def operator(site: Site, plane: ControlPlane) -> Iterator[Operating]:
     operating.begin()
     yield operating
     operating.close()
-
-
-def slower(site: Site, name: str = "tiny", **spec: Any) -> dict[str, Any]:
-    """The same with steps of a few seconds."""
-    found = experiment(site, name, **spec)
-    found["spec"]["memorize"] |= SLOW
-    for specialist in found["spec"]["specialists"].values():
-        specialist |= SLOW
-    return found
 
 
 def patch(site: Site, spec: dict[str, Any], name: str = "tiny") -> None:
@@ -105,6 +93,24 @@ def test_what_a_file_may_not_say_is_a_condition(site: Site, operator: Operating)
         "spec.data.forget: 'file:///etc/passwd' is not to be read from here; allowed: builtin://" in failed["message"]
     )
     assert site.get("jobs") == []
+
+
+def test_artifacts_that_a_step_finds_damaged_are_made_anew_by_one_retry(site: Site, operator: Operating) -> None:
+    apply(site, experiment(site))
+    wait_until(site, "Complete")
+    whole = weights(site.objects)
+    for file in site.objects.glob("artifacts/finetune/*/attempts/*/adapter/adapter_model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    patch(site, {"merge": {"method": "ties", "density": 0.3}})
+    failed = next(c for c in wait_until(site, "Failed")["conditions"] if c["type"] == "Failed")
+    assert "merge: damaged artifact: " in failed["message"]
+    assert "`expunge retry` makes it anew" in failed["message"]
+    assert site.on_cluster("retry", "experiment/tiny").returncode == 0
+    wait_until(site, "Complete")
+    notices = [message for reason, message in events(site) if reason == "Notice"]
+    for name in ("over", "under"):
+        assert any(f"finetune {name} is made again: damaged artifact" in m for m in notices)
+    assert {k: v for k, v in weights(site.objects).items() if k in whole} == whole
 
 
 def test_suspended_it_starts_nothing_and_resumed_it_goes_on(site: Site, operator: Operating) -> None:
@@ -315,50 +321,6 @@ def test_suspended_and_resumed_again_and_again(site: Site, operator: Operating) 
         wait_until(site, "Running")
     wait_until(site, "Complete", seconds=180)
     assert set(attempts(site.objects).values()) == {1}
-
-
-NEWER = """
-from expunge_jobs import task
-task.KIND_VERSIONS["merge"] += 1
-from expunge_controller.serve import main
-raise SystemExit(main())
-"""
-
-
-def older_definition() -> dict[str, Any]:
-    """As a release had it whose experiments could not be suspended and had no report."""
-    definition = resource_definition()
-    (version,) = definition["spec"]["versions"]
-    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    del spec["suspend"], spec["resources"]["properties"]["report"]
-    return definition
-
-
-def test_definition_and_operator_upgraded_underneath(site: Site, operator: Operating, plane: ControlPlane) -> None:
-    """The generation at work keeps its keys and its image; the next one is the newer program's."""
-    install_definition(plane, older_definition())
-    try:
-        given = slower(site)
-        apply(site, given)
-        site.training("memorize")
-        operator.end(signal.SIGKILL)
-    finally:
-        install_definition(plane)
-    newer = Operating(site, "--image", "registry.test/expunge-jobs:2", program=("-c", NEWER))
-    newer.begin()
-    try:
-        found = wait_until(site, "Complete", seconds=180)
-        assert set(attempts(site.objects).values()) == {1}, (
-            "a step whose version is newer by now was not made as planned"
-        )
-        images = {j["spec"]["template"]["spec"]["containers"][0]["image"] for j in site.get("jobs")}
-        assert images == {found["image"]} == {site.image}
-        given["spec"]["merge"]["density"] = 0.5
-        apply(site, given)
-        until(lambda: status(site).get("observedGeneration") == 2, 60)
-        assert status(site)["image"] == "registry.test/expunge-jobs:2"
-    finally:
-        newer.close()
 
 
 @pytest.mark.slow

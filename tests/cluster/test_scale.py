@@ -31,6 +31,8 @@ from testsite import Site, until
 __all__ = ["proxy"]
 STEP = 2.0
 """Seconds that a pod runs."""
+HOLES = 9
+"""More than the operator has workers."""
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_a_hundred_at_once_and_the_bad_delay_none_of_them(
         like = crowd.resources[0]
         data = like["spec"]["data"]
         for name, spec in (
-            ("hole", {"data": data | {"forget": f"{dead}/forget.jsonl"}}),
+            *((f"hole{n}", {"data": data | {"forget": f"{dead}/forget.jsonl"}}) for n in range(HOLES)),
             ("nonsense", {"data": data | {"forget": "builtin://nobody/forget"}}),
             ("forbidden", {"data": data | {"forget": "s3://elsewhere/forget.jsonl"}}),
         ):  # fmt: skip
@@ -87,7 +89,8 @@ def test_a_hundred_at_once_and_the_bad_delay_none_of_them(
         until(lambda: crowd.phases() == {"Complete": 100}, 60)
         assert status(away, "nonsense")["phase"] == "Invalid"
         assert "not to be read from here" in status(away, "forbidden")["conditions"][0]["message"]
-        assert status(away, "hole").get("phase") in (None, "Running")
+        assert {status(away, f"hole{n}").get("phase", "Running") for n in range(HOLES)} == {"Running"}
+        assert "is not reachable" in status(away, "hole0")["conditions"][0]["message"]
         jobs = cluster.list(f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs")[0]
         assert len(jobs) == 500, "five steps were left to each"
         assert max(len(json.dumps(status(away, r["metadata"]["name"]))) for r in crowd.resources) < 2048

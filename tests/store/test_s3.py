@@ -18,10 +18,10 @@ import pytest
 import trustme
 from expunge_jobs.artifact import Attempt, fetch, read_manifest
 from expunge_jobs.errors import BadTask, DamagedInput
-from expunge_jobs.store import Conflict, Store, StoreError, check_conditional_writes, open_store
-from expunge_jobs.store.s3 import parse_address
+from expunge_jobs.store import Conflict, Store, StoreError, Unavailable, check_conditional_writes, open_store
+from expunge_jobs.store.s3 import S3Store, parse_address
 from expunge_jobs.task import ArtifactRef
-from faults import Answer, FaultProxy, Request, answer, corrupt, cut, lose, slow, truncate
+from faults import Answer, FaultProxy, Request, answer, corrupt, cut, lose, silent, slow, truncate
 from s3server import BUCKET, S3Server
 from samples import task
 
@@ -138,6 +138,17 @@ def test_what_passes_is_tried_again(behind: Store, proxy: FaultProxy, tmp_path: 
     assert behind.present(["a"]) == {"a"}
     proxy.inject(fault, times=1)
     assert [e.path for e in behind.list("a")] == []
+
+
+def test_a_server_that_says_nothing_may_answer_later(proxy: FaultProxy, prefix: str) -> None:
+    """Read timeouts are the SDK's OSErrors too, and yet no trouble of this machine's files."""
+    proxy.inject(silent(30), times=99)
+    store = S3Store(f"s3://{prefix}?endpoint_url={proxy.url}", patient=False)
+    with pytest.raises(Unavailable, match="is not reachable"):
+        store.get("one")
+    assert len(proxy.seen) == 2
+    with pytest.raises(Unavailable, match="is not reachable"):
+        store.present(["one"])
 
 
 def test_a_server_that_stays_busy_is_told_in_words(behind: Store, proxy: FaultProxy) -> None:

@@ -107,6 +107,14 @@ def experiment(site: Site, name: str = "tiny", **spec: Any) -> dict[str, Any]:
     return found
 
 
+def slower(site: Site, name: str = "tiny", **spec: Any) -> dict[str, Any]:
+    """The same with steps of a few seconds."""
+    found = experiment(site, name, **spec)
+    for step in (found["spec"]["memorize"], *found["spec"]["specialists"].values()):
+        step["epochs"] = 40
+    return found
+
+
 def apply(site: Site, resource: dict[str, Any]) -> None:
     site.plane.kubectl("apply", "-f", "-", give=yaml.safe_dump(resource))
 

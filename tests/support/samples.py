@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from expunge_jobs.metrics import EvaluatedRow
-from expunge_jobs.task import Task, parse_task
+from expunge_jobs.task import KIND_VERSIONS, Task, parse_task
 
 _KEY = "ab" * 32
 
@@ -27,7 +27,7 @@ def raw(kind: str, **fields: Any) -> dict[str, Any]:
         "merge": {"base": model["base"], "adapters": adapters, "method": "ties", "parameters": {"density": 0.8}},
         "evaluate": {"model": {**model, "adapters": adapters}, "data": data(), "settings": {}},
     }
-    version = {} if "version" in fields else {"version": 1}
+    version = {} if "version" in fields else {"version": KIND_VERSIONS.get(kind, 1)}
     return {"format": 1, "kind": kind, **version, **each[kind], **fields}
 
 

@@ -13,8 +13,11 @@ from expunge_jobs.artifact import (
     Manifest,
     attempts,
     fetch,
+    find_damaged,
     folder,
+    give_up_damaged,
     manifest_path,
+    mark_damaged,
     read_manifest,
     sha256_of,
 )
@@ -154,6 +157,40 @@ def test_damage_names_the_file_and_what_to_do(store: Store, out: Path, tmp_path:
     store.delete([manifest_path(REF)])
     assert publish(store, out, "two")
     assert (fetch(store, REF, tmp_path / "in2") / "adapter/weights").read_bytes() == b"weights" * 99
+
+
+def damage(store: Store, out: Path) -> None:
+    """One attempt's weights are not what it wrote, and a step has said so."""
+    publish(store, out)
+    store.put(f"{folder(REF)}/attempts/one/adapter/weights", b"other")
+    for error in find_damaged(store, [REF]):
+        mark_damaged(store, error)
+
+
+def test_what_a_step_found_damaged_is_given_up_and_made_anew(store: Store, out: Path) -> None:
+    damage(store, out)
+    assert "adapter/weights is not what was written" in give_up_damaged(store, REF)
+    assert read_manifest(store, REF) is None
+    assert publish(store, out, "two")
+    assert give_up_damaged(store, REF) == "", "the new one is whole"
+    assert list(find_damaged(store, [REF])) == []
+
+
+def test_what_somebody_has_made_anew_meanwhile_stays(store: Store, out: Path) -> None:
+    damage(store, out)
+    store.delete([manifest_path(REF)])
+    publish(store, out, "two")
+    assert give_up_damaged(store, REF) == ""
+    manifest = read_manifest(store, REF)
+    assert manifest is not None and manifest.attempt == "two"
+
+
+def test_a_manifest_that_is_none_is_given_up_too(store: Store) -> None:
+    store.put(manifest_path(REF), b"{}")
+    for error in find_damaged(store, [REF]):
+        mark_damaged(store, error)
+    assert "is not a manifest" in give_up_damaged(store, REF)
+    assert read_manifest(store, REF) is None
 
 
 def test_only_the_wanted_folder_is_read(store: Store, out: Path, tmp_path: Path) -> None:

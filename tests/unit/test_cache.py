@@ -62,9 +62,12 @@ def test_what_a_killed_step_left_is_cleared(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == CONTENT
 
 
-def test_a_cache_that_cannot_be_written_is_gone_round(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_gone_round_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "cache").write_text("a file")
     through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source(), good)
+    assert f"the model cache {tmp_path / 'cache'} cannot be used" in capsys.readouterr().out
     assert not (tmp_path / "one").is_symlink()
     assert (tmp_path / "one").read_bytes() == CONTENT
 

@@ -153,6 +153,17 @@ def test_nobody_begins_while_jobs_wait_for_their_pods() -> None:
     assert woken == [B, C]
 
 
+def test_so_many_begin_at_once_and_then_the_oldest() -> None:
+    woken: list[Who] = []
+    room = Places(100, woken.append, most_beginning=1)
+    assert room.may_begin(A, "1")
+    assert not room.may_begin(C, "3")
+    assert not room.may_begin(B, "2")
+    assert woken == []
+    room.begun(A)
+    assert woken == [B]
+
+
 def test_jobs_that_were_there_or_wait_for_a_quota_are_no_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     room, _ = places(100)
     for number in range(BACKLOG):

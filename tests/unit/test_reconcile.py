@@ -116,8 +116,12 @@ class CancelledMeanwhile(Fails):
         return super().start(step)
 
 
-def test_a_step_that_starts_while_the_run_is_cancelled_ends_too(tmp_path: Path) -> None:
-    store, resolved = FileStore(tmp_path), resolve(load_experiment(QUICKSTART))
+@pytest.mark.parametrize("kind", [FileStore, Away])
+def test_a_step_that_starts_while_the_run_is_cancelled_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[FileStore]
+) -> None:
+    monkeypatch.setattr(runner, "PATIENCE", 0.0)
+    store, resolved = kind(tmp_path), resolve(load_experiment(QUICKSTART))
     executor = CancelledMeanwhile(store, resolved)
     outcome = Runner(store, executor, resolved, Told()).run()
     assert outcome.cancelled

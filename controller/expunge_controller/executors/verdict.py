@@ -35,7 +35,12 @@ def trim_job(job: Object) -> Object:
             "queue": (meta.get("labels") or {}).get(_QUEUE),
         },
         "spec": {"suspend": bool(job["spec"].get("suspend"))},
-        "status": {"conditions": [c for c in status.get("conditions") or [] if c["status"] == "True"]},
+        "status": {
+            "conditions": [
+                {k: c.get(k, "") for k in ("type", "reason", "message")}
+                for c in status.get("conditions") or [] if c["status"] == "True" and c["type"] in _CONDITIONS
+            ],
+        },
     }  # fmt: skip
 
 
@@ -51,12 +56,19 @@ def trim_pod(pod: Object) -> Object:
         },
         "status": {
             "phase": status.get("phase", "Pending"), "reason": status.get("reason", ""), "message": status.get("message", ""),
-            "conditions": {c["type"]: c for c in status.get("conditions") or []},
-            "state": next((c["state"] for c in status.get("containerStatuses") or []), {}),
+            "conditions": {
+                c["type"]: {k: c[k] for k in ("status", "reason", "message", "lastTransitionTime") if c.get(k)}
+                for c in status.get("conditions") or [] if c["type"] == "PodScheduled"
+            },
+            "state": {
+                name: {k: state[k] for k in ("reason", "message", "exitCode") if k in state}
+                for name, state in next((c["state"] for c in status.get("containerStatuses") or []), {}).items()
+            },
         },
     }  # fmt: skip
 
 
+_CONDITIONS = ("Failed", "FailureTarget", "Complete")
 _QUEUE = "kueue.x-k8s.io/queue-name"
 _JOB_NAME, _JOB_UID = "batch.kubernetes.io/job-name", "batch.kubernetes.io/controller-uid"
 

@@ -36,8 +36,8 @@ T = TypeVar("T")
 THREADS = 8
 """Parts of one file, or small requests, at once."""
 _MIB = 1 << 20
-_TRIES = 10
-"""With the SDK's jittered backoff of up to 20 s between them: a server may be away for half a minute."""
+_PATIENT, _BRIEF = 10, 2
+"""Tries. With the SDK's jittered backoff of up to 20 s between ten, a server may be away for half a minute."""
 _ALLOWED = {"addressing": ("path", "virtual", "auto"), "checksums": ("when_supported", "when_required")}
 
 
@@ -100,10 +100,11 @@ def parse_address(uri: str) -> Address:
 
 
 class S3Store:
-    """Objects below a bucket's prefix. Safe to use from several threads."""
+    """Objects below a bucket's prefix. Safe to use from several threads. ``patient``: wait for a server that is away for half a
+    minute, instead of saying so within that."""
 
-    def __init__(self, uri: str) -> None:
-        self.address = parse_address(uri)
+    def __init__(self, uri: str, patient: bool = True) -> None:
+        self.address, self.patient = parse_address(uri), patient
         self.uri, self.name = str(self.address), self.address.name
         self._made: dict[int, Any] = {}
         self._session: Any = None
@@ -112,13 +113,13 @@ class S3Store:
     def get(self, path: str) -> tuple[bytes, str]:
         key = self._key(path)
         with self._named(path):
-            return _whole(lambda: self._read(key))
+            return _whole(lambda: self._read(key)) if self.patient else self._read(key)
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
         key = self._key(path)
         condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match is not None else {}
         with self._named(path, conditional=bool(condition)):
-            for left in reversed(range(_TRIES)):
+            for left in reversed(range(_PATIENT)):
                 try:
                     self._client().put_object(
                         Bucket=self.address.bucket, Key=key, Body=data, **condition, **self._encryption()
@@ -176,7 +177,7 @@ class S3Store:
 
     def check(self) -> None:
         with self._named(""):
-            self._client(tries=2).list_objects_v2(Bucket=self.address.bucket, Prefix=self.address.prefix, MaxKeys=1)
+            self._client(_BRIEF).list_objects_v2(Bucket=self.address.bucket, Prefix=self.address.prefix, MaxKeys=1)
 
     def _read(self, key: str) -> tuple[bytes, str]:
         answer = self._client().get_object(Bucket=self.address.bucket, Key=key)
@@ -202,7 +203,8 @@ class S3Store:
         key = self.address.sse_kms_key_id
         return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
-    def _client(self, tries: int = _TRIES) -> Any:
+    def _client(self, tries: int = 0) -> Any:
+        tries = tries or (_PATIENT if self.patient else _BRIEF)
         with self._making:  # a session is not for several threads, and each has ten megabytes of the SDK's own
             if tries not in self._made:
                 self._made[tries] = self._make_client(tries)
@@ -221,7 +223,7 @@ class S3Store:
         config = Config(
             s3={"addressing_style": address.addressing or ("path" if elsewhere else "auto")},
             retries={"mode": "standard", "total_max_attempts": tries},
-            connect_timeout=5, read_timeout=60 if tries == _TRIES else 10, max_pool_connections=2 * THREADS,
+            connect_timeout=5, read_timeout=60 if tries == _PATIENT else 5, max_pool_connections=2 * THREADS,
             request_checksum_calculation=checksums, response_checksum_validation=checksums,
         )  # fmt: skip
         if self._session is None:
@@ -298,11 +300,11 @@ class S3Store:
                 f"the store {self.name}: the server's certificate is not trusted; ?ca_bundle=FILE (or AWS_CA_BUNDLE) "
                 f"names those that are: {error}"
             )
+        if isinstance(error, sdk.ConnectionError | sdk.HTTPClientError | RetriesExceededError):
+            return Unavailable(f"the store {self.name} is not reachable{at}: {error}")
         if isinstance(error, OSError):
             what = f"{error.strerror or error} ({error.filename or 'here'})"
             return StoreError(f"copying {path} of the store {self.name}: {what}")
-        if isinstance(error, sdk.ConnectionError | sdk.HTTPClientError | RetriesExceededError):
-            return Unavailable(f"the store {self.name} is not reachable{at}: {error}")
         return StoreError(f"the store {self.name} failed{at}: {error}")
 
 

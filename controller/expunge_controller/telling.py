@@ -1,0 +1,144 @@
+"""What the operator says of an Experiment: its status and its Events, neither too often."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from expunge_controller.conditions import Phase, conditions
+from expunge_controller.executors import Progress
+from expunge_controller.executors.verdict import cut
+from expunge_controller.experiment import API_VERSION
+from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
+from expunge_controller.plan import Step
+from expunge_controller.queueing import Who, WorkQueue
+from expunge_controller.remote import resources_path
+
+STATUS_EVERY, STATUS_RATE = 5.0, 20.0
+"""Seconds between two writes of a status whose phase is the same, and how many of those a second all experiments may have."""
+AGAIN = 0.5
+"""Seconds until a status is written again that somebody else has changed."""
+
+
+class Teller:
+    """The runner's observer: keeps what has happened until it is told. ``used`` hears of a finished step and its seconds."""
+
+    def __init__(self, used: Callable[[Step, float], None]) -> None:
+        self.used = used
+        self.news: list[tuple[str, str]] = []
+        """Why an Event is made, and what it is to say; in order."""
+
+    def started(self, step: Step) -> None:
+        self.news.append(("Started", step.name))
+
+    def progress(self, running: dict[str, Progress]) -> None:
+        pass
+
+    def finished(self, step: Step, seconds: float) -> None:
+        self.news.append(("Finished", step.name))
+        self.used(step, seconds)
+
+    def failed(self, step: Step, reason: str, again: bool) -> None:
+        self.news.append(("StepFailed", f"{step.name}: {reason}" + (" (trying again)" if again else "")))
+
+    def elsewhere(self, step: Step) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        self.news.append(("Notice", text))
+
+    def take(self) -> dict[str, list[str]]:
+        """What has happened, by reason; once."""
+        news, self.news = self.news, []
+        return {reason: [text for r, text in news if r == reason] for reason, _ in news}
+
+
+class Speaker:
+    """Writes to the API server. ``active``: how many experiments are at work."""
+
+    def __init__(
+        self, cluster: Cluster, mirrors: Mapping[str, Mirror], queue: WorkQueue, log: Callable[..., None],
+        active: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self.cluster, self.mirrors, self.queue, self.log, self.active = cluster, mirrors, queue, log, active
+        self._written: dict[Who, float] = {}
+        """When a status was last written here."""
+
+    def forget(self, who: Who) -> None:
+        """It is gone."""
+        self._written.pop(who, None)
+
+    def tell(self, who: Who, found: Object, news: dict[str, list[str]]) -> None:
+        """An Event for each reason that something has happened for."""
+        for reason, texts in news.items():
+            self.say(who, found, "Warning" if reason == "StepFailed" else "Normal", reason, ", ".join(texts))
+
+    def write(
+        self, who: Who, found: Object, phase: Phase, message: str, figures: Callable[[], Object], *, reason: str = "",
+        begun: bool = True,
+    ) -> bool:  # fmt: skip
+        """The status, if it has changed: a new phase at once, figures not too often. False: somebody else was faster. ``begun``:
+        this generation is at work from here on, or over."""
+        meta, now = found["metadata"], time.monotonic()
+        mirror = self.mirrors[who[0]]
+        current = mirror.get(who[1]) or found  # with what was written here since
+        before, last = current["status"], self._written.get(who, 0.0)
+        said = conditions(phase, message, meta["generation"], before.get("conditions", []), _now(), reason)
+        rest = last + max(STATUS_EVERY, self.active() / STATUS_RATE) - now
+        if rest > 0 and _head(said) == _head(before.get("conditions", [])):
+            self.queue.add_after(who, rest)
+            return True
+        status = {
+            **before, **figures(), "phase": phase, "conditions": said,
+            **({"observedGeneration": meta["generation"], "retried": meta["retry"]} if begun else {}),
+        }  # fmt: skip
+        if status == before:
+            return True
+        body = {
+            "metadata": {"uid": meta["uid"], "resourceVersion": current["metadata"]["resourceVersion"]}, "status": status,
+        }  # fmt: skip
+        try:
+            mirror.put(self.cluster.request("PATCH", resources_path(*who, status=True), body))
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            self.queue.add_after(
+                who, AGAIN
+            )  # edited, deleted, or written by another operator: what is seen then decides
+            return False
+        self._written[who] = now
+        self.log("info", who, f"{phase}: {message}" if message else phase, steps=status.get("steps", ""))
+        return True
+
+    def say(self, who: Who, found: Object, kind: str, reason: str, message: str) -> None:
+        """An Event. Its name follows from what it says, so that saying it again after a restart makes no second one."""
+        meta, text, now = found["metadata"], cut(message, 1000), _now()
+        mark = hashlib.sha256(
+            f"{meta['uid']} {meta['generation']} {meta['retry']} {reason} {text}".encode()
+        ).hexdigest()[:16]
+        body = {
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"name": f"{meta['name']}.{mark}", "namespace": who[0]},
+            "involvedObject": {
+                "apiVersion": API_VERSION, "kind": "Experiment", "name": meta["name"], "namespace": who[0], "uid": meta["uid"],
+            },
+            "type": kind, "reason": reason, "message": text, "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+            "source": {"component": "expunge"},
+        }  # fmt: skip
+        try:
+            self.cluster.request("POST", f"/api/v1/namespaces/{who[0]}/events", body)
+        except ApiError as error:
+            if error.status != 409:  # said before
+                self.log("warning", who, f"an Event could not be written: {error}")
+
+
+def _head(said: Iterable[Object]) -> list[tuple[Any, ...]]:
+    """What is told at once when it changes."""
+    return [(c["type"], c["status"], c["reason"], c["observedGeneration"]) for c in said]
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
