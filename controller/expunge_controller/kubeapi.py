@@ -22,9 +22,11 @@ CONNECT, READ = 5.0, 30.0
 """Seconds without an answer after which a call has failed."""
 WATCH = 60
 """Seconds after which the server ends a watch; a connection that fell silent is noticed a little later."""
+SHORTEST = 1.0
+"""Seconds between the beginnings of two watches, however soon a server ends them."""
 SILENCE = 600.0
 """Seconds that a log which is followed may say nothing."""
-PAGE = 500
+PAGE = 250
 
 Object = dict[str, Any]
 
@@ -83,25 +85,31 @@ class Cluster:
                 time.sleep(max(error.after or 0.0, random.uniform(0.5, 1.0) * 0.2 * 2**turn))
         raise AssertionError("unreachable")
 
-    def list(self, path: str, selector: str = "", fields: str = "") -> tuple[list[Object], str]:
-        """Every object, page by page, and the version at which a watch goes on."""
+    def list(
+        self, path: str, selector: str = "", fields: str = "", trim: Callable[[Object], Object] = lambda o: o
+    ) -> tuple[list[Object], str]:
+        """Every object, page by page and each of them trimmed, and the version at which a watch goes on."""
         items: list[Object] = []
         more = ""
         while True:
             query = {"labelSelector": selector, "fieldSelector": fields, "limit": PAGE, "continue": more}
             page = self.request("GET", path, query=query)
-            items += page["items"]
+            items += map(trim, page["items"])
             more = page["metadata"].get("continue", "")
             if not more:
                 return items, page["metadata"]["resourceVersion"]
 
     def watch(self, path: str, selector: str, version: str) -> Iterator[tuple[str, Object]]:
-        """Changes since ``version`` as (ADDED, MODIFIED or DELETED; object), until the server ends the watch.
+        """Changes since ``version`` as (ADDED, MODIFIED or DELETED; object), until the server ends the watch; and now and then
+        (BOOKMARK; an object with nothing but the version that has been reached).
 
         Raises:
             ApiError: refused, cut, silent for too long, or (410) the version is too old.
         """
-        query = {"watch": "true", "labelSelector": selector, "resourceVersion": version, "timeoutSeconds": WATCH}
+        query = {
+            "watch": "true", "labelSelector": selector, "resourceVersion": version, "timeoutSeconds": WATCH,
+            "allowWatchBookmarks": "true",
+        }  # fmt: skip
         with self._open("GET", path, WATCH + CONNECT, query) as response:
             for line in _lines(response):
                 event = json.loads(line)
@@ -247,7 +255,8 @@ def _words(error: BaseException) -> str:
 class Mirror:
     """Objects of one kind in a namespace as list and watch tell them, kept up to date by a thread of its own.
 
-    However a watch ends, all is listed again: what was missed is found, and said to ``changed`` like any other change.
+    A watch that the server ends goes on where it was. If it ends in any other way all is listed again: what was missed is found,
+    and said to ``changed`` like any other change.
     ``group`` says under which word an object is found by ``of`` (its owner, say), without a look at all others.
     """
 
@@ -307,7 +316,10 @@ class Mirror:
                 version = self._list()
                 turn, self.trouble = 0, ""
                 self._synced.set()
-                self._watch(version)
+                while not self._stop.is_set():
+                    began = time.monotonic()
+                    version = self._watch(version)
+                    self._stop.wait(began + SHORTEST - time.monotonic())
             except Exception as error:
                 # Whatever it is, a thread that died in silence would leave a run waiting for ever.
                 if not (isinstance(error, ApiError) and error.status == 410):
@@ -317,8 +329,8 @@ class Mirror:
                 self._stop.wait(max(after, random.uniform(0.5, 1.0) * 0.1 * 2**turn))
 
     def _list(self) -> str:
-        items, version = self.cluster.list(self.path, self.selector)
-        new = {o["metadata"]["name"]: self.trim(o) for o in items}
+        items, version = self.cluster.list(self.path, self.selector, trim=self.trim)
+        new = {o["metadata"]["name"]: o for o in items}
         groups: dict[str, dict[str, Object]] = defaultdict(dict)
         for name, what in new.items():
             groups[self.group(what)][name] = what
@@ -332,10 +344,14 @@ class Mirror:
                 self.changed(what)
         return version
 
-    def _watch(self, version: str) -> None:
+    def _watch(self, version: str) -> str:
+        """Until it ends; the version that was reached."""
         for kind, found in self.cluster.watch(self.path, self.selector, version):
             if self._stop.is_set():
-                return
+                break
+            version = found["metadata"]["resourceVersion"]
+            if kind == "BOOKMARK":
+                continue
             what = self.trim(found)
             name = what["metadata"]["name"]
             with self._lock:
@@ -346,6 +362,7 @@ class Mirror:
                     self._objects[name] = self._groups[self.group(what)][name] = what
             if kind == "DELETED" or before != what:  # of what is read, nothing may have changed
                 self.changed(what)
+        return version
 
     def _leave(self, group: str, name: str) -> None:
         del self._groups[group][name]

@@ -241,6 +241,25 @@ def test_a_watch_that_is_refused_begins_again(
     until(lambda: watched.names() == {"one"}, 5)
 
 
+def test_a_watch_that_the_server_ends_goes_on_where_it_was(
+    cluster: Cluster, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubeapi, "WATCH", 1)
+    make(cluster, "one", of="test")
+    watched = Watched(cluster)
+    try:
+        for name in ("two", "three"):
+            turns = sum(map(is_watch, proxy.seen))
+            until(lambda turns=turns: sum(map(is_watch, proxy.seen)) > turns + 1, 20)
+            make(cluster, name, of="test")
+            until(lambda name=name: name in watched.names(), 5)
+        assert watched.names() == {"one", "two", "three"}
+        assert watched.told == ["one", "two", "three"]
+        assert len([r for r in proxy.seen if "labelSelector" in r.path and not is_watch(r)]) == 1, "listed once"
+    finally:
+        watched.mirror.stop()
+
+
 def test_trouble_is_told_while_it_lasts(cluster: Cluster, proxy: FaultProxy, watched: Watched) -> None:
     until(lambda: any(map(is_watch, proxy.seen)), 5)
     proxy.inject(refusal(403, "Forbidden"), lambda r: "labelSelector" in r.path, times=6)
