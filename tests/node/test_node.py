@@ -113,6 +113,8 @@ def test_the_kubelet_goes_and_comes_back_under_a_running_step(site: Site, real: 
 def test_the_chart_and_its_operator(site: Site, real: Real) -> None:
     """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted."""
     real.install(f"s3://{BUCKET}", site.namespace, "credentials")
+    tested = helm("test", "expunge", "--namespace", site.namespace, "--timeout=90s", plane=real.plane)
+    assert "Phase:          Succeeded" in tested.stdout, tested.stdout + tested.stderr
     given = experiment(site)
     given["spec"]["resources"] = {
         k: {"cpu": 1, "memory": "3Gi", "disk": "2Gi"} for k in ("memorize", "finetune", "merge", "evaluate")
