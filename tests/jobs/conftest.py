@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 from expunge_jobs.work import Work
 
 torch.set_num_threads(1)
+if torch.cuda.is_available():  # as a step sets it: test_resume.py asks a GPU for the same bits
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 @pytest.fixture(scope="session")
