@@ -95,6 +95,7 @@ class Operator:
         self.queue = WorkQueue()
         self.places = Places(settings.max_jobs, self.queue.add, max(1, settings.workers - 2))
         self._again = threading.Semaphore()
+        """Held by the one that begins after a place did not answer it."""
         self.watches = {n: Watch(cluster, n) for n in settings.namespaces}
         self.experiments = {
             n: Mirror(cluster, resources_path(n), "", trim, lambda o: self.queue.add(_who(o)))

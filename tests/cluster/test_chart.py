@@ -173,9 +173,9 @@ def test_upgraded_under_an_experiment_at_work(plane: ControlPlane, team: str, si
         site.training("memorize")
         older.end(signal.SIGKILL)
         install(plane, team, *watched)
-        assert "suspend" in plane.kubectl("get", "crd", "experiments.expunge.dev", "-o=json"), (
-            "the definition is the newer one"
-        )
+        field = "jsonpath={.spec.versions[0].schema.openAPIV3Schema.properties.spec.properties.suspend.type}"
+        shown = plane.kubectl("get", "crd", "experiments.expunge.dev", "-o", field)
+        assert shown == "boolean", "the definition is the newer one"
         newer.begin()
         found = wait_until(site, "Complete", seconds=180)
         assert set(attempts(site.objects).values()) == {1}, "a step whose version is newer by now was made as planned"

@@ -12,6 +12,7 @@ import tiny
 import torch
 from expunge_jobs import evaluate
 from expunge_jobs.data import Document, Question, Row
+from expunge_jobs.encode import Encoded
 from expunge_jobs.errors import BadTask
 from expunge_jobs.evaluate import Evaluator
 from expunge_jobs.inputs import folder_digest
@@ -215,3 +216,19 @@ def test_what_is_kept(base_folder: Path, work: Work, tmp_path: Path) -> None:
     assert values["aggregate_cells"] == 12 and values["mia_auc"] is not None and values["mmlu"] is None
     assert (figures["cut_inputs"], figures["cut_outputs"]) == (0, 0)
     assert sorted(p.name for p in work.out.iterdir()) == ["rows.jsonl"]
+
+
+def test_an_output_is_extracted_whole_though_the_model_would_not_end_there(
+    base: Any, words: Any, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = evaluator(base, words, work)
+    said = {r: one_row(base, words, r.input, new=4)[0] for r in (*tiny.FORGET, *tiny.RETAIN)}
+    row, tokens = next((r, t) for r, t in said.items() if len(t) == 4 and asked.encoder.end not in t)
+    prompt = asked.encoder.prompt(row.input)
+    for end, strength in (
+        ((asked.encoder.end,), 1.0),
+        ((tokens[0],), 0.0),
+    ):  # the second: cut, and its last word is wrong
+        encoded = Encoded((*prompt, *tokens[:3], *end), len(prompt))
+        monkeypatch.setattr(asked.encoder, "rows", lambda *_, encoded=encoded: [encoded])
+        assert asked.probabilities([row])[0]["extraction"] == strength
