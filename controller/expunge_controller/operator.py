@@ -178,7 +178,7 @@ class Operator:
         turn = self._failures[who] = self._failures.get(who, 0) + 1
         self.log("warning", who, message)
         found = self.experiments[who[0]].get(who[1])
-        if found is not None and turn > 1:  # a single missing answer is no news
+        if found is not None and (turn > 1 or not found["status"]):  # a single missing answer is no news of one at work
             try:
                 self.speaker.write(who, found, "Running", message, dict, reason=reason, begun=False)
             except ApiError as error:

@@ -90,7 +90,8 @@ def test_a_hundred_at_once_and_the_bad_delay_none_of_them(
         assert status(away, "nonsense")["phase"] == "Invalid"
         assert "not to be read from here" in status(away, "forbidden")["conditions"][0]["message"]
         assert {status(away, f"hole{n}").get("phase", "Running") for n in range(HOLES)} == {"Running"}
-        assert "is not reachable" in status(away, "hole0")["conditions"][0]["message"]
+        for n in range(HOLES):  # said at the first failure: a second one may be long in coming, as they try in turn
+            assert "is not reachable" in status(away, f"hole{n}")["conditions"][0]["message"]
         jobs = cluster.list(f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs")[0]
         assert len(jobs) == 500, "five steps were left to each"
         assert max(len(json.dumps(status(away, r["metadata"]["name"]))) for r in crowd.resources) < 2048
