@@ -331,11 +331,8 @@ def test_evicted_more_often_than_a_job_may_fail(site: Site, operator: Operating,
     given = slower(site)
     given["spec"]["specialists"]["over"]["epochs"] = 400
     apply(site, given)
-    seen: set[str] = set()
     for _ in range(5):
-        until(lambda: site.training("finetune over").uid not in seen, 300)
-        pod = site.training("finetune over")
-        seen.add(pod.uid)
+        pod = site.training("finetune over", 300)
         body = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod.name, namespace=pod.namespace))
         node.api.create_namespaced_pod_eviction(pod.name, pod.namespace, body)
         until(pod.done.is_set)

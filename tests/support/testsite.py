@@ -90,7 +90,7 @@ class Site:
         """The Job of the step of this name."""
         return next(j for j in self.get("jobs") if j["metadata"]["annotations"]["expunge.dev/step"] == step)
 
-    def training(self, step: str) -> Pod:
+    def training(self, step: str, seconds: float = 60) -> Pod:
         """The pod of this step, once it is in the middle of its work."""
         until(lambda: any(j["metadata"]["annotations"]["expunge.dev/step"] == step for j in self.get("jobs")))
         uid = self.job(step)["metadata"]["uid"]
@@ -100,7 +100,7 @@ class Site:
             found[:] = [p for p in self.node.pods.values() if p.job == uid and not p.done.is_set()]
             return bool(found) and '"progress"' in found[0].log.read_text()
 
-        until(works)
+        until(works, seconds)
         return found[0]
 
     def resumed(self, step: str) -> list[int]:
