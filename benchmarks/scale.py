@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from chart import identity, of_kind, rendered
 from cluster import ControlPlane
 from expunge_controller.executors.watch import jobs_path
-from expunge_controller.experiment import Kubernetes, ResourcesByKind
 from expunge_controller.kubeapi import connect
 from expunge_controller.manifests import Site, job, job_name
+from expunge_controller.placement import Kubernetes, ResourcesByKind
 from expunge_jobs.store import open_store
 from fleet import Crowd, Fleet
 from operating import Operating, install_definition

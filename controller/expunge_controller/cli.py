@@ -139,7 +139,7 @@ def _observe(store: Store, resolved: Resolved, arguments: argparse.Namespace) ->
     done = done_keys(store, plan.steps)
     left = [s for s in plan.steps if s.key not in done]
     if arguments.executor == "kubernetes":
-        from expunge_controller.executors.kubernetes import observe_jobs
+        from expunge_controller.executors.jobs import observe_jobs
 
         cluster = _cluster(arguments)
         running = observe_jobs(cluster, cluster.namespace, left)
@@ -355,7 +355,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> int:
     from expunge_controller.document import ExperimentError
-    from expunge_controller.executors.kubernetes import cancel
+    from expunge_controller.executors.jobs import cancel
     from expunge_controller.runner import mark_cancelled
 
     if name := _there(arguments):

@@ -13,7 +13,7 @@ from expunge_jobs.store import Store
 
 from expunge_controller.document import ExperimentError
 from expunge_controller.executors import progress_words
-from expunge_controller.executors.kubernetes import follow_pods
+from expunge_controller.executors.jobs import follow_pods
 from expunge_controller.executors.local import observe_running
 from expunge_controller.plan import Plan, Step
 

@@ -12,7 +12,7 @@ from expunge_jobs.errors import ExitCode
 from expunge_jobs.store import open_store
 
 from expunge_controller.document import ExperimentError
-from expunge_controller.experiment import Kubernetes, Resources, ResourcesByKind, bytes_of
+from expunge_controller.placement import Kubernetes, Resources, ResourcesByKind, bytes_of
 from expunge_controller.plan import Step
 
 KEY = "expunge.dev/key"

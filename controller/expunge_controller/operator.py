@@ -21,12 +21,14 @@ from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional
 from expunge_controller.conditions import FINAL, Phase, summary
 from expunge_controller.document import ExperimentError
 from expunge_controller.executors import progress_words
-from expunge_controller.executors.kubernetes import KubernetesExecutor, cancel
+from expunge_controller.executors.jobs import cancel
+from expunge_controller.executors.kubernetes import KubernetesExecutor
 from expunge_controller.executors.watch import Watch
-from expunge_controller.experiment import API_VERSION, Loaded, ResourcesByKind, load_resource
+from expunge_controller.experiment import API_VERSION, Loaded, load_resource
 from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
 from expunge_controller.manifests import Site, requested
 from expunge_controller.metrics import Metrics
+from expunge_controller.placement import ResourcesByKind
 from expunge_controller.plan import Step, inputs_of
 from expunge_controller.queueing import STUCK, Places, Room, Who, WorkQueue
 from expunge_controller.remote import RETRY, resources_path
@@ -93,7 +95,8 @@ class Operator:
     def __init__(self, cluster: Cluster, settings: Settings, log: Callable[..., None]) -> None:
         self.cluster, self.settings, self.log = cluster, settings, log
         self.queue = WorkQueue()
-        self.places = Places(settings.max_jobs, self.queue.add, max(1, settings.workers - 2))
+        beginning = max(1, settings.workers - 2)  # two are left to those at work
+        self.places = Places(settings.max_jobs, self.queue.add, beginning)
         self._again = threading.Semaphore()
         """Held by the one that begins after a place did not answer it."""
         self.watches = {n: Watch(cluster, n) for n in settings.namespaces}

@@ -97,7 +97,7 @@ class Places:
     in a place that does not answer.
     """
 
-    def __init__(self, most: int, wake: Callable[[Who], None], most_beginning: int = 6) -> None:
+    def __init__(self, most: int, wake: Callable[[Who], None], most_beginning: int) -> None:
         self.most, self.wake, self.most_beginning = most, wake, most_beginning
         self._holders: dict[str, set[Who]] = {}
         """By Job, with its namespace."""

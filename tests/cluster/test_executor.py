@@ -10,9 +10,10 @@ import pytest
 from expunge_controller.executors import Ended, kubernetes
 from expunge_controller.executors.kubernetes import KubernetesExecutor
 from expunge_controller.executors.watch import Watch
-from expunge_controller.experiment import Resources, load_experiment
+from expunge_controller.experiment import load_experiment
 from expunge_controller.kubeapi import connect
 from expunge_controller.manifests import Site as Where
+from expunge_controller.placement import Resources
 from expunge_controller.plan import Step
 from expunge_controller.resolve import resolve
 from expunge_jobs.store import open_store

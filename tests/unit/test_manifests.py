@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from expunge_controller.document import ExperimentError
-from expunge_controller.experiment import Kubernetes, ResourcesByKind, load_experiment
+from expunge_controller.experiment import load_experiment
 from expunge_controller.manifests import (
     DEFAULTS,
     KEY,
@@ -24,6 +24,7 @@ from expunge_controller.manifests import (
     requested,
     trial_job,
 )
+from expunge_controller.placement import Kubernetes, ResourcesByKind
 from expunge_controller.plan import Plan, Step
 from expunge_controller.resolve import resolve
 from expunge_jobs.errors import BadTask, ExitCode

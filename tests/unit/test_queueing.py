@@ -78,7 +78,7 @@ def test_a_worker_that_waits_is_woken() -> None:
 
 def places(most: int) -> tuple[Places, list[Who]]:
     woken: list[Who] = []
-    return Places(most, woken.append), woken
+    return Places(most, woken.append, most_beginning=6), woken
 
 
 def test_no_more_jobs_than_places_and_the_refused_one_is_woken() -> None:

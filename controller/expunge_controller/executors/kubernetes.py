@@ -5,27 +5,24 @@ elsewhere, finds the same Jobs. The manifest in the store is the verdict; Jobs a
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from expunge_jobs.artifact import End, attempts, folder
 from expunge_jobs.store import NotFound, Store, StoreError
 
-from expunge_controller.executors import Ended, Progress, Start, progress_words, verdict
-from expunge_controller.executors.watch import SELECTOR, Watch, jobs_path, pods_path
-from expunge_controller.experiment import Kubernetes, ResourcesByKind
-from expunge_controller.kubeapi import ApiError, Cluster, Object
+from expunge_controller.executors import Ended, Progress, Start, verdict
+from expunge_controller.executors.jobs import cancel, newest_progress
+from expunge_controller.executors.watch import Watch, jobs_path
+from expunge_controller.kubeapi import ApiError, Object
 from expunge_controller.manifests import (
-    CONTAINER,
     KEY,
     RESOURCES,
-    RUN,
     START_TIMEOUT,
     Site,
     fingerprint,
@@ -33,6 +30,7 @@ from expunge_controller.manifests import (
     job_name,
     requested,
 )
+from expunge_controller.placement import Kubernetes, ResourcesByKind
 from expunge_controller.plan import Step
 from expunge_controller.queueing import Room
 from expunge_controller.state import is_done
@@ -390,11 +388,8 @@ class KubernetesExecutor:
                 if pod is not None:
                     # No log is no error: the pod may have ended, or its node may not answer. Its state says the rest.
                     with contextlib.suppress(ApiError):
-                        self._progress[key] = self._newest_progress(pod) or self._progress.get(key, {})
-
-    def _newest_progress(self, pod: Object) -> Progress:
-        lines = self.cluster.log(self.site.namespace, pod["metadata"]["name"], CONTAINER, tail=5)
-        return newest_progress(lines)
+                        newest = newest_progress(self.cluster, self.site.namespace, pod)
+                        self._progress[key] = newest or self._progress.get(key, {})
 
 
 def _is_at_work(found: Object, step: Step) -> bool:
@@ -409,80 +404,3 @@ def _is_at_work(found: Object, step: Step) -> bool:
 
 class _Refused(Exception):
     """No Job can be made for a step, in words."""
-
-
-def newest_progress(lines: Iterable[str]) -> Progress:
-    """The last progress that a log tells of."""
-    progress: Progress = {}
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and event.get("event") == "progress":
-                progress = event
-    return progress
-
-
-def observe_jobs(cluster: Cluster, namespace: str, steps: Iterable[Step]) -> dict[str, str]:
-    """Steps that have an unfinished Job, by key: how far they are, or what they wait for.
-
-    Raises:
-        ApiError: the cluster refuses, or does not answer.
-    """
-    jobs = {o["metadata"]["name"]: verdict.trim_job(o) for o in cluster.list(jobs_path(namespace), SELECTOR)[0]}
-    pods = [verdict.trim_pod(o) for o in cluster.list(pods_path(namespace), SELECTOR)[0]]
-    out: dict[str, str] = {}
-    for step in steps:
-        found = jobs.get(job_name(step))
-        if found is None or found["metadata"]["annotations"].get(KEY) != step.key:
-            continue
-        if verdict.condition(found, "Failed", "Complete"):
-            continue
-        mine = [p for p in pods if p["metadata"]["owner"] == found["metadata"]["uid"]]
-        words = verdict.waiting_words(found, mine)
-        pod = verdict.newest(mine)
-        if not words and pod is not None:
-            with contextlib.suppress(ApiError):
-                lines = cluster.log(namespace, pod["metadata"]["name"], CONTAINER, tail=5)
-                words = progress_words(newest_progress(lines))
-        out[step.key] = words or "running"
-    return out
-
-
-def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
-    """Lines of the step's pods as they come, until its Job has ended; nothing where it has none.
-
-    Raises:
-        ApiError: the cluster refuses, or does not answer.
-    """
-    told: set[str] = set()
-    name = f"batch.kubernetes.io/job-name={job_name(step)}"
-    while True:
-        unfinished = step.key in observe_jobs(cluster, namespace, [step])
-        pods = [verdict.trim_pod(o) for o in cluster.list(pods_path(namespace), name)[0]]
-        new = [p for p in pods if p["status"]["phase"] != "Pending" and p["metadata"]["uid"] not in told]
-        if new:
-            pod = min(new, key=lambda p: str(p["metadata"]["creationTimestamp"]))
-            told.add(pod["metadata"]["uid"])
-            with contextlib.suppress(ApiError):  # a pod that went before it said anything
-                yield from cluster.log(namespace, pod["metadata"]["name"], CONTAINER, follow=True)
-        elif not unfinished:
-            return
-        else:
-            time.sleep(LOOK)
-
-
-def cancel(cluster: Cluster, namespace: str, run: str, keep: Collection[str] = ()) -> int:
-    """Deletes a run's unfinished Jobs but for those of the keys in ``keep``; how many. Asks the cluster, since a mirror may not
-    have the newest yet.
-
-    Raises:
-        ApiError: the cluster refuses, or does not answer.
-    """
-    found, _ = cluster.list(jobs_path(namespace), f"{SELECTOR},{RUN}={run}")
-    count = 0
-    for each in found:
-        trimmed = verdict.trim_job(each)
-        meta = trimmed["metadata"]
-        if verdict.condition(trimmed, "Failed", "Complete") is None and meta["annotations"].get(KEY) not in keep:
-            count += cluster.delete(jobs_path(namespace, meta["name"]), meta["uid"])
-    return count

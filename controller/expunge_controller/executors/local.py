@@ -31,7 +31,7 @@ from expunge_jobs.store import NotFound, Store, StoreError
 from expunge_jobs.store.file import FileStore
 
 from expunge_controller.executors import Ended, Progress, Start, progress_words
-from expunge_controller.experiment import ResourcesByKind, bytes_of
+from expunge_controller.placement import ResourcesByKind, bytes_of
 from expunge_controller.plan import Step
 
 # A fork server elsewhere than on Linux is not safe with torch; `spawn` has the same interface and imports each time.

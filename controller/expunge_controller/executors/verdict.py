@@ -11,8 +11,8 @@ from typing import Any
 
 from expunge_jobs.errors import ExitCode
 
-from expunge_controller.experiment import Resources
 from expunge_controller.manifests import KEY, RESOURCES
+from expunge_controller.placement import Resources
 
 Object = dict[str, Any]
 LONGEST = 256

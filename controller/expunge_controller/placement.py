@@ -1,0 +1,105 @@
+"""What an experiment may say of the machines that it runs on: resources by kind of step, and its pods' place in a cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from expunge_jobs.task import Count, Int, Model
+from pydantic import Field, StringConstraints, model_validator
+
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)$")]
+_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def bytes_of(quantity: str) -> int:
+    """``16Gi`` -> bytes."""
+    return int(float(quantity[:-2]) * _UNITS[quantity[-2:]])
+
+
+class Resources(Model):
+    """What a step of one kind asks for. Locally, memory decides how many run side by side; the rest is for a cluster."""
+
+    gpu: Annotated[Int, Field(ge=0)] | None = None
+    cpu: Count | None = Field(None, description="Whole cores; the step uses as many threads.")
+    memory: Quantity | None = None
+    disk: Quantity | None = Field(
+        None, description="Scratch: inputs, checkpoints and what is made, before it is uploaded."
+    )
+    deadline: Count | None = Field(None, description="Seconds that one attempt may take.")
+
+
+class ResourcesByKind(Model):
+    """By kind of step."""
+
+    stage: Resources = Resources()
+    memorize: Resources = Resources()
+    finetune: Resources = Resources()
+    merge: Resources = Resources()
+    evaluate: Resources = Resources()
+    report: Resources = Resources()
+
+
+LabelName = Annotated[str, StringConstraints(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+
+
+class Toleration(Model):
+    """Kubernetes' own."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    tolerationSeconds: Int | None = None
+
+
+class Affinity(Model):
+    """Kubernetes' own; what is below these fields the API server checks."""
+
+    nodeAffinity: dict[str, Any] | None = None
+    podAffinity: dict[str, Any] | None = None
+    podAntiAffinity: dict[str, Any] | None = None
+
+
+class Volume(Model):
+    """A claim, or a volume made for the pod alone, mounted below /mnt."""
+
+    mount: Annotated[str, StringConstraints(pattern=r"^/mnt/[A-Za-z0-9._-]+$")]
+    claim: ObjectName | None = Field(None, description="A PersistentVolumeClaim of the namespace.")
+    size: Quantity | None = Field(
+        None, description="In place of a claim: a volume of this size that goes with the pod."
+    )
+    storage_class: ObjectName | None = None
+    read_only: bool = False
+    cache: bool = Field(False, description="Models are kept here between pods; several may share it.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Volume:
+        if (self.claim is None) == (self.size is None):
+            raise ValueError("a volume is a claim, or has a size: give one of the two")
+        if self.cache and (self.claim is None or self.read_only):
+            raise ValueError("a cache is to outlive its pod, and to be written: give a claim that is not read_only")
+        return self
+
+
+class Kubernetes(Model):
+    """All that an experiment may say about its pods. Environment, images, service accounts and Secrets are not among it:
+    they come from whoever runs the cluster."""
+
+    queue: ObjectName | None = Field(None, description="Kueue's local queue.")
+    priority: ObjectName | None = Field(None, description="Kueue's workload priority class.")
+    priorityClassName: ObjectName | None = None
+    runtimeClassName: ObjectName | None = None
+    nodeSelector: dict[LabelName, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    affinity: Affinity | None = None
+    volumes: tuple[Volume, ...] = ()
+
+    @model_validator(mode="after")
+    def _apart(self) -> Kubernetes:
+        mounts = [v.mount for v in self.volumes]
+        if twice := next((m for m in mounts if mounts.count(m) > 1), None):
+            raise ValueError(f"two volumes are mounted at {twice}")
+        if sum(v.cache for v in self.volumes) > 1:
+            raise ValueError("two volumes are the cache: one at most")
+        return self
