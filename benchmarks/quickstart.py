@@ -27,11 +27,15 @@ QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 
 
 def rivals() -> str:
-    """Over's fine-tune at three learning rates between under's and over's, as baselines."""
+    """As baselines: over's fine-tune at three learning rates between the specialists', at a gentler one, and with a beta and
+    rate between over's and under's, the best that is known here."""
     specialists = yaml.safe_load(QUICKSTART.read_text())["spec"]["specialists"]
     low, high = sorted(float(s["learning_rate"]) for s in specialists.values())
-    rates = [low + (high - low) * share for share in (0.25, 0.5, 0.75)]
-    models = {f"single-{rate * 1e5:.0f}e-5": {**specialists["over"], "learning_rate": rate} for rate in rates}
+    over = specialists["over"]
+    between = {**over["objective"], "npo": {**over["objective"]["npo"], "beta": 1.0}}
+    models = {f"single-{rate * 1e5:.0f}e-5": {**over, "learning_rate": rate}
+              for rate in (6.5e-4, *(low + (high - low) * share for share in (0.25, 0.5, 0.75)))}  # fmt: skip
+    models["single-beta-1"] = {**over, "objective": between, "learning_rate": 8e-4}
     return "baselines=" + json.dumps(models)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import images
 import pytest
+import trustme
 from chart import helm
 from kubernetes import client, config
-from machine import SMALL, Real
+from machine import HOST, SMALL, Real
 from operating import apply, experiment, wait_until
 from runs import SLOWER, attempts, tiny, wait_for
 from s3fixtures import credentials
-from s3server import BUCKET
+from s3server import BUCKET, S3Server
 from testsite import Site, until
 
 __all__ = ["credentials", "tiny"]
@@ -32,14 +33,37 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
 
 
 @pytest.fixture
-def site(real: Real, tiny: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+def namespace(real: Real, request: pytest.FixtureRequest) -> str:
     name = f"test-{abs(hash(request.node.name)) % 10**8}"
     real.plane.kubectl("create", "namespace", name)
     real.plane.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    site: Any = Site(real.plane, real.machine, name, real.server, tiny)  # type: ignore[arg-type]
+    return name
+
+
+@pytest.fixture
+def site(real: Real, namespace: str, tiny: Path) -> Iterator[Site]:
+    site: Any = Site(real.plane, real.machine, namespace, real.server, tiny)  # type: ignore[arg-type]
     site.image = "localhost/expunge-jobs:test"
     yield site
     site.close()
+
+
+@pytest.fixture
+def secure(real: Real, namespace: str, tiny: Path, tmp_path: Path) -> Iterator[Site]:
+    """Before a store whose certificate is signed by nobody that the images know: by the ConfigMap ``authority`` alone."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert(HOST)
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    certificate.private_key_pem.write_to_path(key)
+    certificate.cert_chain_pems[0].write_to_path(chain)
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    given = f"--from-file={tmp_path / 'ca.crt'}"
+    real.plane.kubectl("create", "configmap", "authority", "-n", namespace, given)
+    server = S3Server(tmp_path / "s3", HOST, (chain, key))
+    site: Any = Site(real.plane, real.machine, namespace, server, tiny)  # type: ignore[arg-type]
+    yield site
+    site.close()
+    server.stop()
 
 
 def api(real: Real) -> client.CoreV1Api:
@@ -110,9 +134,11 @@ def test_the_kubelet_goes_and_comes_back_under_a_running_step(site: Site, real: 
     assert set(attempts(site.objects).values()) == {1}
 
 
-def test_the_chart_and_its_operator(site: Site, real: Real) -> None:
-    """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted."""
-    real.install(f"s3://{BUCKET}", site.namespace, "credentials")
+def test_the_chart_and_its_operator(secure: Site, real: Real) -> None:
+    """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted. The store's certificate is
+    signed privately."""
+    site = secure
+    real.install(f"s3://{BUCKET}", site.namespace, "credentials", "authority")
     tested = helm("test", "expunge", "--namespace", site.namespace, "--timeout=90s", plane=real.plane)
     assert "Phase:          Succeeded" in tested.stdout, tested.stdout + tested.stderr
     given = experiment(site)

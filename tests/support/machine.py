@@ -287,13 +287,13 @@ class Real:
         images.make_base()
         self.machine.join(self.plane, [images.build("jobs")])
 
-    def install(self, store: str, namespace: str, secret: str) -> None:
-        """The chart, with our own images, until its operator is ready."""
+    def install(self, store: str, namespace: str, secret: str, authority: str = "") -> None:
+        """The chart, with our own images, until its operator is ready. ``authority``: the ConfigMap of the store's."""
         self.machine.bring(images.build("controller"))
         values = {
             "store.uri": store, "store.existingSecret": secret, "operator.image.registry": "localhost",
             "operator.image.tag": "test", "jobs.image.registry": "localhost", "jobs.image.tag": "test",
-            "operator.resources.requests.memory": "128Mi",
+            "operator.resources.requests.memory": "128Mi", "caBundleConfigMap": authority,
         }  # fmt: skip
         given = [w for k, v in values.items() for w in ("--set", f"{k}={v}")]
         done = helm(
