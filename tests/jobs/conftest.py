@@ -1,9 +1,13 @@
-"""Fixtures of the job tests: one tokenizer and one taught model for all of them."""
+"""Fixtures of the job tests: one tokenizer and one taught model for all of them.
+
+A GPU, where there is one, is seen by ``ON_A_GPU`` alone: the others compare with what plain code computes on the CPU.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,24 @@ import tiny
 import torch
 from expunge_jobs.work import Work
 
+ON_A_GPU = ("test_resume",)
+
 torch.set_num_threads(1)
 if torch.cuda.is_available():  # as a step sets it: test_resume.py asks a GPU for the same bits
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hidden before any other fixture of a module, and from processes begun here."""
+    if request.module.__name__ in ON_A_GPU or not torch.cuda.is_available():
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +52,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory, words: Any) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loaded(base_folder: Path) -> Any:
     from expunge_jobs.model import load_base
 
