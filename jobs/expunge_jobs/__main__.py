@@ -76,7 +76,7 @@ def _step(threads: int) -> int:
     from expunge_jobs import work
     from expunge_jobs.artifact import Attempt, disturbed, find_damaged, mark_damaged, read_manifest
     from expunge_jobs.errors import DamagedInput, ExitCode, Preempted, Spent, StepError
-    from expunge_jobs.store import open_store
+    from expunge_jobs.store import AWAY, open_store
     from expunge_jobs.task import ArtifactRef, parse_task
     from expunge_jobs.work import emit
 
@@ -86,7 +86,7 @@ def _step(threads: int) -> int:
         try:
             task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
             _limit(task.kind)
-            store = open_store(os.environ.get("EXPUNGE_STORE", ""))
+            store = open_store(os.environ.get("EXPUNGE_STORE", ""), AWAY)
             ref = ArtifactRef(kind=task.kind, key=task.key())
             if rank() == 0 and read_manifest(store, ref) is not None:
                 emit("done", note="already there")

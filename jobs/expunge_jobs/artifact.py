@@ -174,25 +174,27 @@ def fetch(store: Store, ref: ArtifactRef, into: Path, cache: Path | None = None)
 
     def one(file: StoredFile) -> None:
         path = f"{attempt}/{file.path}"
-        place = store.local_path(path)
-        try:
-            if place is None:
-                place = into / ref.key / file.path
-                get = partial(store.get_file, path)
-                if cache is None:
-                    get(place)
-                elif through_cache(cache, file.sha256, place, get, lambda p: sha256_of(p) == file.sha256):
-                    return
-            found = sha256_of(place)
-        except (NotFound, FileNotFoundError):
-            found = "missing"
-        if found != file.sha256:
-            what = "is missing" if found == "missing" else "is not what was written (SHA-256 differs)"
-            raise DamagedInput(
-                f"damaged artifact: {store.name}/{path} {what}; `expunge retry` makes it anew, "
-                f"or delete {store.name}/{manifest_path(ref)} and run again",
-                folder(ref), manifest.attempt,
-            )  # fmt: skip
+        local = store.local_path(path)
+        for _ in range(1 if local else 2):  # what was spoilt on its way is right the second time
+            try:
+                place = local or into / ref.key / file.path
+                if local is None:
+                    get = partial(store.get_file, path)
+                    if cache is None:
+                        get(place)
+                    elif through_cache(cache, file.sha256, place, get, lambda p: sha256_of(p) == file.sha256):
+                        return
+                found = sha256_of(place)
+            except (NotFound, FileNotFoundError):
+                found = "missing"
+            if found == file.sha256:
+                return
+        what = "is missing" if found == "missing" else "is not what was written (SHA-256 differs)"
+        raise DamagedInput(
+            f"damaged artifact: {store.name}/{path} {what}; `expunge retry` makes it anew, "
+            f"or delete {store.name}/{manifest_path(ref)} and run again",
+            folder(ref), manifest.attempt,
+        )  # fmt: skip
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, files))

@@ -12,7 +12,7 @@ from pathlib import Path
 from expunge_jobs import builtin
 from expunge_jobs.cache import through_cache
 from expunge_jobs.errors import BadTask, StepError, nearest
-from expunge_jobs.store import NotFound, Store, sha256_of
+from expunge_jobs.store import AWAY, NotFound, Store, sha256_of
 from expunge_jobs.task import Input
 
 SCHEMES = ("hf", "file", "s3", "builtin")
@@ -81,7 +81,7 @@ def _apart(uri: str, patient: bool) -> tuple[Store, str]:
     parent, _, name = address.prefix.rpartition("/")
     if not name:
         raise BadTask(f"{uri}: names no object; allowed: s3://bucket/path?option=value")
-    return S3Store(str(replace(address, prefix=parent)), patient), name
+    return S3Store(str(replace(address, prefix=parent)), patient, AWAY if patient else 0.0), name
 
 
 def stored_digest(uri: str) -> str:

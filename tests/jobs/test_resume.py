@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import tiny
 from expunge_jobs import finetune, memorize, stop
 from expunge_jobs.artifact import Attempt, checkpoints_of, fetch
+from expunge_jobs.checkpoint import Checkpoints
 from expunge_jobs.errors import BadTask, ExitCode, StepError
 from expunge_jobs.store import Store, StoreError, open_store
 from expunge_jobs.task import Architecture, ArtifactRef, FinetuneTask, MemorizeSettings, MemorizeTask, Task
@@ -242,6 +244,28 @@ def test_a_store_that_takes_no_checkpoint_costs_no_training(
     assert files(ran.out) == whole
     assert "a checkpoint could not be written: the store is full" in ran.notices
     assert lab.checkpoints() == []
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, all_steps_made = type(lab.store).put_file, threading.Event()
+    waited: list[bool] = []
+
+    def slow(self: Store, path: str, source: Path) -> None:
+        waited.append(all_steps_made.wait(60))
+        put(self, path, source)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(lab.store), "put_file", slow)
+    monkeypatch.setattr(Checkpoints, "__exit__", set_before(all_steps_made, Checkpoints.__exit__))
+    assert lab.run(monkeypatch).steps == 12
+    assert waited and all(waited), "the first upload was not over before the last step"
+
+
+def set_before(event: threading.Event, then: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*words: Any) -> Any:
+        event.set()
+        return then(*words)
+
+    return both
 
 
 def test_no_attempt_goes_on_from_what_cannot_succeed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import trustme
+from expunge_jobs import stop
 from expunge_jobs.artifact import Attempt, fetch, read_manifest
 from expunge_jobs.errors import BadTask, DamagedInput
-from expunge_jobs.store import Conflict, Store, StoreError, Unavailable, check_conditional_writes, open_store
+from expunge_jobs.store import Conflict, Store, StoreError, Unavailable, check_conditional_writes, open_store, s3
 from expunge_jobs.store.s3 import S3Store, parse_address
 from expunge_jobs.task import ArtifactRef
 from faults import Answer, FaultProxy, Request, answer, corrupt, cut, lose, silent, slow, truncate
@@ -185,6 +186,8 @@ def test_without_the_servers_checksums_our_own_find_it(behind: Store, proxy: Fau
     ref, attempt = made(behind, tmp_path, "one")
     assert attempt
     proxy.inject(corrupt, lambda r: get(r) and r.path.endswith("/weights"))
+    assert (fetch(behind, ref, tmp_path / "in") / "weights").read_bytes() == b"one" * 9999, "right the second time"
+    proxy.inject(corrupt, lambda r: get(r) and r.path.endswith("/weights"), times=2)
     with pytest.raises(DamagedInput, match="weights is not what was written") as caught:
         fetch(behind, ref, tmp_path / "in")
     assert f"delete {behind.name}/artifacts/merge" in str(caught.value)
@@ -257,19 +260,41 @@ def test_sigterm_in_an_upload_leaves_no_parts(behind: Store, proxy: FaultProxy, 
 
 
 def test_a_server_that_is_away_for_a_while(tmp_path: Path) -> None:
+    """For longer than the SDK's own tries, of which eight requests at once share a quota, each by chance shorter."""
     server = S3Server(tmp_path)
     try:
-        store = open_store(f"s3://{BUCKET}/away?endpoint_url={server.url}")
+        store = open_store(f"s3://{BUCKET}/away?endpoint_url={server.url}", away=60)
+        (tmp_path / "source").write_bytes(bytes(40 * MIB))
         store.put("a", b"one")
         server.stop()
-        # The SDK's ten tries last 13 s in the mean, each by chance shorter; 1.5 s all but one time in thousands.
-        threading.Timer(1.5, server.start).start()
+        timer = threading.Timer(15, server.start)
+        timer.start()
         began = time.monotonic()
+        store.put_file("b", tmp_path / "source")
+        assert time.monotonic() - began >= 14
         assert store.get("a")[0] == b"one"
-        assert time.monotonic() - began >= 1
+        timer.join()
     finally:
-        time.sleep(0.5)
         server.stop()
+
+
+def test_a_server_that_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "_PATIENT", 2)
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="not reachable"):
+        open_store("s3://bucket/a?endpoint_url=http://127.0.0.1:9", away=3).get("a")
+    assert 3 <= time.monotonic() - began < 10
+    monkeypatch.setattr(stop, "came", lambda: True)  # SIGTERM: there is no time to wait
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="not reachable"):
+        open_store("s3://bucket/a?endpoint_url=http://127.0.0.1:9", away=60).get("a")
+    assert time.monotonic() - began < 10
+
+
+def test_a_server_that_refuses_checksums(behind: Store, proxy: FaultProxy) -> None:
+    proxy.inject(answer(400, "InvalidRequest", "unknown checksum algorithm"), put)
+    with pytest.raises(StoreError, match="checksums=when_required may help"):
+        behind.put("a", b"")
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ StepError
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +90,10 @@ class Store(Protocol):
         ...
 
 
+PROBE = "probe"
+"""An empty object that stays in a store once it was checked."""
+
+
 def check_conditional_writes(store: Store) -> None:
     """Sees for itself that of two writes with ``if_absent`` the second meets a conflict: two attempts at a step are kept
     apart by nothing else. Some servers ignore the condition; some file systems have no hard links.
@@ -98,14 +101,11 @@ def check_conditional_writes(store: Store) -> None:
     Raises:
         StoreError: the second write went through, or the store cannot be written at all.
     """
-    path = f"probe/{uuid.uuid4().hex}"
-    store.put(path, b"", if_absent=True)
     try:
-        store.put(path, b"", if_absent=True)
-    except Conflict:
+        store.put(PROBE, b"", if_absent=True)
+        store.put(PROBE, b"", if_absent=True)
+    except Conflict:  # of the first, where the store was checked before
         return
-    finally:
-        store.delete([path])
     raise StoreError(
         f"the store {store.name} ignores If-None-Match: two attempts at a step could both finish; use another"
     )
@@ -125,8 +125,13 @@ def checked_path(path: str) -> str:
 SCHEMES = ("file", "s3")
 
 
-def open_store(uri: str) -> Store:
+AWAY = 60.0
+"""Seconds after the SDK's last try, for which a step goes on asking a server that is away. A controller waits by itself."""
+
+
+def open_store(uri: str, away: float = 0.0) -> Store:
     """The store at ``s3://bucket/prefix?option=value``, ``file:///path`` or a plain path. Looks at nothing yet.
+    ``away``: so many seconds more a server that gives no answer is asked again.
 
     Raises:
         BadTask: an address that no store here understands.
@@ -141,7 +146,7 @@ def open_store(uri: str) -> Store:
     if scheme == "s3":
         from expunge_jobs.store.s3 import S3Store
 
-        return S3Store(uri)
+        return S3Store(uri, away=away)
     known = [f"{s}://" for s in SCHEMES]
     raise BadTask(
         f"store '{uri}': unknown scheme '{scheme}://'; allowed: {', '.join(known)} or a path{nearest(scheme, list(SCHEMES))}"

@@ -15,7 +15,9 @@ Credentials come by the SDK's own chain, never by the address.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import math
 import os
 import random
 import re
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
+from expunge_jobs import stop
 from expunge_jobs.errors import BadTask, nearest
 from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, Unavailable, checked_path
 
@@ -37,7 +40,7 @@ THREADS = 8
 """Parts of one file, or small requests, at once."""
 _MIB = 1 << 20
 _PATIENT, _BRIEF = 10, 2
-"""Tries. With the SDK's jittered backoff of up to 20 s between ten, a server may be away for half a minute."""
+"""Tries of the SDK, which last 13 s in the mean; fewer where several requests fail at once and share its retry quota."""
 _ALLOWED = {"addressing": ("path", "virtual", "auto"), "checksums": ("when_supported", "when_required")}
 
 
@@ -100,25 +103,30 @@ def parse_address(uri: str) -> Address:
 
 
 class S3Store:
-    """Objects below a bucket's prefix. Safe to use from several threads. ``patient``: wait for a server that is away for half a
-    minute, instead of saying so within that."""
+    """Objects below a bucket's prefix. Safe to use from several threads. ``patient``: try more than twice. ``away``: so many
+    seconds after the last of these tries a server that gives no answer is asked again, before that is said."""
 
-    def __init__(self, uri: str, patient: bool = True) -> None:
-        self.address, self.patient = parse_address(uri), patient
+    def __init__(self, uri: str, patient: bool = True, away: float = 0.0) -> None:
+        self.address, self.patient, self.away = parse_address(uri), patient, away
         self.uri, self.name = str(self.address), self.address.name
         self._made: dict[int, Any] = {}
         self._session: Any = None
         self._making = threading.Lock()
 
+    @property
+    def checksums(self) -> str:
+        """When requests carry the SDK's own checksums."""
+        return self.address.checksums or ("when_required" if self._is_elsewhere() else "when_supported")
+
     def get(self, path: str) -> tuple[bytes, str]:
         key = self._key(path)
-        with self._named(path):
-            return _whole(lambda: self._read(key)) if self.patient else self._read(key)
+        return self._ask(path, lambda: _whole(lambda: self._read(key)) if self.patient else self._read(key))
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
         key = self._key(path)
         condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match is not None else {}
-        with self._named(path, conditional=bool(condition)):
+
+        def write() -> None:
             for left in reversed(range(_PATIENT)):
                 try:
                     self._client().put_object(
@@ -131,22 +139,32 @@ class S3Store:
                         raise
                     time.sleep(random.uniform(0.02, 0.2))
 
+        self._ask(path, write, conditional=bool(condition))
+
     def get_file(self, path: str, to: Path) -> None:
         key = self._key(path)
-        with self._named(path), self._transfers() as transfers:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            part = to.with_name(f".{to.name}.{uuid.uuid4().hex}")
-            try:
-                _whole(lambda: transfers.download(self.address.bucket, key, str(part)).result())
-                part.replace(to)
-            finally:
-                part.unlink(missing_ok=True)
+
+        def read() -> None:
+            with self._transfers() as transfers:
+                to.parent.mkdir(parents=True, exist_ok=True)
+                part = to.with_name(f".{to.name}.{uuid.uuid4().hex}")
+                try:
+                    _whole(lambda: transfers.download(self.address.bucket, key, str(part)).result())
+                    part.replace(to)
+                finally:
+                    part.unlink(missing_ok=True)
+
+        self._ask(path, read)
 
     def put_file(self, path: str, source: Path) -> None:
         key = self._key(path)
-        # Leaving the manager by an exception (SIGTERM is one) cancels the upload and aborts its parts.
-        with self._named(path), self._transfers() as transfers:
-            transfers.upload(str(source), self.address.bucket, key, extra_args=self._encryption()).result()
+
+        def write() -> None:
+            # Leaving the manager by an exception (SIGTERM is one) cancels the upload and aborts its parts.
+            with self._transfers() as transfers:
+                transfers.upload(str(source), self.address.bucket, key, extra_args=self._encryption()).result()
+
+        self._ask(path, write)
 
     def present(self, paths: Iterable[str]) -> set[str]:
         asked = list(paths)
@@ -158,12 +176,15 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[Entry]:
         top = f"{self._key(prefix)}/"
         cut = len(self._key("x")) - 1
-        with self._named(prefix):
-            for page in (
-                self._client().get_paginator("list_objects_v2").paginate(Bucket=self.address.bucket, Prefix=top)
-            ):
-                for entry in page.get("Contents", ()):
-                    yield Entry(entry["Key"][cut:], entry["Size"], entry["LastModified"].timestamp())
+
+        def read() -> builtins.list[Entry]:
+            pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self.address.bucket, Prefix=top)
+            return [
+                Entry(entry["Key"][cut:], entry["Size"], entry["LastModified"].timestamp())
+                for page in pages for entry in page.get("Contents", ())
+            ]  # fmt: skip
+
+        yield from self._ask(prefix, read)
 
     def delete(self, paths: Iterable[str]) -> None:
         # One by one: not every server has the call for many, and those that have disagree on its checksum.
@@ -185,15 +206,29 @@ class S3Store:
 
     def _is_there(self, path: str) -> bool:
         key = self._key(path)
-        with self._named(path):
-            # Not by HEAD: its answer has no body, so nothing tells a 404 for the object from one for the access key.
-            page = self._client().list_objects_v2(Bucket=self.address.bucket, Prefix=key, MaxKeys=1)
+        # Not by HEAD: its answer has no body, so nothing tells a 404 for the object from one for the access key.
+        page = self._ask(
+            path, lambda: self._client().list_objects_v2(Bucket=self.address.bucket, Prefix=key, MaxKeys=1)
+        )
         return any(entry["Key"] == key for entry in page.get("Contents", ()))
 
     def _delete(self, path: str) -> None:
         key = self._key(path)
-        with self._named(path):
-            self._client().delete_object(Bucket=self.address.bucket, Key=key)
+        self._ask(path, lambda: self._client().delete_object(Bucket=self.address.bucket, Key=key))
+
+    def _ask(self, path: str, call: Callable[[], T], conditional: bool = False) -> T:
+        """What it gives, or an error in words. Every call here may be made again."""
+        until = math.inf
+        while True:
+            try:
+                with self._named(path, conditional):
+                    return call()
+            except Unavailable:
+                now = time.monotonic()
+                until = min(until, now + self.away)
+                if now >= until or stop.came():  # whoever must end has more to say, and little time
+                    raise
+                time.sleep(random.uniform(0.5, 1.5))
 
     def _key(self, path: str) -> str:
         checked_path(path)
@@ -218,19 +253,22 @@ class S3Store:
         address = self.address
         if address.ca_bundle and not Path(address.ca_bundle).is_file():
             raise BadTask(f"the store {self.name}: ca_bundle {address.ca_bundle}: no such file")
-        elsewhere = address.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        checksums = address.checksums or ("when_required" if elsewhere else "when_supported")
         config = Config(
-            s3={"addressing_style": address.addressing or ("path" if elsewhere else "auto")},
+            s3={"addressing_style": address.addressing or ("path" if self._is_elsewhere() else "auto")},
             retries={"mode": "standard", "total_max_attempts": tries},
             connect_timeout=5, read_timeout=60 if tries == _PATIENT else 5, max_pool_connections=2 * THREADS,
-            request_checksum_calculation=checksums, response_checksum_validation=checksums,
+            request_checksum_calculation=self.checksums, response_checksum_validation=self.checksums,
         )  # fmt: skip
         if self._session is None:
             self._session = Session()
         return self._session.client(
             "s3", endpoint_url=address.endpoint_url, region_name=address.region, verify=address.ca_bundle, config=config
         )
+
+    def _is_elsewhere(self) -> bool:
+        """Whether it is another server than AWS's."""
+        named = (os.environ.get(n) for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        return bool(self.address.endpoint_url or any(named))
 
     def _transfers(self) -> Any:
         from boto3.s3.transfer import TransferConfig, create_transfer_manager
