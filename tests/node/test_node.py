@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import images
+import node
 import pytest
 import trustme
 from chart import helm
 from kubernetes import client, config
 from machine import HOST, SMALL, Real
 from operating import apply, experiment, wait_until
-from runs import SLOWER, attempts, tiny, wait_for
+from runs import SLOWER, attempts, tiny, wait_for, weights
 from s3fixtures import credentials
 from s3server import BUCKET, S3Server
 from testsite import Site, until
 
 __all__ = ["credentials", "tiny"]
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -88,50 +92,134 @@ def running(site: Site, step: str) -> str:
     return found[0]
 
 
-def test_a_run_in_real_pods(site: Site) -> None:
-    done = site.command("run", *SMALL)
-    assert done.returncode == 0, done.stderr
-    assert "merged" in done.stdout
+def as_the_tests_node_would_say(pod: dict[str, Any]) -> None:
+    """What node.py tells of pods, in whose place the other tests put real ones."""
+    status = pod["status"]
+    (container,) = status["containerStatuses"]
+    told = node.status_of(pod["spec"]["containers"][0], status["phase"], container["state"], status["startTime"])
+    assert told.keys() <= status.keys()
+    (mine,) = told.pop("containerStatuses")
+    assert mine.keys() <= container.keys()
+    assert {k: mine[k] for k in ("name", "ready", "restartCount", "started")} == {
+        k: container[k] for k in ("name", "ready", "restartCount", "started")
+    }
+    theirs = {c["type"]: (c["status"], c.get("reason", "")) for c in status["conditions"]}
+    assert {c["type"]: (c["status"], c["reason"]) for c in told["conditions"]}.items() <= theirs.items()
+
+
+@pytest.mark.timeout(1800)
+def test_the_quickstart_in_real_pods(site: Site) -> None:
+    site.file = QUICKSTART
+    run = site.begin("run", *SMALL)
+    out, err = run.communicate(timeout=1500)
+    assert run.returncode == 0, err
+    models = [line.split()[0] for line in out.splitlines()[1:] if line and line[0].isalpha()]
+    assert models[:6] == ["base", "over", "under", "merged", "control:over@0.5", "control:under@0.5"]
     assert set(attempts(site.objects).values()) == {1}
     pods = {p["metadata"]["labels"]["batch.kubernetes.io/job-name"]: p for p in site.get("pods")}
     assert {p["status"]["phase"] for p in pods.values()} == {"Succeeded"}
     over, under = (pods[site.job(f"finetune {n}")["metadata"]["name"]]["status"] for n in ("over", "under"))
     ends = [s["containerStatuses"][0]["state"]["terminated"] for s in (over, under)]
     assert max(e["startedAt"] for e in ends) <= min(e["finishedAt"] for e in ends), "side by side"
+    assert {e["reason"] for e in ends} == {"Completed"}
+    for pod in pods.values():
+        as_the_tests_node_would_say(pod)
 
 
-def test_evicted_by_the_api_it_goes_on_from_its_checkpoint(site: Site, real: Real) -> None:
-    run = site.begin("run", *SLOWER, *SMALL, "--set", "memorize.epochs=400")
-    name = running(site, "memorize")
+def evict(real: Real, site: Site, name: str) -> None:
     body = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=site.namespace))
     api(real).create_namespaced_pod_eviction(name, site.namespace, body)
+
+
+def delete(real: Real, site: Site, name: str) -> None:
+    real.plane.kubectl("delete", "pod", name, "-n", site.namespace, "--wait=false")
+
+
+def restart_the_kubelet(real: Real, site: Site, name: str) -> None:
+    real.machine.end_kubelet()
+    real.machine.begin_kubelet(real.plane)
+
+
+@pytest.fixture(scope="session")
+def made() -> list[dict[str, str]]:
+    """What each disturbed run of the same experiment has made."""
+    return []
+
+
+@pytest.mark.parametrize(("what", "resumes"), [(restart_the_kubelet, False), (evict, True), (delete, True)])
+def test_whatever_happens_to_its_pod_the_artifacts_are_the_same(
+    site: Site, real: Real, made: list[dict[str, str]], what: Callable[[Real, Site, str], None], resumes: bool
+) -> None:
+    """The step under which the kubelet goes and comes back is not disturbed; the others go on from their checkpoint."""
+    run = site.begin("run", *SLOWER, *SMALL, "--set", "memorize.epochs=400")
+    what(real, site, running(site, "memorize"))
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
-    assert site.resumed("memorize")
+    counts = sorted(attempts(site.objects).values())
+    assert counts[:-1] == [1] * (len(counts) - 1)
+    assert counts[-1] == (2 if resumes else 1)
+    assert bool(site.resumed("memorize")) == resumes
+    made.append(weights(site.objects))
+    assert made[-1] == made[0]
+
+
+def test_an_attempt_that_wakes_up_after_another_has_finished(site: Site) -> None:
+    """The other one ran outside of the cluster: one node can run no second pod while it is cut off."""
+    longer = (*SLOWER, "--set", "memorize.epochs=400")
+    run = site.begin("run", *longer, *SMALL)
+    name = running(site, "memorize")
+    uid = next(p["metadata"]["uid"] for p in site.get("pods") if p["metadata"]["name"] == name)
+    frozen = [int(p.name) for p in Path("/proc").glob("[0-9]*") if f"EXPUNGE_ATTEMPT={uid}" in environment_of(p)]
+    assert frozen
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    other = site.begin_elsewhere("run", str(site.file), "--store", site.store, *longer)
+    _, err = other.communicate(timeout=300)
+    assert other.returncode == 0, err
+    (manifest,) = site.objects.glob("artifacts/memorize/*/manifest.json")
+    before = manifest.read_text()
+    assert uid not in before
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert manifest.read_text() == before
+    assert "done: note another attempt was first" in site.command("logs", "memorize", *longer, *SMALL).stdout
+
+
+def environment_of(process: Path) -> str:
+    try:
+        return (process / "environ").read_bytes().decode(errors="replace")
+    except OSError:  # it has just ended
+        return ""
 
 
 def test_a_real_limit_of_memory(site: Site) -> None:
-    run = site.begin("run", *SMALL, "--set", "resources.memorize.memory=0.1Gi")
+    little = ("--set", "resources.memorize.memory=0.1Gi")
+    run = site.begin("run", *SMALL, *little)
     said = wait_for(run, "FAILED")
     assert "out of memory at 0.1Gi: raise resources.memorize.memory" in said
     assert run.wait() == 1
+    assert site.get("jobs") == []
+    until(lambda: site.get("pods") == [])
+    logs = site.command("logs", "memorize", *SMALL, *little).stdout.splitlines()
+    assert logs[-1].startswith("failed: out of memory at 0.1Gi: raise resources.memorize.memory"), (
+        "with Job and pod gone"
+    )
 
 
 def test_an_image_that_is_not_there(site: Site) -> None:
     run = site.begin("run", *SMALL, "--image", "localhost/nothing:1")
     said = wait_for(run, "cannot start")
     assert "ErrImagePull" in said or "ImagePullBackOff" in said
+    as_the_tests_node_would_say(site.get("pods")[0])
     assert site.command("cancel", *SMALL).returncode == 0
 
 
-def test_the_kubelet_goes_and_comes_back_under_a_running_step(site: Site, real: Real) -> None:
-    run = site.begin("run", *SLOWER, *SMALL, "--set", "memorize.epochs=400")
-    running(site, "memorize")
-    real.machine.end_kubelet()
-    real.machine.begin_kubelet(real.plane)
-    _, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
-    assert set(attempts(site.objects).values()) == {1}
+def test_a_secret_that_is_not_there(site: Site) -> None:
+    run = site.begin("run", *SMALL, "--secret", "none")
+    assert 'secret "none" not found' in wait_for(run, "cannot start").splitlines()[-1]
+    assert site.command("cancel", *SMALL).returncode == 0
 
 
 def test_the_chart_and_its_operator(secure: Site, real: Real) -> None:

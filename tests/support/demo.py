@@ -28,6 +28,7 @@ from tools import CACHE
 QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
 STATE = CACHE / "cluster"
 """``lock`` is held by whoever holds the cluster, ``pid`` says by whom; ``exports`` is there once it can be used; ``log``."""
+TIMES = {"STARTED": "startedAt", "FINISHED": "finishedAt"}
 WAIT = 30 * 60.0
 """Seconds for everything to be built and started."""
 
@@ -69,6 +70,8 @@ def run() -> int:
         say(real.plane.kubectl("get", "pods"))
         code = expunge("submit", QUICKSTART, "--wait", *SMALL)
         say(real.plane.kubectl("get", "experiments,jobs,pods"))
+        times = ",".join(f"{n}:.status.containerStatuses[0].state.terminated.{f}" for n, f in TIMES.items())
+        say(real.plane.kubectl("get", "pods", "-o", f"custom-columns=POD:.metadata.name,{times}"))
         return code or expunge("results", "experiment/quickstart", "--store", f"s3://{BUCKET}/demo/default")
 
 

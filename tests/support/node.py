@@ -247,23 +247,7 @@ class Pod:
 
     def _say(self, phase: str, state: Object) -> None:
         """The pod's status, as a kubelet writes it."""
-        ready = "True" if phase == "Running" else "False"
-        why = {"Succeeded": "PodCompleted", "Failed": "PodFailed", "Pending": "ContainersNotReady"}.get(phase, "")
-        now = _now()
-        conditions = [
-            {"type": t, "status": s, "reason": r, "lastTransitionTime": now}
-            for t, s, r in [("Initialized", "True", ""), ("Ready", ready, why), ("ContainersReady", ready, why)]
-        ]
-        container = {
-            "name": self.container["name"], "image": self.container["image"], "imageID": "", "ready": phase == "Running",
-            "restartCount": 0, "started": phase == "Running", "state": state,
-        }  # fmt: skip
-        status = {
-            "phase": phase,
-            "conditions": conditions,
-            "containerStatuses": [container],
-            "startTime": self._started,
-        }
+        status = status_of(self.container, phase, state, self._started)
         body = {"metadata": {"uid": self.uid}, "status": status}
         self._persist(lambda: self.api.patch_namespaced_pod_status(self.name, self.namespace, body))
 
@@ -283,6 +267,23 @@ class Pod:
                 time.sleep(0.2)
             except HTTPError:
                 time.sleep(0.2)
+
+
+def status_of(container: Object, phase: str, state: Object, started: str) -> Object:
+    """What a kubelet writes of a pod of one container (tests/node compares it with a real one's)."""
+    ready = "True" if phase == "Running" else "False"
+    why = {"Succeeded": "PodCompleted", "Failed": "PodFailed", "Pending": "ContainersNotReady"}.get(phase, "")
+    begun = "PodCompleted" if phase == "Succeeded" else ""
+    now = _now()
+    conditions = [
+        {"type": t, "status": s, "reason": r, "lastTransitionTime": now}
+        for t, s, r in [("Initialized", "True", begun), ("Ready", ready, why), ("ContainersReady", ready, why)]
+    ]
+    told = {
+        "name": container["name"], "image": container["image"], "imageID": "", "ready": phase == "Running",
+        "restartCount": 0, "started": phase == "Running", "state": state,
+    }  # fmt: skip
+    return {"phase": phase, "conditions": conditions, "containerStatuses": [told], "startTime": started}
 
 
 def _logs_of(node: Node) -> type[BaseHTTPRequestHandler]:
