@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument(
             "--hub-secret", metavar="NAME", help="one with HF_TOKEN, for the steps that copy hf:// models"
         )
+        made[name].add_argument("--gpu", metavar="RESOURCE", help="a GPU's resource name (default: nvidia.com/gpu)")
         made[name].add_argument("--service-account", metavar="NAME", help="of the pods; without a token of its own")
     made["logs"].add_argument("step", metavar="STEP", nargs="?", help="a step's name or the beginning of its key")
     made["logs"].add_argument("-f", "--follow", action="store_true", help="go on until the step ends")

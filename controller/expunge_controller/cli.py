@@ -81,9 +81,9 @@ def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
 def _load(arguments: argparse.Namespace) -> tuple[Store, Resolved, Spec]:
     """The store, the plan, and what the file says besides (resources, and what concerns clusters)."""
     from expunge_controller.experiment import load_experiment, load_resource
-    from expunge_controller.resolve import resolve
+    from expunge_controller.resolve import recall, resolve
 
-    name = _there(arguments)
+    name, known = _there(arguments), ""
     if name:
         from expunge_controller import remote
 
@@ -91,11 +91,14 @@ def _load(arguments: argparse.Namespace) -> tuple[Store, Resolved, Spec]:
         arguments.executor = "kubernetes"
         arguments.store = arguments.store or remote.store_of(resource)
         loaded, namespace = load_resource(resource), resource["metadata"]["namespace"]
+        known = str((resource.get("status") or {}).get("digest", ""))
     else:
         loaded, namespace = load_experiment(Path(arguments.file), arguments.set), "local"
     store = _store(arguments)
     stage = getattr(arguments, "executor", "local") == "kubernetes"
-    resolved = resolve(loaded, stage, namespace, report=bool(name))
+    # What the operator runs is as it was planned there, whatever a model's name on the hub stands for by now.
+    recalled = recall(store, loaded, known, namespace) if known else None
+    resolved = recalled or resolve(loaded, stage, namespace, report=bool(name))
     for notice in resolved.notices:
         _say(f"note: {notice}")
     return store, resolved, loaded.experiment.spec
@@ -127,7 +130,7 @@ def _site(arguments: argparse.Namespace, namespace: str) -> Site:
     return Site(
         namespace=namespace, image=arguments.image or os.environ.get("EXPUNGE_IMAGE") or "",
         store=arguments.store or os.environ.get("EXPUNGE_STORE") or "", secret=arguments.secret,
-        hub_secret=arguments.hub_secret, service_account=arguments.service_account,
+        hub_secret=arguments.hub_secret, service_account=arguments.service_account, gpu=arguments.gpu or Site.gpu,
     )  # fmt: skip
 
 
@@ -236,7 +239,7 @@ def _command(verb: str, arguments: argparse.Namespace) -> str:
     for name in ("executor", "context", "namespace"):
         if (value := getattr(arguments, name)) and value != "local":
             words += [f"--{name}", value]
-    for name in ("parallel", "image", "secret", "hub_secret", "service_account") if verb == "run" else ():
+    for name in ("parallel", "image", "secret", "hub_secret", "service_account", "gpu") if verb == "run" else ():
         if value := getattr(arguments, name, None):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
@@ -339,17 +342,15 @@ def _logs(arguments: argparse.Namespace) -> int:
 
     store, resolved = _open(arguments)
     steps = select_steps(resolved.plan, arguments.step)
-    if arguments.follow:
-        cluster = _cluster(arguments) if arguments.executor == "kubernetes" else None
-        for line in follow(store, steps, cluster):
-            print(line, flush=True)
-        return DONE
+    cluster = _cluster(arguments) if arguments.follow and arguments.executor == "kubernetes" else None
     failures = read_failures(store, resolved)
     for step in steps:
-        for line in read_logs(store, step):
-            print(line)
+        for line in follow(store, step, cluster) if arguments.follow else read_logs(store, step):
+            print(line, flush=arguments.follow)
+        if arguments.follow:  # it may have failed meanwhile
+            failures = read_failures(store, resolved)
         if step.key in failures:
-            print(f"failed: {failures[step.key]}")
+            print(f"failed: {failures[step.key]}", flush=True)
     return DONE
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from expunge_controller.experiment import API_VERSION, RESERVED, Spec
+from expunge_controller.experiment import API_VERSION, RESERVED, Finetune, Spec
 from expunge_controller.presets import PRESETS
 
 Schema = dict[str, Any]
@@ -27,6 +27,10 @@ def _rule(rule: str, message: str) -> Schema:
 
 def _filled(name: str) -> str:
     return f"has(self.{name}) && size(self.{name}) > 0"
+
+
+def _rank(name: str) -> str:
+    return f"(has(self[{name}].rank) ? self[{name}].rank : {Finetune.model_fields['rank'].default})"
 
 
 _RULES: dict[tuple[str, ...], list[Schema]] = {
@@ -84,6 +88,14 @@ _RULES |= {
 }
 
 
+_RULES[("specialists",)].append(
+    _rule(
+        f"self.all(a, has(self[a].adapter) || self.all(b, has(self[b].adapter) || {_rank('a')} == {_rank('b')}))",
+        "specialists of different rank cannot be merged on A and B",
+    )
+)
+
+
 def resource_definition() -> Schema:
     """The CustomResourceDefinition."""
     return {
@@ -115,6 +127,9 @@ def resource_definition() -> Schema:
                     "description": "Makes a model forget a set of documents and keep the rest: specialised fine-tunes, their "
                                    "merge, and an evaluation of each.",
                     "required": ["spec"],
+                    "x-kubernetes-validations": [
+                        _rule("size(self.metadata.name) <= 63", "metadata.name is longer than 63 characters"),
+                    ],
                     "properties": {
                         "apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"},
                         "spec": spec_schema(), "status": _status_schema(),

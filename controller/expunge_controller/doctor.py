@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expunge_jobs.errors import StepError
-from expunge_jobs.store import check_conditional_writes, open_store
+from expunge_jobs.store import check_conditional_writes
+from expunge_jobs.store.s3 import S3Store
 
 from expunge_controller.executors import verdict
 from expunge_controller.executors.watch import jobs_path, pods_path
 from expunge_controller.kubeapi import ApiError, Cluster, Object
 from expunge_controller.manifests import CONTAINER, Site, trial_job
+from expunge_controller.remote import resources_path
 
 RIGHTS = (
     ("batch", "jobs", "", ("create", "get", "list", "watch", "delete")),
@@ -46,6 +48,7 @@ def examine(cluster: Cluster, site: Site) -> Iterator[Check]:
     yield Check("ok", "API server", f"{cluster.address}, {version}")
     yield from _rights(cluster, site.namespace)
     yield _gpus(cluster, site)
+    yield _operator(cluster, site)
     yield _store(site)
     if site.secret:
         yield _secret(cluster, site)
@@ -86,16 +89,27 @@ def _gpus(cluster: Cluster, site: Site) -> Check:
     return Check("ok" if sum(counts) else "note", "GPUs", words)
 
 
+def _operator(cluster: Cluster, site: Site) -> Check:
+    try:
+        cluster.request("GET", resources_path(site.namespace), query={"limit": 1})
+    except ApiError as error:
+        chart = "`kubectl apply` needs the chart (charts/expunge), `expunge run --executor kubernetes` does not"
+        return Check("note", "operator", f"no Experiments here: {chart}" if error.status == 404 else str(error))
+    return Check("ok", "operator", "the cluster knows Experiments")
+
+
 def _store(site: Site) -> Check:
     if not site.store.startswith("s3://"):
         return Check("FAIL", "store", "pods need one in a bucket: --store s3://bucket/prefix, or EXPUNGE_STORE")
     try:
-        store = open_store(site.store)
+        store = S3Store(site.store)
         store.check()
         check_conditional_writes(store)
     except StepError as error:
         return Check("FAIL", "store", str(error))
-    return Check("ok", "store", f"{store.name}: readable, writable, conditional writes hold")
+    return Check(
+        "ok", "store", f"{store.name}: readable, writable, conditional writes hold; checksums={store.checksums}"
+    )
 
 
 def _secret(cluster: Cluster, site: Site) -> Check:

@@ -109,13 +109,13 @@ class Finetune(FinetuneSettings):
 class ExternalAdapter(Model):
     """A LoRA adapter that exists, in PEFT's format."""
 
-    adapter: Address
+    adapter: Address = Field(description="s3:// (see `expunge upload`) or a path.")
 
 
 class RetainOnly(Model):
     """A model that never saw forget: memorize again, without it. Fields left out are ``spec.memorize``'s."""
 
-    memorize: dict[str, Any]
+    memorize: dict[str, Any] = Field(description="Fields that differ from spec.memorize's.")
 
     @model_validator(mode="after")
     def _known_fields(self) -> RetainOnly:

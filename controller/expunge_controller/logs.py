@@ -52,19 +52,18 @@ def read_logs(store: Store, step: Step) -> Iterator[str]:
             yield _readable(line)
 
 
-def follow(store: Store, steps: list[Step], cluster: Cluster | None) -> Iterator[str]:
-    """The logs of these steps, one after the other, each until nothing runs it any more: from its pods where there is a
-    cluster and they are still there, else from the store."""
-    for step in steps:
-        if cluster is None:
-            yield from _follow_here(store, step)
-            continue
-        live = False
-        for line in follow_pods(cluster, cluster.namespace, step):
-            live = True
-            yield _readable(line)
-        if not live:
-            yield from read_logs(store, step)
+def follow(store: Store, step: Step, cluster: Cluster | None) -> Iterator[str]:
+    """A step's log until nothing runs it any more: from its pods where there is a cluster and they are still there, else from
+    the store."""
+    if cluster is None:
+        yield from _follow_here(store, step)
+        return
+    live = False
+    for line in follow_pods(cluster, cluster.namespace, step):
+        live = True
+        yield _readable(line)
+    if not live:
+        yield from read_logs(store, step)
 
 
 def _follow_here(store: Store, step: Step) -> Iterator[str]:

@@ -122,12 +122,22 @@ class Operator:
         Raises:
             ApiError: the cluster refuses, or does not answer.
         """
+        refused: dict[str, ApiError] = {}
         for namespace in self.settings.namespaces:
-            self.cluster.request("GET", resources_path(namespace), query={"limit": 1})
-        for watch in self.watches.values():
-            watch.open()
-        for mirror in self.experiments.values():
-            mirror.start()
+            try:
+                self.cluster.request("GET", resources_path(namespace), query={"limit": 1})
+                self.watches[namespace].check()
+            except ApiError as error:  # deleted, perhaps, with its Roles: the others' experiments go on
+                refused[namespace] = error
+                self.log("warning", (namespace, ""), str(error))
+        if len(refused) == len(self.settings.namespaces):
+            raise next(iter(refused.values()))
+        for namespace, watch in self.watches.items():
+            watch.start()
+            self.experiments[namespace].start()
+        for namespace, watch in self.watches.items():
+            if namespace not in refused:
+                watch.wait()
         for thread in self._threads:
             thread.start()
 
@@ -146,11 +156,15 @@ class Operator:
         return "" if all(t.is_alive() for t in self._threads) else "a worker has ended"
 
     def unready(self) -> str:
-        """Why nothing is known of the cluster just now; empty while all is well."""
-        mirrors = [*self.experiments.values(), *(m for w in self.watches.values() for m in (w.jobs, w.pods))]
-        if any(not m.wait(0) for m in mirrors):
-            return "not everything has been listed yet"
-        return next((m.trouble for m in mirrors if m.trouble), "")
+        """Why nothing is known of the cluster just now; empty while all is well, or only some namespaces are refused."""
+        troubles = []
+        for namespace, watch in self.watches.items():
+            mirrors = (self.experiments[namespace], watch.jobs, watch.pods)
+            trouble = next((m.trouble for m in mirrors if m.trouble), "")
+            if not trouble and not all(m.wait(0) for m in mirrors):
+                return "not everything has been listed yet"
+            troubles.append(trouble)
+        return "" if "" in troubles else troubles[0]
 
     # --- one Experiment -------------------------------------------------------------------------------------------
 
@@ -277,12 +291,15 @@ class Operator:
         executor = KubernetesExecutor(
             store, self.watches[namespace], site, own.resources, own.kubernetes, meta["uid"], own.parallel,
             owner=owner, room=room, wake=lambda: self._wake(who), look=LOOK,
+            used=lambda step, seconds: self._count(step, seconds, own.resources),
         )  # fmt: skip
-        teller = Teller(lambda step, seconds: self._count(step, seconds, own.resources))
+        teller = Teller(lambda reason, step, text: self.log("info", who, text, reason=reason, step=step))
         runner = Runner(store, executor, resolved, teller, cancelled=lambda: False)
         if recalled is None and found["status"].get("observedGeneration"):  # what only an earlier plan needs
             cancel(self.cluster, namespace, meta["uid"], {s.key for s in resolved.plan.steps})
         runner.begin(anew=not same)
+        for key, reason in runner.outcome.failed.items():  # said again: its Event has the same name
+            teller.failed(resolved.plan.by_key[key], reason, again=False)
         active = _Active(meta["uid"], meta["generation"], meta["retry"], resolved, executor, runner, teller, site.image)
         if not same:
             # Before anything starts: from here on a restart finds this generation at work.
@@ -410,7 +427,8 @@ class Operator:
 
     def _figures(self, active: _Active) -> Object:
         running = {k: progress_words(p) if p else "running" for k, p in active.executor.running().items()}
-        states = statuses(active.resolved.plan, active.runner.done, running, active.runner.outcome.failed)
+        idle = "suspended (spec.suspend)" if active.runner.paused else active.executor.full or "begins soon"
+        states = statuses(active.resolved.plan, active.runner.done, running, active.runner.outcome.failed, idle)
         return summary(active.resolved.plan, states) | {
             "digest": active.resolved.digest, "image": active.image, "store": active.runner.store.uri,
         }  # fmt: skip

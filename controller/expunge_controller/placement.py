@@ -19,9 +19,9 @@ def bytes_of(quantity: str) -> int:
 class Resources(Model):
     """What a step of one kind asks for. Locally, memory decides how many run side by side; the rest is for a cluster."""
 
-    gpu: Annotated[Int, Field(ge=0)] | None = None
+    gpu: Annotated[Int, Field(ge=0)] | None = Field(None, description="GPUs; several share the step's work.")
     cpu: Count | None = Field(None, description="Whole cores; the step uses as many threads.")
-    memory: Quantity | None = None
+    memory: Quantity | None = Field(None, description="Asked for and most that it may use: 16Gi.")
     disk: Quantity | None = Field(
         None, description="Scratch: inputs, checkpoints and what is made, before it is uploaded."
     )
@@ -46,31 +46,33 @@ ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,2
 class Toleration(Model):
     """Kubernetes' own."""
 
-    key: str | None = None
-    operator: Literal["Exists", "Equal"] | None = None
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    tolerationSeconds: Int | None = None
+    key: str | None = Field(None, description="The taint's.")
+    operator: Literal["Exists", "Equal"] | None = Field(None, description="How key and value are compared; Equal.")
+    value: str | None = Field(None, description="The taint's.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="All, if none.")
+    tolerationSeconds: Int | None = Field(None, description="How long a NoExecute taint is borne.")
 
 
 class Affinity(Model):
     """Kubernetes' own; what is below these fields the API server checks."""
 
-    nodeAffinity: dict[str, Any] | None = None
-    podAffinity: dict[str, Any] | None = None
-    podAntiAffinity: dict[str, Any] | None = None
+    nodeAffinity: dict[str, Any] | None = Field(None, description="Which nodes.")
+    podAffinity: dict[str, Any] | None = Field(None, description="Beside which pods.")
+    podAntiAffinity: dict[str, Any] | None = Field(None, description="Away from which pods.")
 
 
 class Volume(Model):
     """A claim, or a volume made for the pod alone, mounted below /mnt."""
 
-    mount: Annotated[str, StringConstraints(pattern=r"^/mnt/[A-Za-z0-9._-]+$")]
+    mount: Annotated[str, StringConstraints(pattern=r"^/mnt/[A-Za-z0-9._-]+$")] = Field(
+        description="Where, below /mnt."
+    )
     claim: ObjectName | None = Field(None, description="A PersistentVolumeClaim of the namespace.")
     size: Quantity | None = Field(
         None, description="In place of a claim: a volume of this size that goes with the pod."
     )
-    storage_class: ObjectName | None = None
-    read_only: bool = False
+    storage_class: ObjectName | None = Field(None, description="Of a volume with a size; the cluster's default.")
+    read_only: bool = Field(False, description="The step cannot write to it.")
     cache: bool = Field(False, description="Models are kept here between pods; several may share it.")
 
     @model_validator(mode="after")
@@ -88,12 +90,12 @@ class Kubernetes(Model):
 
     queue: ObjectName | None = Field(None, description="Kueue's local queue.")
     priority: ObjectName | None = Field(None, description="Kueue's workload priority class.")
-    priorityClassName: ObjectName | None = None
-    runtimeClassName: ObjectName | None = None
-    nodeSelector: dict[LabelName, str] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
+    priorityClassName: ObjectName | None = Field(None, description="The pods' priority class.")
+    runtimeClassName: ObjectName | None = Field(None, description="The pods' container runtime.")
+    nodeSelector: dict[LabelName, str] = Field(default_factory=dict, description="Labels that a node must have.")
+    tolerations: tuple[Toleration, ...] = Field((), description="Taints that the pods bear.")
     affinity: Affinity | None = None
-    volumes: tuple[Volume, ...] = ()
+    volumes: tuple[Volume, ...] = Field((), description="Mounted into every step's pod.")
 
     @model_validator(mode="after")
     def _apart(self) -> Kubernetes:

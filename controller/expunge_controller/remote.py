@@ -23,7 +23,8 @@ PREFIX = "experiment/"
 """In place of a file: an Experiment of the cluster, as kubectl names it."""
 RETRY = "expunge.dev/retry"
 """An annotation: whenever its value is new, what has failed is tried again."""
-POLL = 2.0
+POLL, UNSEEN = 2.0, 30.0
+"""Seconds between two looks at an Experiment, and after which it is said that no operator has begun it."""
 
 
 def resources_path(namespace: str, name: str = "", status: bool = False) -> str:
@@ -119,11 +120,14 @@ def follow(cluster: Cluster, name: str) -> Iterator[tuple[str, str]]:
         ApiError: the cluster refuses, or does not answer.
     """
     told = ("", "")
+    late = time.monotonic() + UNSEEN
     while True:
         found = read(cluster, name)
         status = found.get("status") or {}
         seen = status.get("observedGeneration") == found["metadata"]["generation"]
         now = (str(status.get("phase", "Pending")) if seen else "Pending", str(status.get("steps", "")))
+        if not status and time.monotonic() > late:
+            now = (f"Pending: no operator has begun it; does one watch namespace {cluster.namespace}?", "")
         if now != told:
             yield now
             told = now

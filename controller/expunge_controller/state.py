@@ -48,9 +48,11 @@ def wanted_keys(plan: Plan, done: set[str]) -> set[str]:
 
 
 def statuses(
-    plan: Plan, done: set[str], running: Mapping[str, str] | None = None, failed: Mapping[str, str] | None = None
-) -> dict[str, StepStatus]:
-    """The state of every step. ``running`` and ``failed`` give words by key: how far, and why."""
+    plan: Plan, done: set[str], running: Mapping[str, str] | None = None, failed: Mapping[str, str] | None = None,
+    idle: str = "everything it needs is there; `expunge run` starts it",
+) -> dict[str, StepStatus]:  # fmt: skip
+    """The state of every step. ``running`` and ``failed`` give words by key: how far, and why. ``idle``: why one that could
+    start has not."""
     running, failed = running or {}, failed or {}
     wanted = wanted_keys(plan, done)
     out: dict[str, StepStatus] = {}
@@ -71,6 +73,6 @@ def statuses(
             names = ", ".join(plan.by_key[k].name for k in missing)
             status = StepStatus("waiting", f"waiting for {names}")
         else:
-            status = StepStatus("to run", "everything it needs is there; `expunge run` starts it")
+            status = StepStatus("to run", idle)
         out[step.key] = status
     return out

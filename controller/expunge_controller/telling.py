@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from expunge_controller.conditions import Phase, conditions
+from expunge_controller.conditions import FINAL, Phase, conditions
 from expunge_controller.executors import Progress
 from expunge_controller.executors.verdict import cut
 from expunge_controller.experiment import API_VERSION
@@ -24,31 +24,34 @@ AGAIN = 0.5
 
 
 class Teller:
-    """The runner's observer: keeps what has happened until it is told. ``used`` hears of a finished step and its seconds."""
+    """The runner's observer: logs what has happened, by reason, step and text, and keeps it until it is told."""
 
-    def __init__(self, used: Callable[[Step, float], None]) -> None:
-        self.used = used
+    def __init__(self, log: Callable[[str, str, str], None]) -> None:
+        self.log = log
         self.news: list[tuple[str, str]] = []
         """Why an Event is made, and what it is to say; in order."""
 
     def started(self, step: Step) -> None:
-        self.news.append(("Started", step.name))
+        self._add("Started", step.name, step.name)
 
     def progress(self, running: dict[str, Progress]) -> None:
         pass
 
     def finished(self, step: Step, seconds: float) -> None:
-        self.news.append(("Finished", step.name))
-        self.used(step, seconds)
+        self._add("Finished", step.name, step.name)
 
     def failed(self, step: Step, reason: str, again: bool) -> None:
-        self.news.append(("StepFailed", f"{step.name}: {reason}" + (" (trying again)" if again else "")))
+        self._add("StepFailed", step.name, f"{step.name}: {reason}" + (" (trying again)" if again else ""))
 
     def elsewhere(self, step: Step) -> None:
         pass
 
     def notice(self, text: str) -> None:
-        self.news.append(("Notice", text))
+        self._add("Notice", text.partition(":")[0], text)
+
+    def _add(self, reason: str, step: str, text: str) -> None:
+        self.news.append((reason, text))
+        self.log(reason, step, text)
 
     def take(self) -> dict[str, list[str]]:
         """What has happened, by reason; once."""
@@ -110,8 +113,21 @@ class Speaker:
             )  # edited, deleted, or written by another operator: what is seen then decides
             return False
         self._written[who] = now
+        self._say_change(who, found, before, phase, reason, message)
         self.log("info", who, f"{phase}: {message}" if message else phase, steps=status.get("steps", ""))
         return True
+
+    def _say_change(self, who: Who, found: Object, before: Object, phase: Phase, reason: str, message: str) -> None:
+        """An Event where it stops or goes on for a reason that is no step's; how it ends is said by whoever ends it."""
+        earlier = next((c["reason"] for c in before.get("conditions", ()) if c["type"] == "Progressing"), "")
+        if (reason or phase) == earlier or phase in FINAL:
+            return
+        if reason:
+            self.say(who, found, "Warning", reason, message)
+        elif phase == "Suspended":
+            self.say(who, found, "Normal", "Suspended", "starts nothing until spec.suspend is false")
+        elif earlier and earlier not in FINAL:
+            self.say(who, found, "Normal", "Resumed", f"after {earlier}")
 
     def say(self, who: Who, found: Object, kind: str, reason: str, message: str) -> None:
         """An Event. Its name follows from what it says, so that saying it again after a restart makes no second one."""

@@ -195,12 +195,14 @@ class FinetuneSettings(Model):
 class Architecture(Model):
     """A small model to be built from scratch, with a byte-level BPE tokenizer trained on its own rows."""
 
-    type: Literal["olmo", "llama"] = "olmo"
-    vocab_size: Annotated[Int, Field(ge=257)] = 2048
-    hidden_size: Count = 256
-    layers: Count = 4
-    heads: Count = 4
-    intermediate_size: Count = 672
+    type: Literal["olmo", "llama"] = Field("olmo", description="Whose architecture, as transformers has it.")
+    vocab_size: Annotated[Int, Field(ge=257)] = Field(
+        2048, description="Tokens, at most: 256 bytes, an end, and merges."
+    )
+    hidden_size: Count = Field(256, description="Width; an even multiple of heads.")
+    layers: Count = Field(4, description="Decoder layers.")
+    heads: Count = Field(4, description="Attention heads of a layer.")
+    intermediate_size: Count = Field(672, description="Width of the layers' feed-forward part.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Architecture:
@@ -215,14 +217,14 @@ class MemorizeSettings(Model):
     epochs: Count = Field(70, description="At most so many passes.")
     batch_size: Count = Field(8, description="Rows in an optimizer step.")
     learning_rate: Positive = Field(3e-3, description="Peak; cosine to 0 over all epochs.")
-    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[Float, Field(ge=0)] = Field(0.0, description="AdamW's.")
     warmup: Annotated[Float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the steps.")
     stop_at: Annotated[Float, Field(gt=0, le=1)] | None = Field(
         1.0,
         description="Stop when this share of rows is known: every output token the greedy one. null: train every epoch, "
         "so that the learning rate comes down to 0.",
     )
-    seed: Seed = 0
+    seed: Seed = Field(0, description="Of the weights' start and of the rows' order.")
 
 
 class EvaluateSettings(Model):

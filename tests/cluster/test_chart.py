@@ -220,6 +220,16 @@ def test_whoever_may_edit_may_ask_for_experiments_and_nothing_more(plane: Contro
     for verb, what in (("patch", "experiments"), ("update", "experiments")):
         assert kubectl("auth", "can-i", verb, what, "--subresource=status").stdout.strip() == "no"
     assert kubectl("auth", "can-i", "create", "clusterroles").stdout.strip() == "no"
+    assert "Whose architecture" in kubectl("explain", "experiment.spec.memorize.architecture").stdout
+    assert "See `expunge list methods`" in kubectl("explain", "exp.spec.merge").stdout
+    watch = kubectl("get", "exp", "tiny", "--watch", "--request-timeout=2s")
+    assert "tiny" in watch.stdout
+    for verb, what in (("create", "jobs"), ("delete", "secrets"), ("watch", "pods")):  # edit's own, as it was
+        assert kubectl("auth", "can-i", verb, what).stdout.strip() == "yes"
+    rules = [r for o in of_kind(rendered("team"), "ClusterRole") for r in o["rules"]]
+    assert {(g, r) for rule in rules for g in rule["apiGroups"] for r in rule["resources"]} == {
+        ("expunge.dev", "experiments"), ("expunge.dev", "experiments/status"),
+    }  # fmt: skip
     assert kubectl("delete", "experiment", "tiny").returncode == 0
 
 
@@ -235,6 +245,9 @@ def test_the_api_server_refuses_what_the_command_refuses(plane: ControlPlane, si
         "a rate of 0": ({"specialists": good["spec"]["specialists"] | {"over": over | {"learning_rate": 0}}}, "learning_rate"),
         "one specialist": ({"specialists": {"over": over}}, "a merge needs two or more specialists"),
         "a reserved name": ({"specialists": good["spec"]["specialists"] | {"base": over}}, "choose another name"),
+        "two ranks": (
+            {"specialists": good["spec"]["specialists"] | {"over": over | {"rank": 5}}}, "different rank cannot be merged",
+        ),
         "no model": ({"memorize": None}, "neither model nor memorize"),
         "two starts": ({"model": "hf://org/name"}, "give one of the two"),
         "weights of nobody": ({"merge": {"method": "ties", "weights": {"ovre": 1.0}}}, "names no specialist"),

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import boto3
 import pytest
 from cluster import ControlPlane
-from faults import FaultProxy, answer, refusal, silent
+from faults import FaultProxy, answer, corrupt, cut, refusal, silent, truncate
 from kubernetes import client
 from node import Node, Pod
 from runs import SLOWER, attempts, wait_for, weights
-from s3server import S3Server
+from s3server import BUCKET, S3Server
 from testsite import Site, until
 
 
@@ -44,6 +45,15 @@ def others(site: Site, *steps: str) -> set[int]:
     return {n for f, n in attempts(site.objects).items() if f.rpartition("/")[2] not in keys}
 
 
+def left_behind(site: Site) -> list[str]:
+    """What a run that is over has no use for: checkpoints, unfinished uploads, pods at work."""
+    checkpoints = [p for p in site.objects.glob("artifacts/*/*/attempts/*/checkpoints/**/*") if p.is_file()]
+    api = boto3.client("s3", endpoint_url=site.server.url)
+    uploads = api.list_multipart_uploads(Bucket=BUCKET, Prefix=site.namespace).get("Uploads", [])
+    pods = [p["metadata"]["name"] for p in site.get("pods") if p["status"]["phase"] in ("Pending", "Running")]
+    return [*map(str, checkpoints), *(u["Key"] for u in uploads), *pods]
+
+
 @pytest.mark.parametrize(("what", "resumes"), [(evict, True), (delete, True), (kill, False), (lose, False)])
 def test_a_pod_that_goes(
     site: Site, node: Node, finished_slower: Path, what: Callable[[Node, Pod], None], resumes: bool
@@ -64,6 +74,7 @@ def test_a_pod_that_goes(
     assert weights(site.objects) == weights(finished_slower)
     assert others(site, "finetune over") == {1}
     assert bool(site.resumed("finetune over")) == resumes
+    assert left_behind(site) == []
 
 
 def test_a_job_that_somebody_deletes(site: Site, finished_slower: Path) -> None:
@@ -139,6 +150,7 @@ def test_out_of_memory_says_what_to_raise_and_is_not_tried_in_vain(site: Site) -
     said = site.command("logs", "finetune over", *SLOWER).stdout.splitlines()
     assert said[-1].startswith("failed: out of memory at 16Gi"), "though Job and pod are gone"
     assert "last heard: step " in said[-1]
+    assert site.command("logs", "finetune over", "-f", *SLOWER).stdout.splitlines()[-1] == said[-1]
     # With more memory it is another Job; the pod of the one that failed is no verdict on it.
     again = site.command("run", *SLOWER, "--set", "resources.finetune.memory=32Gi")
     assert again.returncode == 0, again.stderr
@@ -152,7 +164,7 @@ def test_the_api_server_and_the_store_go_and_come_back(
     plane.end("kube-apiserver")
     server.stop()
     said = wait_for(run, "does not answer")
-    time.sleep(3)
+    time.sleep(30)  # memorize ends meanwhile, and waits with its artifact
     server.start()
     plane.begin("kube-apiserver")
     _, err = run.communicate()
@@ -160,17 +172,43 @@ def test_the_api_server_and_the_store_go_and_come_back(
     assert "answered again" in err
     assert weights(site.objects) == weights(finished_slower)
     assert set(attempts(site.objects).values()) == {1}
+    assert left_behind(site) == []
+
+
+def test_a_failed_job_that_is_tidied_away_at_once(site: Site) -> None:
+    """What the step has said of its end is in the store."""
+    wrong = ("--set", "memorize.learning_rate=1.0e+12", "--set", "memorize.epochs=40")
+    run = site.begin("run", *wrong)
+    until(lambda: bool(site.get("jobs")))
+    name = site.job("memorize")["metadata"]["name"]
+    site.plane.kubectl(
+        "patch", "job", name, "-n", site.namespace, "--type=merge", "-p", '{"spec": {"ttlSecondsAfterFinished": 1}}'
+    )
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 1
+    (line,) = [x for x in err.splitlines() if x.startswith("FAILED")]
+    assert "memorize: the loss is nan" in line or "memorize: the loss is inf" in line
+    until(lambda: site.get("jobs") == [])
+    reason = line.partition("memorize: ")[2]
+    assert reason in site.command("status", *wrong).stdout
+    assert f"failed: {reason}" in site.command("logs", "memorize", *wrong).stdout.splitlines()
 
 
 def test_faults_on_the_way(site: Site, plane: ControlPlane, server: S3Server, finished: Path) -> None:
-    """Watches that are cut, expired, or silent for ever; calls that are refused for a while; a busy store."""
+    """Watches that are cut, expired, or silent for ever; calls that are refused for a while; a store that is busy, and whose
+    answers to the pods are cut off or spoilt."""
     cluster, store = FaultProxy(plane.url, plane.context), FaultProxy(server.url)
     site.environment |= {"KUBECONFIG": str(plane.kubeconfig_by(cluster.url)), "AWS_ENDPOINT_URL_S3": store.url}
+    site.give_pods({"AWS_ENDPOINT_URL_S3": store.url})
     cluster.inject(silent(100), lambda r: "pods?watch" in r.path)
+    cluster.inject(cut, lambda r: r.method == "POST")
     cluster.inject(refusal(410, "Expired"), lambda r: "jobs?watch" in r.path)
     cluster.inject(refusal(429, "TooManyRequests", after=1), lambda r: r.method == "POST", times=2)
     cluster.inject(refusal(500, "InternalError"), lambda r: r.method == "POST", times=6)
     store.inject(answer(503, "SlowDown"), lambda r: "manifest.json" in r.path, times=5)
+    store.inject(answer(503, "SlowDown"), lambda r: r.method == "PUT" and "model.safetensors" in r.path, times=2)
+    store.inject(truncate, lambda r: r.method == "GET" and "model.safetensors" in r.path)
+    store.inject(corrupt, lambda r: r.method == "GET" and "adapter_model.safetensors" in r.path)
     try:
         done = site.command("run")
     finally:
@@ -180,4 +218,5 @@ def test_faults_on_the_way(site: Site, plane: ControlPlane, server: S3Server, fi
     assert weights(site.objects) == weights(finished)
     assert set(attempts(site.objects).values()) == {1}
     posts = [r for r in cluster.seen if r.method == "POST"]
-    assert len(posts) == 10 + 8
+    assert len(posts) == 10 + 9
+    assert left_behind(site) == []

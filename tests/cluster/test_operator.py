@@ -7,16 +7,18 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chart import identity, of_kind, rendered
+from chart import of_kind, rendered
 from cluster import ControlPlane
+from faults import FaultProxy, cut
 from kubernetes import client
 from node import Node
-from operating import Operating, apply, events, experiment, install_definition, slower, status, wait_until
-from runs import attempts, weights
+from operating import FEW, Operating, apply, events, experiment, install_definition, slower, status, wait_until
+from runs import attempts, wait_for, weights
 from testsite import Site, until
 
 
@@ -26,9 +28,8 @@ def definition(plane: ControlPlane) -> None:
 
 
 @pytest.fixture
-def operator(site: Site, plane: ControlPlane) -> Iterator[Operating]:
-    """As the chart's own account, with its Roles and nothing more."""
-    operating = Operating(site, kubeconfig=identity(plane, site.namespace))
+def operator(site: Site) -> Iterator[Operating]:
+    operating = Operating(site)
     operating.begin()
     yield operating
     operating.close()
@@ -67,6 +68,10 @@ def test_applied_it_runs_to_its_end(site: Site, operator: Operating, finished: P
     assert made == weights(finished), "the same keys and bits as on one machine"
     assert operator.lines()[0]["message"] == "watching"
     assert any(x.get("experiment") == "tiny" and x["message"].startswith("Complete") for x in operator.lines())
+    about = {(x["step"], x["reason"]) for x in operator.lines() if "step" in x}
+    assert {("merge", "Started"), ("merge", "Finished"), ("finetune over", "Finished")} <= about
+    described = site.plane.kubectl("describe", "experiment", "tiny", "-n", site.namespace)
+    assert "every model is evaluated" in described
 
     shown = site.plane.kubectl("get", "experiments", "-n", site.namespace)
     assert "Complete" in shown
@@ -121,9 +126,12 @@ def test_suspended_it_starts_nothing_and_resumed_it_goes_on(site: Site, operator
     until(lambda: unfinished(site) == [], 60)
     until(lambda: status(site)["steps"] == "1/11", 60)
     assert len(site.get("jobs")) == 1
+    assert status(site)["reasons"][0]["reason"] == "suspended (spec.suspend)"
+    assert ("Suspended", "starts nothing until spec.suspend is false") in events(site)
     assert {c["type"]: c["status"] for c in found["conditions"]}["Progressing"] == "False"
     patch(site, {"suspend": False})
     wait_until(site, "Complete")
+    assert ("Resumed", "after Suspended") in events(site)
     assert set(attempts(site.objects).values()) == {1}
 
 
@@ -200,16 +208,18 @@ def test_no_more_jobs_than_it_may_have(site: Site) -> None:
     try:
         for name in ("one", "two"):
             apply(site, experiment(site, name, seed=1 if name == "one" else 2))
-        most = 0
+        most, reasons = 0, set()
 
         def over() -> bool:
             nonlocal most
+            reasons.update(r["reason"] for n in ("one", "two") for r in status(site, n).get("reasons", []))
             running = [p for p in site.get("pods") if p["status"]["phase"] in ("Pending", "Running")]
             most = max(most, len(running))
             return all(status(site, n).get("phase") == "Complete" for n in ("one", "two"))
 
         until(over, 300)
         assert most == 1
+        assert "waits for one of 1 Jobs that may be unfinished here at once (maxJobs)" in reasons
     finally:
         operating.close()
 
@@ -223,6 +233,48 @@ def test_two_operators_at_once_are_harmless(site: Site, operator: Operating) -> 
         assert set(attempts(site.objects).values()) == {1}
     finally:
         other.close()
+
+
+def test_where_no_operator_watches_it_is_told(site: Site) -> None:
+    waiting = site.begin_on_cluster("submit", str(site.file), "--wait", "--set", f"resources={json.dumps(FEW)}")
+    said = wait_for(waiting, "no operator has begun it", 90)
+    assert f"does one watch namespace {site.namespace}?" in said
+    operating = Operating(site)
+    operating.begin()
+    try:
+        assert waiting.wait(120) == 0
+    finally:
+        operating.close()
+
+
+def test_a_namespace_that_refuses_it_is_not_the_others_trouble(site: Site) -> None:
+    """As one that was deleted, and its Roles with it."""
+    operating = Operating(site, "--namespace", "refused")
+    operating.begin()
+    try:
+        assert any(x.get("namespace") == "refused" and "cannot list" in x["message"] for x in operating.lines())
+        apply(site, experiment(site))
+        wait_until(site, "Complete")
+    finally:
+        operating.close()
+
+
+def test_it_says_whether_it_can_work(site: Site, plane: ControlPlane) -> None:
+    account = f"system:serviceaccount:{site.namespace}:expunge"
+    operating = Operating(site)
+    proxy = FaultProxy(plane.url, plane.context_of(account, "system:serviceaccounts"))
+    operating.kubeconfig = plane.kubeconfig_by(proxy.url)
+    try:
+        operating.begin()
+        proxy.inject(cut, lambda r: True, times=10**6)
+        proxy.drop_streams()
+        until(lambda: not operating.answers("/readyz"), 30)
+        assert operating.answers("/healthz"), "a new one could do no better"
+        proxy.calm()
+        until(lambda: operating.answers("/readyz"), 60)
+    finally:
+        operating.close()
+        proxy.close()
 
 
 def test_by_the_command_from_anywhere(site: Site, operator: Operating, tmp_path: Path) -> None:
@@ -253,9 +305,11 @@ def test_a_store_that_is_away_is_waited_for(site: Site, operator: Operating) -> 
     try:
         until(lambda: any(x["level"] == "warning" for x in operator.lines()), 120)
         assert operator.answers("/healthz")
+        until(lambda: any(r == "Unavailable" and "is not reachable" in text for r, text in events(site)), 120)
     finally:
         site.server.start()
     wait_until(site, "Complete", seconds=300)
+    assert ("Resumed", "after Unavailable") in events(site)
 
 
 def test_a_retry_while_the_store_is_away_is_a_retry(site: Site, operator: Operating) -> None:
@@ -288,7 +342,14 @@ def test_its_metrics_tell_what_it_did(site: Site, operator: Operating) -> None:
     assert lines['expunge_api_calls_total{code="201",method="POST"}'] >= 11
     assert lines["expunge_step_gap_seconds_count"] >= 3
     until(lambda: operator.metrics().get('expunge_experiments{phase="Complete"}') == 1.0, 20)
-    assert lines['expunge_gpu_seconds_total{kind="finetune"}'] > 0
+    names = {site.job(f"finetune {n}")["metadata"]["name"] for n in ("over", "under")}
+    spent = 0.0
+    for pod in site.get("pods"):
+        if pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] in names:
+            end = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+            spent += (datetime.fromisoformat(end["finishedAt"]) - datetime.fromisoformat(end["startedAt"])).seconds
+    assert lines['expunge_gpu_seconds_total{kind="finetune"}'] == spent, "while its container ran"
+    assert lines['expunge_steps{state="done"}'] >= 0
 
 
 def test_a_frozen_operator_that_wakes_up_does_no_harm(site: Site, operator: Operating) -> None:
@@ -296,11 +357,13 @@ def test_a_frozen_operator_that_wakes_up_does_no_harm(site: Site, operator: Oper
     until(lambda: unfinished(site) == ["memorize"], 60)
     assert operator.process is not None
     operator.process.send_signal(signal.SIGSTOP)
+    frozen = time.monotonic()
     other = Operating(site)
     other.begin()
     try:
         wait_until(site, "Complete", seconds=180)
         jobs = {j["metadata"]["uid"] for j in site.get("jobs")}
+        time.sleep(max(0.0, frozen + 65 - time.monotonic()))  # longer than a watch lasts
         operator.process.send_signal(signal.SIGCONT)
         until(lambda: operator.answers("/readyz"))
         time.sleep(5)  # whatever it still had in mind
@@ -376,8 +439,8 @@ def test_its_roles_have_what_it_needs_and_nothing_to_spare(plane: ControlPlane) 
         if re.fullmatch(r"system:serviceaccount:test-\w+:expunge", event["user"]["username"]):
             # Not by the status: a namespace that is going refuses, with the same number, what the Roles allow.
             allows = event["annotations"]["authorization.k8s.io/decision"] == "allow"
-            if not allows and what.get("namespace") in going:
-                continue  # its Roles went first
+            if not allows and what.get("namespace") in going | {"refused"}:
+                continue  # its Roles went first, or never were
             assert allows, event["requestURI"]
             resource = "/".join(filter(None, (what["resource"], what.get("subresource"))))
             asked.add((what.get("apiGroup", ""), resource, event["verb"]))

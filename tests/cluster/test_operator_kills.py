@@ -51,6 +51,9 @@ def test_killed_at_its_calls(
     # Another merge: of a finished experiment three steps are left, one after the other.
     half = experiment(site, "half", merge={"method": "ties", "density": 0.5})
     by_way_of(site, proxies)
+    account = f"system:serviceaccount:{site.namespace}:expunge"
+    proxies["cluster"].context = plane.context_of(account, "system:serviceaccounts")
+    operating.kubeconfig = plane.kubeconfig_by(proxies["cluster"].url)
     to_its_end(site, operating, half)
     moments = {name: moments_of(proxy.seen) for name, proxy in proxies.items()}
     if not all_of_them:  # one call of each kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -92,12 +93,22 @@ def test_two_side_by_side_on_two_gpus_and_one_after_the_other_on_one(site: Site,
         times[kind] = (pod["metadata"]["creationTimestamp"], ended["finishedAt"])
     assert times["over"][0] < times["under"][1]
     assert times["under"][0] < times["over"][1]
+    earlier = {j["metadata"]["name"] for j in site.get("jobs")}
     node.set_gpus(1)
     try:
         process = site.begin("run", "--set", "seed=7", *SLOWER)
         said = wait_for(process, "Insufficient nvidia.com/gpu")
         assert "waiting for a node: 0/1 nodes are available" in said.splitlines()[-1]
         assert process.wait() == 0
+        later = {j["metadata"]["name"] for j in site.get("jobs")} - earlier
+        pods = [
+            (end["startedAt"], end["finishedAt"]) for p in site.get("pods")
+            if "nvidia.com/gpu" in p["spec"]["containers"][0]["resources"]["limits"]
+            and p["metadata"]["labels"]["batch.kubernetes.io/job-name"] in later
+            for end in [p["status"]["containerStatuses"][0]["state"]["terminated"]]
+        ]  # fmt: skip
+        assert len(pods) >= 9
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(sorted(pods))), "one after the other"
     finally:
         node.set_gpus(2)
 
@@ -122,7 +133,7 @@ def test_a_step_that_cannot_succeed_says_why_and_is_tried_by_the_next_run(site: 
     uid = site.job("finetune over")["metadata"]["uid"]
     status = site.command("status", *wrong).stdout
     assert line.partition(": ")[2] in status
-    again = site.command("run", *wrong)
+    again = site.command("retry", *wrong)
     assert again.returncode == 1
     assert site.job("finetune over")["metadata"]["uid"] != uid, "made anew for the new run"
 
@@ -144,6 +155,10 @@ def test_a_quota_is_waited_for_like_a_queue(site: Site) -> None:
     process = site.begin("run", *SLOWER)
     said = wait_for(process, "exceeded quota: one")
     assert "finetune" in said.splitlines()[-1]
+    (pod,) = [p for p in site.node.pods.values() if p.namespace == site.namespace and not p.done.is_set()]  # type: ignore[union-attr]
+    pod.signal(signal.SIGSTOP)
+    assert "its pod is refused: " in site.command("status", *SLOWER).stdout, "as the run itself says"
+    pod.signal(signal.SIGCONT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "merged" in out

@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pytest
 import trustme
 import yaml
 from s3server import free_port
@@ -141,6 +143,13 @@ class ControlPlane:
         assert answer.status == 200, data.decode()
         return json.loads(data)
 
+    def context_of(self, user: str, group: str = "") -> ssl.SSLContext:
+        """A user's TLS, for whoever speaks to the API server by hand."""
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+        identity = self._authority.issue_cert("client.test", common_name=user, organization_name=group or None)
+        identity.configure_cert(context)
+        return context
+
     def kubeconfig_of(self, user: str, group: str = "") -> Path:
         """A kubeconfig of a user of this name and group."""
         identity = self._authority.issue_cert("client.test", common_name=user, organization_name=group or None)
@@ -185,10 +194,7 @@ class ControlPlane:
         client.cert_chain_pems[0].write_to_path(self.folder / "kubelet-client.crt")
         client.private_key_pem.write_to_path(self.folder / "kubelet-client.key")
         self._authority.issue_cert("accounts.test").private_key_pem.write_to_path(self.folder / "accounts.key")
-        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
-        admin = self._authority.issue_cert("client.test", common_name="tests", organization_name=ADMINS)
-        admin.configure_cert(context)
-        self._context = context
+        self._context = self.context_of("tests", ADMINS)
 
     def _words(self) -> dict[str, list[str]]:
         if not self._commands:
@@ -258,6 +264,44 @@ def _https(host: str, port: int) -> http.client.HTTPSConnection:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return http.client.HTTPSConnection(host, port, timeout=2, context=context)
+
+
+class GivenCluster(ControlPlane):
+    """A cluster that somebody else has started, for the tests that only ask a real API server. Whatever would end it, read its log
+    or let others into it skips the test. ``kubeconfig``: of an administrator with a client certificate (kind, minikube, kubeadm)."""
+
+    def __init__(self, folder: Path, kubeconfig: Path) -> None:
+        self.folder, self.kubeconfig = folder, kubeconfig
+        config = yaml.safe_load(self.kubectl("config", "view", "--raw", "--minify", "--flatten"))
+        server, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        where = urlsplit(server["server"])
+        self.host, self.port = where.hostname or "", where.port or 443
+        self._context = ssl.create_default_context(
+            cadata=base64.b64decode(server["certificate-authority-data"]).decode()
+        )
+        pair = folder / "administrator.pem"
+        pair.touch(mode=0o600)
+        pair.write_bytes(b"".join(base64.b64decode(user[f"client-{n}-data"]) for n in ("certificate", "key")))
+        self._context.load_cert_chain(pair)
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def begin(self, name: str) -> None:
+        pytest.skip(f"begins {name}: for a control plane of the tests' own")
+
+    def end(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        pytest.skip(f"ends {name}: for a control plane of the tests' own")
+
+    def audited(self, since: int = 0) -> tuple[list[dict[str, Any]], int]:
+        pytest.skip("reads the API server's audit log: for a control plane of the tests' own")
+
+    def context_of(self, user: str, group: str = "") -> ssl.SSLContext:
+        pytest.skip(f"issues a certificate for {user}: for a control plane of the tests' own")
+
+    def kubeconfig_of(self, user: str, group: str = "") -> Path:
+        pytest.skip(f"issues a certificate for {user}: for a control plane of the tests' own")
 
 
 def _base64(data: bytes) -> str:

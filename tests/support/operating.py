@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from chart import identity
 from cluster import ControlPlane
 from expunge_controller.crd import resource_definition
 from s3server import BUCKET, free_port
@@ -34,13 +35,13 @@ def install_definition(plane: ControlPlane, definition: dict[str, Any] | None = 
 
 
 class Operating:
-    """An operator for one namespace, begun and ended as often as a test wants."""
+    """An operator for one namespace, begun and ended as often as a test wants: as the chart's own account, with its Roles."""
 
     def __init__(
         self, site: Site, *options: str, kubeconfig: Path | None = None, program: tuple[str, ...] = PROGRAM
     ) -> None:
         self.site, self.options, self.program = site, options, program
-        self.kubeconfig = kubeconfig or site.plane.kubeconfig
+        self.kubeconfig = kubeconfig or identity(site.plane, site.namespace)
         self.port = free_port()
         self.said = site.node.folder / f"{site.namespace}.operator"
         self.process: subprocess.Popen[bytes] | None = None
@@ -52,8 +53,9 @@ class Operating:
         ]  # fmt: skip
 
     def fork(self) -> BaseProcess:
-        """Another one, from a process that has imported everything, for the site's own kubeconfig."""
-        return forked("serve", [*self.words(), "--port", "0"], self.site.environment, self.said)
+        """Another one, from a process that has imported everything."""
+        environment = self.site.environment | {"KUBECONFIG": str(self.kubeconfig)}
+        return forked("serve", [*self.words(), "--port", "0"], environment, self.said)
 
     def begin(self) -> None:
         words = self.words()

@@ -44,10 +44,16 @@ class Site:
         secret = [f"--from-literal={k}={v}" for k, v in values.items()]
         plane.kubectl("create", "secret", "generic", "credentials", "-n", namespace, *secret)
 
+    def give_pods(self, values: dict[str, str]) -> None:
+        """Change what the Secret of the pods says."""
+        self.plane.kubectl(
+            "patch", "secret", "credentials", "-n", self.namespace, "-p", json.dumps({"stringData": values})
+        )
+
     def words(self, verb: str, *more: str) -> list[str]:
         """The command line of a verb."""
         where = ["--store", self.store, "--namespace", self.namespace]
-        if verb in ("run", "doctor"):
+        if verb in ("run", "retry", "doctor"):
             where += ["--image", self.image, "--secret", "credentials"]
         if verb == "doctor":
             return [verb, *where, *more]
@@ -56,9 +62,17 @@ class Site:
     def begin(self, verb: str, *more: str) -> subprocess.Popen[str]:
         return self._begin(self.words(verb, *more))
 
+    def begin_elsewhere(self, *words: str) -> subprocess.Popen[str]:
+        """The command with words of its own."""
+        return self._begin(list(words))
+
+    def begin_on_cluster(self, verb: str, *more: str) -> subprocess.Popen[str]:
+        """A verb on what the operator runs, begun."""
+        return self._begin([verb, *more, "--namespace", self.namespace])
+
     def on_cluster(self, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
-        """A verb on what the operator runs."""
-        process = self._begin([verb, *more, "--namespace", self.namespace])
+        """The same to its end."""
+        process = self.begin_on_cluster(verb, *more)
         out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -21,7 +21,17 @@ def test_the_chart_has_the_definition_of_today() -> None:
 def test_every_field_of_spec_is_described() -> None:
     schema = spec_schema()
     assert set(schema["properties"]) == set(Spec.model_fields)
-    assert [n for n, field in schema["properties"].items() if not field.get("description")] == []
+    assert list(_undescribed(schema, "spec")) == []
+
+
+def _undescribed(schema: dict[str, Any], path: str) -> Iterator[str]:
+    for name, field in schema.get("properties", {}).items():
+        if not field.get("description"):
+            yield f"{path}.{name}"
+        yield from _undescribed(field, f"{path}.{name}")
+    for below in (schema.get("items"), schema.get("additionalProperties")):
+        if isinstance(below, dict):
+            yield from _undescribed(below, f"{path}.*")
 
 
 def test_what_a_preset_says_is_not_hidden_by_defaults() -> None:

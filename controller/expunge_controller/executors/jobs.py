@@ -32,6 +32,14 @@ def newest_progress(cluster: Cluster, namespace: str, pod: Object) -> Progress:
     return progress
 
 
+def events_of(cluster: Cluster, namespace: str, uid: str) -> list[Object]:
+    """Events about the object of this uid; none without the permission: a step then waits with fewer words."""
+    try:
+        return cluster.list(f"/api/v1/namespaces/{namespace}/events", fields=f"involvedObject.uid={uid}")[0]
+    except ApiError:
+        return []
+
+
 def observe_jobs(cluster: Cluster, namespace: str, steps: Iterable[Step]) -> dict[str, str]:
     """Steps that have an unfinished Job, by key: how far they are, or what they wait for.
 
@@ -48,7 +56,9 @@ def observe_jobs(cluster: Cluster, namespace: str, steps: Iterable[Step]) -> dic
         if verdict.condition(found, "Failed", "Complete"):
             continue
         mine = [p for p in pods if p["metadata"]["owner"] == found["metadata"]["uid"]]
-        words = verdict.waiting_words(found, mine)
+        alone = not mine and not found["spec"]["suspend"]
+        events = events_of(cluster, namespace, found["metadata"]["uid"]) if alone else []
+        words = verdict.waiting_words(found, mine, events)
         pod = verdict.newest(mine)
         if not words and pod is not None:
             with contextlib.suppress(ApiError):

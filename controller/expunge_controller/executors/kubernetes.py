@@ -17,7 +17,7 @@ from expunge_jobs.artifact import End, attempts, folder
 from expunge_jobs.store import NotFound, Store, StoreError
 
 from expunge_controller.executors import Ended, Progress, Start, verdict
-from expunge_controller.executors.jobs import cancel, newest_progress
+from expunge_controller.executors.jobs import cancel, events_of, newest_progress
 from expunge_controller.executors.watch import Watch, jobs_path
 from expunge_controller.kubeapi import ApiError, Object
 from expunge_controller.manifests import (
@@ -66,7 +66,8 @@ class KubernetesExecutor:
     """One Job a step. Ending it, or its machine, ends no Job.
 
     ``wake`` is called, from another thread, when ``wait`` would have something to do; ``owner`` is the custom resource that
-    Jobs belong to, as an owner reference has it; ``look``: seconds between two looks at what only a clock tells.
+    Jobs belong to, as an owner reference has it; ``look``: seconds between two looks at what only a clock tells; ``used`` hears
+    of a step that has ended and for how many seconds its containers ran, if its Job is this run's own.
     """
 
     detached = True
@@ -75,11 +76,14 @@ class KubernetesExecutor:
         self, store: Store, watch: Watch, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
         parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, room: Room | None = None,
         wake: Callable[[], None] = lambda: None, look: float = LOOK,
+        used: Callable[[Step, float], None] = lambda step, seconds: None,
     ) -> None:  # fmt: skip
         self.store, self.watch, self.site, self.run, self.parallel = store, watch, site, run, parallel
         self.cluster = watch.cluster
         self.resources, self.kubernetes, self.start_timeout = resources, kubernetes, start_timeout
-        self.owner, self.room, self.wake, self.look = owner, room, wake, look
+        self.owner, self.room, self.wake, self.look, self.used = owner, room, wake, look, used
+        self.full = ""
+        """Why the last step was not started for want of room, in words."""
         self._here: dict[str, _Held] = {}
         self._keys: dict[str, str] = {}
         self._replaced: set[str] = set()
@@ -105,13 +109,16 @@ class KubernetesExecutor:
         now = time.monotonic()
         if len(self._here) >= self.parallel:
             self._in_the_way.pop(step.key, None)  # nobody looks whether it is still there
+            self.full = f"waits for one of {self.parallel} steps that may run at once (spec.parallel)"
             return "no room"
         if now < self._not_before or now < self._in_the_way.get(step.key, (0, 0))[1]:
             return "no room"
         if self.adopt(step):
             return "started"
         if self.room and not self.room.take(job_name(step)):
+            self.full = f"waits for one of {self.room.places.most} Jobs that may be unfinished here at once (maxJobs)"
             return "no room"
+        self.full = ""
         try:
             started = self._create(step)
         except ApiError as error:
@@ -265,6 +272,9 @@ class KubernetesExecutor:
         self.cluster.delete(jobs_path(self.site.namespace, meta["name"]), meta["uid"])
 
     def _take(self, held: _Held, ended: Ended) -> None:
+        found, pods = self._find(held)
+        if found is not None and found["metadata"]["run"] == self.run:
+            self.used(held.step, verdict.seconds_run(pods))
         del self._here[held.step.key]
         self._let_go(held)
         if ended.final:
@@ -342,7 +352,7 @@ class KubernetesExecutor:
             held.since, held.seen = time.monotonic(), self._is_gone(held)
             self._changes.put(job_name(held.step))
         if found is not None and not pods and not found["spec"]["suspend"] and age > LOOK:
-            held.events = self._events(held)
+            held.events = events_of(self.cluster, self.site.namespace, held.uid)
         now = datetime.now(UTC)
         for pod in pods:
             trouble, waited = verdict.start_trouble(pod), verdict.seconds_since_scheduled(pod, now)
@@ -362,13 +372,6 @@ class KubernetesExecutor:
         except ApiError as error:
             return error.status == 404
         return bool(found["metadata"]["uid"] != held.uid)
-
-    def _events(self, held: _Held) -> list[Object]:
-        path = f"/api/v1/namespaces/{self.site.namespace}/events"
-        try:
-            return self.cluster.list(path, fields=f"involvedObject.uid={held.uid}")[0]
-        except ApiError:  # no permission, perhaps: the step waits all the same, with fewer words
-            return []
 
     def _how(self, held: _Held) -> Progress:
         found, pods = self._find(held)

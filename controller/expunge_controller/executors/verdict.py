@@ -11,7 +11,7 @@ from typing import Any
 
 from expunge_jobs.errors import ExitCode
 
-from expunge_controller.manifests import KEY, RESOURCES
+from expunge_controller.manifests import KEY, RESOURCES, RUN
 from expunge_controller.placement import Resources
 
 Object = dict[str, Any]
@@ -32,7 +32,7 @@ def trim_job(job: Object) -> Object:
         "metadata": {
             "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
             "annotations": {k: marks[k] for k in (KEY, RESOURCES) if k in marks},
-            "queue": (meta.get("labels") or {}).get(_QUEUE),
+            "queue": (meta.get("labels") or {}).get(_QUEUE), "run": (meta.get("labels") or {}).get(RUN),
         },
         "spec": {"suspend": bool(job["spec"].get("suspend"))},
         "status": {
@@ -61,13 +61,14 @@ def trim_pod(pod: Object) -> Object:
                 for c in status.get("conditions") or [] if c["type"] == "PodScheduled"
             },
             "state": {
-                name: {k: state[k] for k in ("reason", "message", "exitCode") if k in state}
+                name: {k: state[k] for k in _STATE if k in state}
                 for name, state in next((c["state"] for c in status.get("containerStatuses") or []), {}).items()
             },
         },
     }  # fmt: skip
 
 
+_STATE = ("reason", "message", "exitCode", "startedAt", "finishedAt")
 _CONDITIONS = ("Failed", "FailureTarget", "Complete")
 _QUEUE = "kueue.x-k8s.io/queue-name"
 _JOB_NAME, _JOB_UID = "batch.kubernetes.io/job-name", "batch.kubernetes.io/controller-uid"
@@ -86,6 +87,15 @@ def newest(pods: Iterable[Object]) -> Object | None:
 def has_ended(pod: Object) -> bool:
     """Whether its container will not run again."""
     return pod["status"]["phase"] in ("Succeeded", "Failed")
+
+
+def seconds_run(pods: Iterable[Object]) -> float:
+    """For how long the pods' containers ran, of those that have ended."""
+    ends = [p["status"]["state"].get("terminated") or {} for p in pods]
+    return sum(
+        (datetime.fromisoformat(e["finishedAt"]) - datetime.fromisoformat(e["startedAt"])).total_seconds()
+        for e in ends if e.get("startedAt") and e.get("finishedAt")
+    )  # fmt: skip
 
 
 def out_of_memory(pod: Object) -> bool:

@@ -46,10 +46,26 @@ class Watch:
         Raises:
             ApiError: the cluster refuses, or does not answer.
         """
+        self.check()
+        self.start()
+        self.wait()
+
+    def check(self) -> None:
+        """Ask once whether it may be watched.
+
+        Raises:
+            ApiError: the cluster refuses, or does not answer.
+        """
         for path in (jobs_path(self.namespace), pods_path(self.namespace)):
             self.cluster.request("GET", path, query={"labelSelector": SELECTOR, "limit": 1})
+
+    def start(self) -> None:
+        """Begin to watch, or to try for as long as it takes."""
         for mirror in (self.jobs, self.pods):
             mirror.start()
+
+    def wait(self) -> None:
+        """Until everything has been listed once, but not for ever."""
         for mirror in (self.jobs, self.pods):
             mirror.wait(FIRST)
 
