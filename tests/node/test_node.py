@@ -24,6 +24,12 @@ from testsite import Site, until
 
 __all__ = ["credentials", "tiny"]
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
+LONGER = (
+    "--set", "memorize.epochs=400", "--set", "specialists={}", "--set", "merge=null", "--set",
+    "baselines={over: {preset: over_code, learning_rate: 1.0e-2, epochs: 2, rank: 4, alpha: 4}}",
+    "--set", "evaluate.controls=[]",
+)  # fmt: skip
+"""Options with which memorize takes a while, and few steps follow: every pod is seconds of imports."""
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +157,7 @@ def test_whatever_happens_to_its_pod_the_artifacts_are_the_same(
     site: Site, real: Real, made: list[dict[str, str]], what: Callable[[Real, Site, str], None], resumes: bool
 ) -> None:
     """The step under which the kubelet goes and comes back is not disturbed; the others go on from their checkpoint."""
-    run = site.begin("run", *SLOWER, *SMALL, "--set", "memorize.epochs=400")
+    run = site.begin("run", *LONGER, *SMALL)
     what(real, site, running(site, "memorize"))
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
@@ -165,15 +171,14 @@ def test_whatever_happens_to_its_pod_the_artifacts_are_the_same(
 
 def test_an_attempt_that_wakes_up_after_another_has_finished(site: Site) -> None:
     """The other one ran outside of the cluster: one node can run no second pod while it is cut off."""
-    longer = (*SLOWER, "--set", "memorize.epochs=400")
-    run = site.begin("run", *longer, *SMALL)
+    run = site.begin("run", *LONGER, *SMALL)
     name = running(site, "memorize")
     uid = next(p["metadata"]["uid"] for p in site.get("pods") if p["metadata"]["name"] == name)
     frozen = [int(p.name) for p in Path("/proc").glob("[0-9]*") if f"EXPUNGE_ATTEMPT={uid}" in environment_of(p)]
     assert frozen
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
-    other = site.begin_elsewhere("run", str(site.file), "--store", site.store, *longer)
+    other = site.begin_elsewhere("run", str(site.file), "--store", site.store, *LONGER)
     _, err = other.communicate(timeout=300)
     assert other.returncode == 0, err
     (manifest,) = site.objects.glob("artifacts/memorize/*/manifest.json")
@@ -184,7 +189,7 @@ def test_an_attempt_that_wakes_up_after_another_has_finished(site: Site) -> None
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert manifest.read_text() == before
-    assert "done: note another attempt was first" in site.command("logs", "memorize", *longer, *SMALL).stdout
+    assert "done: note another attempt was first" in site.command("logs", "memorize", *LONGER, *SMALL).stdout
 
 
 def environment_of(process: Path) -> str:
