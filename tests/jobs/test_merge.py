@@ -140,6 +140,23 @@ def test_ties_by_hand() -> None:
     assert merged.tolist() == [(4 + 2 * 1) / 2, 2 * 5, 2, 2 * -6]
 
 
+@pytest.mark.parametrize("density", [0.001, 0.2, 0.8, 0.99])
+@pytest.mark.parametrize("levels", [0, 3])
+def test_trimming_keeps_what_topk_keeps(density: float, levels: int) -> None:
+    """``levels``: so many different magnitudes alone, so that equal ones lie at the edge; 0: all differ."""
+    from expunge_jobs.merge_methods import keep_largest
+
+    values = torch.randn(37, 41, generator=torch.Generator().manual_seed(7))
+    if levels:
+        values = (values * levels).round() / levels
+    flat = values.reshape(-1)
+    largest = flat.abs().topk(int(density * flat.numel())).indices
+    wanted = torch.zeros_like(flat)
+    wanted[largest] = flat[largest]
+    assert torch.equal(keep_largest(values, density).reshape(-1), wanted)
+    assert keep_largest(torch.ones(3), 0.1).tolist() == [0, 0, 0]
+
+
 def test_ties_elects_plus_where_the_sum_is_zero() -> None:
     from expunge_jobs.merge_methods import DensityParameters, ties
 
