@@ -190,6 +190,19 @@ def test_failed_and_applied_with_more_memory_it_goes_on(site: Site, operator: Op
     wait_until(site, "Complete", seconds=180)
 
 
+def test_a_failure_is_told_by_the_next_operator_if_the_last_could_not(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    under = site.training("finetune under")
+    under.signal(signal.SIGSTOP)  # so that the experiment goes on
+    site.training("finetune over").kill_for_memory()
+    until(lambda: any(reason == "StepFailed" for reason, _ in events(site)), 60)
+    operator.end(signal.SIGKILL)
+    site.plane.kubectl("delete", "events", "--all", "-n", site.namespace)  # as if it had been killed before its word
+    operator.begin()
+    until(lambda: any(r == "StepFailed" and "finetune over: out of memory" in text for r, text in events(site)), 60)
+    under.signal(signal.SIGCONT)
+
+
 def test_two_that_need_the_same_step_do_it_once_and_one_may_go(site: Site, operator: Operating) -> None:
     apply(site, slower(site, "one"))
     site.training("memorize")

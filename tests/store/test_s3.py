@@ -262,19 +262,21 @@ def test_sigterm_in_an_upload_leaves_no_parts(behind: Store, proxy: FaultProxy, 
 def test_a_server_that_is_away_for_a_while(tmp_path: Path) -> None:
     """For longer than the SDK's own tries, of which eight requests at once share a quota, each by chance shorter."""
     server = S3Server(tmp_path)
+    timer = threading.Timer(15, server.start)
     try:
         store = open_store(f"s3://{BUCKET}/away?endpoint_url={server.url}", away=60)
         (tmp_path / "source").write_bytes(bytes(40 * MIB))
         store.put("a", b"one")
         server.stop()
-        timer = threading.Timer(15, server.start)
         timer.start()
         began = time.monotonic()
         store.put_file("b", tmp_path / "source")
         assert time.monotonic() - began >= 14
         assert store.get("a")[0] == b"one"
-        timer.join()
     finally:
+        timer.cancel()
+        if timer.ident is not None:
+            timer.join()  # it is starting, perhaps
         server.stop()
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from expunge_controller.cli import main
 from expunge_controller.experiment import load_experiment
 from expunge_controller.plan import Step
@@ -180,3 +181,12 @@ def test_a_misspelt_executor_in_the_environment_does_not_run_here(
         main(["status", "experiment.yaml"])
     assert caught.value.code == 2
     assert "EXPUNGE_EXECUTOR is 'kubernets'; allowed: local, kubernetes" in capsys.readouterr().err
+
+
+def test_another_kind_of_gpu(capsys: Captured) -> None:
+    words = ["render", QUICKSTART, "--store", "s3://bucket/x", "--image", "registry.test/jobs:1"]
+    for given, resource in (([], "nvidia.com/gpu"), (["--gpu", "amd.com/gpu"], "amd.com/gpu")):
+        assert main([*words, *given]) == 0
+        jobs = [j for j in yaml.safe_load_all(capsys.readouterr().out) if j]
+        asked = [j["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] for j in jobs]
+        assert {n for limits in asked for n in limits if n.endswith("/gpu")} == {resource}
