@@ -35,6 +35,7 @@ class S3Server:
             str(binary("versitygw")),
             "--port",
             f"{self.host}:{self.port}",
+            "--keep-alive",  # as S3 itself does
             "--health",
             "/healthz",
             f"--access-log={self.folder / 'access.log'}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from urllib.parse import parse_qsl, urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 from expunge_jobs.errors import BadTask, nearest
 
 
+@functools.cache  # a folder is read for it, and each of hundreds of experiments asks
 def names() -> list[str]:
     """The generators that there are."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__))
