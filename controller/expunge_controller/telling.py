@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +17,10 @@ from expunge_controller.plan import Step
 from expunge_controller.queueing import Who, WorkQueue
 from expunge_controller.remote import resources_path
 
-STATUS_EVERY, STATUS_RATE = 5.0, 20.0
+STATUS_EVERY, STATUS_RATE = 5.0, 10.0
 """Seconds between two writes of a status whose phase is the same, and how many of those a second all experiments may have."""
+USUAL = ("Finished", "Started")
+"""What happens to every step."""
 AGAIN = 0.5
 """Seconds until a status is written again that somebody else has changed."""
 
@@ -75,9 +77,9 @@ class Speaker:
         self._written.pop(who, None)
 
     def tell(self, who: Who, found: Object, news: dict[str, list[str]]) -> None:
-        """An Event for each reason that something has happened for."""
-        for reason, texts in news.items():
-            self.say(who, found, "Warning" if reason == "StepFailed" else "Normal", reason, ", ".join(texts))
+        """Events for what has happened."""
+        for kind, reason, message in as_events(news):
+            self.say(who, found, kind, reason, message)
 
     def write(
         self, who: Who, found: Object, phase: Phase, message: str, figures: Callable[[], Object], *, reason: str = "",
@@ -149,6 +151,18 @@ class Speaker:
         except ApiError as error:
             if error.status != 409:  # said before
                 self.log("warning", who, f"an Event could not be written: {error}")
+
+
+def as_events(news: Mapping[str, list[str]]) -> Iterator[tuple[str, str, str]]:
+    """Type, reason and message: one for what ends and begins in every run, by the name of what came first, since each Event is a
+    write; and one for each other reason."""
+    usual = {reason: ", ".join(texts) for reason, texts in news.items() if reason in USUAL}
+    if usual:
+        (first, message), *others = usual.items()
+        yield "Normal", first, "; ".join([message, *(f"{reason.lower()} {text}" for reason, text in others)])
+    for reason, texts in news.items():
+        if reason not in USUAL:
+            yield "Warning" if reason == "StepFailed" else "Normal", reason, ", ".join(texts)
 
 
 def _head(said: Iterable[Object]) -> list[tuple[Any, ...]]:
