@@ -1,5 +1,6 @@
-"""Hundreds of experiments at once before the shipped operator, with the chart's own defaults: gaps between steps, calls,
-memory, recovery after a kill, and Jobs a second beside a bare loop that creates the same Jobs.
+"""Hundreds of experiments at once before the shipped operator, with the chart's own defaults: gaps between steps and the time in
+all beside a loop that does nothing but create each Job in its turn; calls, memory, recovery after a kill; and Jobs a second
+beside a loop that creates the same Jobs and waits for nothing.
 
 usage: scale.py [EXPERIMENTS [SECONDS]]     default: 200 experiments, steps of 10 seconds
 
@@ -10,14 +11,17 @@ A gap: from the last predecessor's pod seen Succeeded to the successor's pod see
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,9 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from chart import identity, of_kind, rendered
 from cluster import ControlPlane
 from expunge_controller.executors.watch import jobs_path
+from expunge_controller.experiment import load_resource
 from expunge_controller.kubeapi import connect
 from expunge_controller.manifests import Site, job, job_name
 from expunge_controller.placement import Kubernetes, ResourcesByKind
+from expunge_controller.queueing import BACKLOG
 from expunge_jobs.store import open_store
 from fleet import Crowd, Fleet
 from operating import Operating, install_definition
@@ -62,15 +68,15 @@ def main() -> None:
         place.environment |= environment
         operating = Operating(place, *limits, kubeconfig=identity(plane, NAMESPACE))
         ends.callback(operating.close)
-        one, first, second = (
-            Crowd(fleet, cluster, range(n, m)) for n, m in ((0, 1), (1, 1 + count), (1 + count, 1 + 2 * count))
-        )
-        for crowd in (one, first, second):
+        edges = (0, 1, 1 + count, 1 + 2 * count, 1 + 3 * count)
+        one, first, second, third = (Crowd(fleet, cluster, range(n, m)) for n, m in itertools.pairwise(edges))
+        for crowd in (one, first, second, third):
             crowd.prepare()
+        floor = alone(place, third)
         operating.begin()
         one.apply()  # so that what is read once, by whichever experiment is the first, is counted to none
         until(lambda: one.phases() == {"Complete": 1}, 300)
-        run(operating, first)
+        run(operating, first, floor)
         recover(operating, second)
         compare(operating, second)
 
@@ -83,8 +89,58 @@ def defaults() -> tuple[list[str], dict[str, str]]:
     return limits, {e["name"]: e["value"] for e in container["env"] if e["name"] != "HOME"}
 
 
-def run(operating: Operating, crowd: Crowd) -> None:
-    """All of them from their creation to their end."""
+def alone(place: Place, crowd: Crowd) -> float:
+    """Seconds for the same Jobs by a loop that has nothing else to do: each is created when its predecessors' pods have ended, a
+    first one only while fewer of them lack a pod than the operator lets lack one."""
+    fleet = crowd.fleet
+    steps = {job_name(s): s for plan in crowd.plans for s in plan.steps if job_name(s) in fleet.steps}
+    names = {s.key: name for name, s in steps.items()}
+    site = Site(namespace=NAMESPACE, image=place.image, store=fleet.store.uri, secret="credentials")
+    kubernetes = load_resource(crowd.resources[0]).experiment.spec.kubernetes
+    jobs = {name: job(s, site, ResourcesByKind(), kubernetes, "alone") for name, s in steps.items()}
+    left = {name: {names[k] for k in s.needs if k in names} for name, s in steps.items()}
+    after: dict[str, list[str]] = {}
+    for name, needs in left.items():
+        for need in needs:
+            after.setdefault(need, []).append(name)
+    first = [name for name, needs in left.items() if not needs]
+    podless, room = set(first), threading.Semaphore(BACKLOG)
+    with ThreadPoolExecutor(8) as pool:
+
+        def create(name: str) -> None:
+            crowd.cluster.request("POST", jobs_path(NAMESPACE), jobs[name])
+
+        def told(name: str) -> None:
+            if name in podless:
+                podless.discard(name)
+                room.release()
+            if name in fleet.ended:
+                for successor in after.pop(name, ()):
+                    left[successor].discard(name)
+                    if not left[successor]:
+                        pool.submit(create, successor)
+
+        fleet.told = told
+        start = time.monotonic()
+        for name in first:
+            room.acquire()
+            pool.submit(create, name)
+        until(crowd.has_reported, 1800)
+        took = time.monotonic() - start
+    print(f"by a loop that does nothing else: {took:.0f} s; {words(crowd.gaps())}")
+    crowd.cluster.request("DELETE", jobs_path(NAMESPACE), {"propagationPolicy": "Background"})
+    until(lambda: not place.get("jobs") and not place.get("pods"), 300)
+    return took
+
+
+def words(gaps: list[float]) -> str:
+    """How long they are."""
+    p99 = statistics.quantiles(gaps, n=100)[98]
+    return f"{len(gaps)} gaps: p50 {statistics.median(gaps):.3f} s, p99 {p99:.3f} s, largest {max(gaps):.3f} s"
+
+
+def run(operating: Operating, crowd: Crowd, floor: float) -> None:
+    """All of them from their creation to their end. ``floor``: seconds that a loop takes for them."""
     plane, count, seconds = operating.site.plane, len(crowd.resources), crowd.fleet.seconds
     assert operating.process is not None
     pid = operating.process.pid
@@ -95,10 +151,8 @@ def run(operating: Operating, crowd: Crowd) -> None:
     until(lambda: crowd.phases() == {"Complete": count}, 60)
     took, used, peak = time.monotonic() - start, cpu(pid) - before, memory(pid, "VmHWM")
     asked = calls_of(plane) - asked
-    gaps = sorted(crowd.gaps())
-    p99 = statistics.quantiles(gaps, n=100)[98]
     print(f"{count} experiments of 5 steps of {seconds:.0f} s: {took:.0f} s, the steps alone {4 * seconds:.0f}")
-    print(f"{len(gaps)} gaps: p50 {statistics.median(gaps):.3f} s, p99 {p99:.3f} s, largest {gaps[-1]:.3f} s")
+    print(f"{words(crowd.gaps())}; time beside the loop's: {took / floor:.2f}")
     print(f"API calls for each experiment: {asked / count:.1f}")
     print(f"the operator: {used:.0f} CPU seconds; {empty:.0f} MiB empty, {peak - empty:.0f} MiB more at most")
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class Fleet:
         """When it was seen Succeeded."""
         self.running: set[str] = set()
         self.held = False
+        self.told: Callable[[str], None] = lambda job: None
+        """Called with the Job's name after a pod of it was seen."""
         self._mirror = Mirror(cluster, pods_path(cluster.namespace), SELECTOR, _trim, self._see)
         self._pool = ThreadPoolExecutor(4)
         self._kwok: subprocess.Popen[bytes] | None = None
@@ -123,6 +126,7 @@ class Fleet:
         elif pod["phase"] == "Succeeded":
             self.running.discard(job)
             self.ended.setdefault(job, seen)
+        self.told(job)
 
 
 class Crowd:
