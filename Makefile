@@ -49,7 +49,7 @@ store: venv ## the same tests on a directory and on a real S3 server (built once
 	$(BIN)/coverage run -m pytest tests/store --at-least 178
 
 cluster: venv ## tests on a real Kubernetes control plane and with helm (built once, with Go: 5 to 15 minutes), S3, a node of processes
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster -m 'not slow' --at-least 112
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster -m 'not slow' --at-least 118
 
 images: venv ## build our container images and try them (Linux, root, apt; 5 to 10 minutes once)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

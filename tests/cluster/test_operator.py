@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chart import of_kind, rendered
 from cluster import ControlPlane
+from expunge_jobs import builtin
 from faults import FaultProxy, cut
 from kubernetes import client
 from node import Node
@@ -58,8 +60,12 @@ def test_applied_it_runs_to_its_end(site: Site, operator: Operating, finished: P
     assert {c["type"]: c["status"] for c in found["conditions"]} == {
         "Complete": "True", "Failed": "False", "Progressing": "False",
     }  # fmt: skip
-    said = dict(events(site))
+    story = events(site)
+    said = dict(story)
     assert {"Planned", "Started", "Finished", "Complete"} <= said.keys()
+    told = " ".join(message for _, message in story)
+    assert all(name in told for name in ("memorize", "finetune over", "finetune under", "merge", "report"))
+    assert any(reason == "Finished" and "; started " in message for reason, message in story), "one Event for both"
     best = found["best"]
     assert re.fullmatch(r"merged 0\.\d{3}", best)
     assert said["Complete"] == f"every model is evaluated; best: {best}"
@@ -98,6 +104,33 @@ def test_what_a_file_may_not_say_is_a_condition(site: Site, operator: Operating)
         "spec.data.forget: 'file:///etc/passwd' is not to be read from here; allowed: builtin://" in failed["message"]
     )
     assert site.get("jobs") == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {
+            "specialists": {
+                "over": {"preset": "over_code", "objective": {"nop": 1.0}},
+                "under": {"objective": {"npa": 1.0}},
+            }
+        },
+        {"data": {"forget": "builtin://people/forgot", "retain": "builtin://people/retain"}},
+        {"merge": {"method": "tise"}},
+    ],
+)
+def test_its_words_are_the_commands(site: Site, operator: Operating, tmp_path: Path, change: dict[str, Any]) -> None:
+    wrong = experiment(site, **change)
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump(wrong))
+    apply(site, wrong)
+    failed = next(c for c in wait_until(site, "Invalid")["conditions"] if c["type"] == "Failed")
+    command = site.begin_elsewhere("plan", str(file), "--store", site.store)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 2
+    # The command names the file and the line, the condition the Experiment.
+    told = [f"experiment tiny: spec.{line.partition('spec.')[2]}" for line in said.splitlines() if "spec." in line]
+    assert failed["message"] == "; ".join(told)
 
 
 def test_artifacts_that_a_step_finds_damaged_are_made_anew_by_one_retry(site: Site, operator: Operating) -> None:
@@ -311,6 +344,37 @@ def test_by_the_command_from_anywhere(site: Site, operator: Operating, tmp_path:
     assert "changed" in again.stderr
 
 
+def test_the_command_follows_and_cancels_what_runs_there(site: Site, operator: Operating) -> None:
+    apply(site, slower(site))
+    site.training("memorize")
+    following = site.begin_on_cluster("logs", "experiment/tiny", "memorize", "-f")
+    assert following.stdout is not None
+    assert following.stdout.readline()
+    done = site.on_cluster("cancel", "experiment/tiny")
+    assert done.returncode == 0, done.stderr
+    wait_until(site, "Cancelled")
+    until(lambda: unfinished(site) == [], 60)
+    following.communicate(timeout=60)
+    assert "cancelled" in site.on_cluster("list", "experiments").stdout.lower()
+
+
+def test_files_of_this_machine_are_put_into_the_store_first(site: Site, operator: Operating, tmp_path: Path) -> None:
+    given = yaml.safe_load(site.file.read_text())
+    for name in ("forget", "retain"):
+        (tmp_path / f"{name}.jsonl").write_bytes(builtin.read(f"builtin://people/{name}?documents=2"))
+        given["spec"]["data"][name] = f"{name}.jsonl"
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(given))
+    refused = site.on_cluster("submit", str(file))
+    assert refused.returncode == 2
+    assert "--upload" in refused.stderr
+    done = site.on_cluster("submit", str(file), "--upload", "--store", site.store, "--wait")
+    assert done.returncode == 0, done.stderr
+    spec = site.plane.get("experiment", "tiny", "-n", site.namespace)["spec"]
+    assert all(spec["data"][name].startswith(f"{site.store}/") for name in ("forget", "retain"))
+    assert status(site)["phase"] == "Complete"
+
+
 def test_a_store_that_is_away_is_waited_for(site: Site, operator: Operating) -> None:
     apply(site, slower(site))
     until(lambda: unfinished(site) == ["memorize"], 60)
@@ -399,7 +463,6 @@ def test_suspended_and_resumed_again_and_again(site: Site, operator: Operating) 
     assert set(attempts(site.objects).values()) == {1}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_evicted_more_often_than_a_job_may_fail(site: Site, operator: Operating, node: Node) -> None:
     """Disruptions spend no try, and the step goes on from its checkpoint each time. Kubernetes itself waits longer and longer
