@@ -101,7 +101,7 @@ def test_a_hundred_at_once_and_the_bad_delay_none_of_them(
         until(crowd.has_reported, 300)
         until(lambda: crowd.phases() == {"Complete": 100}, 60)
         assert status(away, "nonsense")["phase"] == "Invalid"
-        until(lambda: status(away, "huge").get("phase") == "Suspended", 60)
+        until(lambda: status(away, "huge").get("phase") == "Suspended", 120)
         assert status(away, "huge")["trials"] == "0/600"
         assert len(json.dumps(status(away, "huge"))) < 8192
         assert "not to be read from here" in status(away, "forbidden")["conditions"][0]["message"]
