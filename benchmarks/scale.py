@@ -32,7 +32,7 @@ from chart import identity, of_kind, rendered
 from cluster import ControlPlane
 from expunge_controller.executors.watch import jobs_path
 from expunge_controller.experiment import load_resource
-from expunge_controller.kubeapi import connect
+from expunge_controller.kubeconfig import connect
 from expunge_controller.manifests import Site, job, job_name
 from expunge_controller.placement import Kubernetes, ResourcesByKind
 from expunge_controller.queueing import BACKLOG

@@ -119,7 +119,7 @@ def _there(arguments: argparse.Namespace) -> str:
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:
-    from expunge_controller.kubeapi import connect
+    from expunge_controller.kubeconfig import connect
 
     return connect(arguments.context, arguments.namespace)
 

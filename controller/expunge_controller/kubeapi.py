@@ -1,29 +1,26 @@
-"""The little of Kubernetes' API that the controller uses, as plain dictionaries: the official client brings credentials,
-TLS and connections. Its models, which cost ten times the parsing, and its way from a call to the wire, which costs a fifth of
-creating a Job and hides what went wrong with TLS, are left out. The only module that imports it.
+"""The little of Kubernetes' API that the controller uses, as plain dictionaries over connections that somebody else has made
+(kubeconfig.py): the official client's models would cost ten times the parsing, and its way from a call to the wire costs a fifth
+of creating a Job and hides what went wrong with TLS.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from expunge_controller.document import ExperimentError
+if TYPE_CHECKING:
+    from urllib3 import PoolManager
 
 TRIES = 4
 CONNECT, READ = 5.0, 30.0
 """Seconds without an answer after which a call has failed."""
-CONNECTIONS = 32
-"""That are kept for the next call: the operator's workers and watches have one each."""
 WATCH = 60
 """Seconds after which the server ends a watch; a connection that fell silent is noticed a little later."""
 SHORTEST = 1.0
@@ -49,17 +46,18 @@ class ApiError(Exception):
 
 
 class Cluster:
-    """One cluster as one user, and the namespace that is meant where none is named."""
+    """One cluster, at the URL ``address`` of its API server, as one user; and the namespace that is meant where none is named.
 
-    def __init__(self, client: Any, namespace: str) -> None:
-        self._client, self.namespace = client, namespace
+    ``authorization`` gives the header of that name for a call, or nothing; ``agent``: the program's name and version.
+    """
+
+    def __init__(
+        self, address: str, connections: PoolManager, authorization: Callable[[], str], *, agent: str, namespace: str
+    ) -> None:
+        self.address, self.namespace = address, namespace
+        self._connections, self._authorization, self._agent = connections, authorization, agent
         self.counted: Callable[[str, int], None] = lambda method, status: None
         """Told of every call's method, and of its HTTP status (0: no answer)."""
-
-    @property
-    def address(self) -> str:
-        """The API server's URL."""
-        return str(self._client.configuration.host)
 
     def request(
         self,
@@ -154,13 +152,14 @@ class Cluster:
         from urllib3.util import Timeout
 
         content = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": self._client.user_agent}
+        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": self._agent}
         given = urlencode([(k, v) for k, v in query.items() if v not in ("", None)])
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         response = None
         try:
-            self._client.update_params_for_auth(headers, [], ["BearerToken"])
-            response = self._client.rest_client.pool_manager.request(
+            if authorization := self._authorization():
+                headers["Authorization"] = authorization
+            response = self._connections.request(
                 method, f"{self.address}{path}" + (f"?{given}" if given else ""), body=data, headers=headers,
                 preload_content=False, timeout=Timeout(connect=CONNECT, read=read),
             )  # fmt: skip
@@ -173,63 +172,6 @@ class Cluster:
             if response is not None:
                 response.close()
                 response.release_conn()
-
-
-def connect(context: str | None = None, namespace: str | None = None) -> Cluster:
-    """The cluster that kubectl would ask: of ``context``, of $KUBECONFIG's or ~/.kube/config's current one, or the one that
-    this process runs in. Asks it nothing yet.
-
-    Raises:
-        ExperimentError: no such context, or nothing says where a cluster is.
-    """
-    from importlib.metadata import version
-
-    import yaml
-    from expunge_jobs.errors import nearest
-    from kubernetes import client, config
-
-    configuration = client.Configuration()
-    inside = False
-    # Named here, since the client reads the variable once and for all when it is imported.
-    files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    try:
-        contexts, active = config.list_kube_config_contexts(files)
-    except (OSError, TypeError, yaml.YAMLError) as error:
-        raise ExperimentError([f"the kubeconfig {files} cannot be read: {' '.join(str(error).split())}"]) from None
-    except config.ConfigException as error:
-        there = any(Path(f).expanduser().exists() for f in files.split(os.pathsep) if f)
-        if context is not None and not there:
-            raise ExperimentError([f"no kubeconfig, so no context '{context}' ({error})"]) from None
-        if there:
-            raise ExperimentError([f"the kubeconfig {files} cannot be used: {error}"]) from None
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            raise ExperimentError(
-                ["no cluster: neither $KUBECONFIG nor ~/.kube/config names one, and this is no pod of one"]
-            ) from None
-        inside, contexts, active = True, [], {}
-    if not inside:
-        chosen = next((c for c in contexts if c["name"] == context), None) if context else active
-        if chosen is None:
-            names = [c["name"] for c in contexts]
-            raise ExperimentError(
-                [f"no context '{context}' in the kubeconfig; one of: {', '.join(names)}{nearest(str(context), names)}"]
-            )
-        try:
-            config.load_kube_config(files, context=chosen["name"], client_configuration=configuration)
-        except (config.ConfigException, OSError) as error:
-            raise ExperimentError([f"context '{chosen['name']}' of the kubeconfig cannot be used: {error}"]) from None
-        namespace = namespace or chosen["context"].get("namespace")
-    configuration.retries = False  # ours are enough
-    configuration.connection_pool_maxsize = CONNECTIONS
-    api = client.ApiClient(configuration)
-    api.user_agent = f"expunge/{version('expunge')}"  # by which an audit log tells who asked
-    return Cluster(api, namespace or (_own_namespace() if inside else "default"))
-
-
-def _own_namespace() -> str:
-    return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
 
 
 def _lines(response: Any) -> Iterator[bytes]:

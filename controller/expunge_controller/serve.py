@@ -14,7 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from expunge_jobs.errors import StepError
 
 from expunge_controller.document import ExperimentError
-from expunge_controller.kubeapi import ApiError, connect
+from expunge_controller.kubeapi import ApiError
+from expunge_controller.kubeconfig import connect
 from expunge_controller.manifests import Site, check_reachable
 from expunge_controller.operator import Operator, Settings
 from expunge_controller.queueing import Who

@@ -11,7 +11,7 @@ from expunge_controller.executors import Ended, kubernetes
 from expunge_controller.executors.kubernetes import KubernetesExecutor
 from expunge_controller.executors.watch import Watch
 from expunge_controller.experiment import load_experiment
-from expunge_controller.kubeapi import connect
+from expunge_controller.kubeconfig import connect
 from expunge_controller.manifests import Site as Where
 from expunge_controller.placement import Resources
 from expunge_controller.plan import Step

@@ -12,7 +12,8 @@ import pytest
 from cluster import ControlPlane
 from expunge_controller import kubeapi
 from expunge_controller.document import ExperimentError
-from expunge_controller.kubeapi import ApiError, Cluster, Mirror, connect
+from expunge_controller.kubeapi import ApiError, Cluster, Mirror
+from expunge_controller.kubeconfig import connect
 from faults import FaultProxy, Request, cut, lose, refusal
 from testsite import until
 

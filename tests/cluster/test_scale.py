@@ -17,7 +17,8 @@ import pytest
 from chart import identity
 from cluster import ControlPlane, GivenCluster
 from expunge_controller.experiment import load_resource
-from expunge_controller.kubeapi import Cluster, connect
+from expunge_controller.kubeapi import Cluster
+from expunge_controller.kubeconfig import connect
 from expunge_controller.manifests import KEY
 from expunge_controller.remote import resources_path
 from expunge_controller.resolve import resolve
