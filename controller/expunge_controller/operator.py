@@ -11,7 +11,7 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,13 @@ from expunge_controller.executors import progress_words
 from expunge_controller.executors.jobs import cancel
 from expunge_controller.executors.kubernetes import KubernetesExecutor
 from expunge_controller.executors.watch import Watch
-from expunge_controller.experiment import API_VERSION, Loaded, load_resource
+from expunge_controller.experiment import API_VERSION, load_resource
+from expunge_controller.installation import Settings, own_part
 from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
 from expunge_controller.manifests import Site, requested
 from expunge_controller.metrics import Metrics
 from expunge_controller.placement import ResourcesByKind
-from expunge_controller.plan import Step, inputs_of
+from expunge_controller.plan import Step
 from expunge_controller.queueing import STUCK, Places, Room, Who, WorkQueue
 from expunge_controller.remote import RETRY, resources_path
 from expunge_controller.resolve import Resolved, recall, resolve, write_record
@@ -44,20 +45,6 @@ BACKOFF = (1.0, 60.0)
 TELL = 0.5
 """Seconds after which what has happened is told, with what has happened since."""
 POLL = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What an installation decides. ``site`` is every namespace's but for its name and its part of the store."""
-
-    namespaces: tuple[str, ...]
-    store: str
-    """A namespace's artifacts lie below it, in a folder of the namespace's name."""
-    site: Site
-    inputs: tuple[str, ...] = ("{store}", "hf://")
-    """Prefixes of what an experiment may read; ``{store}``: the namespace's own part of the store."""
-    max_jobs: int = 5000
-    workers: int = 8
 
 
 def trim(resource: Object) -> Object:
@@ -267,7 +254,7 @@ class Operator:
         looked at again."""
         meta, namespace = found["metadata"], who[0]
         loaded = load_resource({"apiVersion": API_VERSION, "kind": "Experiment", "metadata": meta, "spec": spec})
-        self._check_inputs(loaded, namespace)
+        self.settings.check_inputs(loaded, namespace)
         store = self._store(namespace)
         # A generation at work goes on as it began, though a newer operator would plan it otherwise by now.
         known = str(found["status"].get("digest", "")) if same else ""
@@ -412,19 +399,6 @@ class Operator:
                 self._stores[namespace] = store
             return self._stores[namespace]
 
-    def _check_inputs(self, loaded: Loaded, namespace: str) -> None:
-        own, query = own_part(self.settings.store, namespace)
-        allowed = [p.replace("{store}", own) for p in self.settings.inputs]
-        problems = []
-        for trial in loaded.trials:
-            asked = inputs_of(trial.spec)
-            for path, uri in {**asked.files, **asked.models, **asked.adapters}.items():
-                if not uri.startswith("builtin://") and not is_allowed(uri, allowed, query):
-                    may = f"allowed: builtin://, {', '.join(allowed)} (see `expunge upload`)"
-                    problems.append(loaded.document.at(("spec", *path), f"'{uri}' is not to be read from here; {may}"))
-        if problems:
-            raise ExperimentError(list(dict.fromkeys(problems)))
-
     def _figures(self, active: _Active) -> Object:
         running = {k: progress_words(p) if p else "running" for k, p in active.executor.running().items()}
         idle = "suspended (spec.suspend)" if active.runner.paused else active.executor.full or "begins soon"
@@ -432,21 +406,6 @@ class Operator:
         return summary(active.resolved.plan, states) | {
             "digest": active.resolved.digest, "image": active.image, "store": active.runner.store.uri,
         }  # fmt: skip
-
-
-def own_part(store: str, namespace: str) -> tuple[str, str]:
-    """Where a namespace's artifacts lie, and the address's options with their question mark."""
-    place, mark, options = store.partition("?")
-    return f"{place.rstrip('/')}/{namespace}", mark + options
-
-
-def is_allowed(uri: str, prefixes: Iterable[str], query: str = "") -> bool:
-    """Whether the address lies at or below one of these, and does not climb out of it. It may have the store's own options
-    (``query``) and no others: an endpoint is one of them, and the operator would go there with its own credentials."""
-    place, mark, options = uri.partition("?")
-    if ".." in place.split("/") or mark + options not in ("", query):
-        return False
-    return any(place == p or (place.startswith(p) and (p.endswith("/") or place[len(p)] == "/")) for p in prefixes if p)
 
 
 def _best(active: _Active) -> str:

@@ -197,7 +197,7 @@ class Runner:
         if again:
             self._not_before[ended.key] = time.monotonic() + BACKOFF[tries - 1]
         else:
-            self._record_failure(ended.key, reason)
+            self._record_failure(ended, reason)
             self.outcome.failed[ended.key] = reason
             self.executor.settled(step)
         self.observer.failed(step, reason, again)
@@ -217,9 +217,9 @@ class Runner:
             self.done.add(key)
             self.observer.finished(self.plan.by_key[key], 0.0)
 
-    def _record_failure(self, key: str, reason: str) -> None:
-        record = json.dumps({"key": key, "reason": reason, "failed": now()}).encode()
-        self.store.put(_failure(self.resolved, key), record)
+    def _record_failure(self, ended: Ended, reason: str) -> None:
+        record = {"key": ended.key, "reason": reason, "failed": now(), **({"pod": ended.pod} if ended.pod else {})}
+        self.store.put(_failure(self.resolved, ended.key), json.dumps(record).encode())
 
     def _forget_failures(self) -> None:
         """A failure belongs to the run that met it: a new run tries again."""

@@ -14,10 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from expunge_jobs.errors import StepError
 
 from expunge_controller.document import ExperimentError
+from expunge_controller.installation import Settings
 from expunge_controller.kubeapi import ApiError
 from expunge_controller.kubeconfig import connect
 from expunge_controller.manifests import Site, check_reachable
-from expunge_controller.operator import Operator, Settings
+from expunge_controller.operator import Operator
 from expunge_controller.queueing import Who
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -150,6 +151,9 @@ def test_out_of_memory_says_what_to_raise_and_is_not_tried_in_vain(site: Site) -
     said = site.command("logs", "finetune over", *SLOWER).stdout.splitlines()
     assert said[-1].startswith("failed: out of memory at 16Gi"), "though Job and pod are gone"
     assert "last heard: step " in said[-1]
+    (record,) = [json.loads(file.read_text()) for file in site.objects.glob("experiments/*/*/*/failed/*.json")]
+    assert (record["pod"]["exit_code"], record["pod"]["reason"]) == (137, "OOMKilled")
+    assert '"event": "progress"' in record["pod"]["message"]
     assert site.command("logs", "finetune over", "-f", *SLOWER).stdout.splitlines()[-1] == said[-1]
     # With more memory it is another Job; the pod of the one that failed is no verdict on it.
     again = site.command("run", *SLOWER, "--set", "resources.finetune.memory=32Gi")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -427,6 +428,25 @@ def test_its_metrics_tell_what_it_did(site: Site, operator: Operating) -> None:
             spent += (datetime.fromisoformat(end["finishedAt"]) - datetime.fromisoformat(end["startedAt"])).seconds
     assert lines['expunge_gpu_seconds_total{kind="finetune"}'] == spent, "while its container ran"
     assert lines['expunge_steps{state="done"}'] >= 0
+
+
+def test_its_status_is_not_written_at_every_change(site: Site, operator: Operating, plane: ControlPlane) -> None:
+    apply(site, slower(site))
+    until(lambda: unfinished(site) == ["memorize"], 60)
+    steps = {k: v for k, v in operator.metrics().items() if k.startswith("expunge_steps")}
+    assert steps == {
+        'expunge_steps{state="done"}': 0, 'expunge_steps{state="running"}': 1, 'expunge_steps{state="failed"}': 0,
+        'expunge_steps{state="waiting"}': 10,
+    }  # fmt: skip
+    wait_until(site, "Complete", seconds=180)
+    writes = sorted(
+        datetime.fromisoformat(e["requestReceivedTimestamp"]).timestamp() for e in plane.audited()[0]
+        if e["verb"] == "patch" and e["objectRef"].get("subresource") == "status" and e["responseStatus"]["code"] == 200
+        and (e["objectRef"]["resource"], e["objectRef"]["namespace"]) == ("experiments", site.namespace)
+    )  # fmt: skip
+    *counts, _ = writes  # the last is its end, which is said at once
+    assert len(counts) >= 3
+    assert all(later - earlier > 4.5 for earlier, later in itertools.pairwise(counts))
 
 
 def test_a_frozen_operator_that_wakes_up_does_no_harm(site: Site, operator: Operating) -> None:

@@ -99,6 +99,9 @@ def test_a_hundred_at_once_and_the_bad_delay_none_of_them(
         ):  # fmt: skip
             cluster.request("POST", resources_path(cluster.namespace), resource(cluster, name, spec, like))
         crowd.apply()
+        until(lambda: len(fleet.ended) > 100, 300)
+        operating.end(signal.SIGKILL)  # with all of them in flight
+        operating.begin()
         until(crowd.has_reported, 300)
         until(lambda: crowd.phases() == {"Complete": 100}, 60)
         assert status(away, "nonsense")["phase"] == "Invalid"

@@ -102,6 +102,18 @@ def test_why_a_step_failed_and_what_to_raise(last: Object, said: str, words: str
     assert verdict.failure_words("finetune", DEFAULTS["finetune"], found, [earlier, last], said) == words
 
 
+def test_what_a_pod_says_of_its_end_is_kept() -> None:
+    earlier = ended(1, created="2025-12-31T23:59:00Z")
+    assert verdict.last_words([earlier, ended(65, message=FAILED), pod("Running", "2026-01-01T00:01:00Z", running={})]) == {
+        "name": "p", "exit_code": 65, "reason": "Error", "message": FAILED,
+    }  # fmt: skip
+    evicted = pod("Failed", reason="Evicted", message="The node was low on resource: memory.")
+    assert verdict.last_words([evicted]) == {
+        "name": "p", "reason": "Evicted", "message": "The node was low on resource: memory.",
+    }  # fmt: skip
+    assert verdict.last_words([pod("Running", running={})]) == {}
+
+
 @pytest.mark.parametrize(
     ("message", "its_own"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from expunge_controller.plan import Step
@@ -14,13 +14,14 @@ Progress = dict[str, Any]
 @dataclass(frozen=True)
 class Ended:
     """An attempt that ended. ``ok``: its artifact was seen whole. ``final`` failures are not tried again; ``lost`` ones are no
-    fault of the step's, and it starts again at once."""
+    fault of the step's, and it starts again at once. ``pod``: what its pod says of its end, for the record."""
 
     key: str
     ok: bool
     reason: str = ""
     final: bool = False
     lost: bool = False
+    pod: dict[str, Any] = field(default_factory=dict)
 
 
 Start = Literal["started", "no room", "elsewhere"]

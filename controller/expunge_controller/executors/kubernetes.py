@@ -322,7 +322,7 @@ class KubernetesExecutor:
         else:
             asked = requested(step, self.resources)
             reason = verdict.failure_words(step.kind, asked, found, pods, self._said(held))
-        self._take(held, Ended(step.key, ok=False, reason=reason, final=True))
+        self._take(held, Ended(step.key, ok=False, reason=reason, final=True, pod=verdict.last_words(pods)))
 
     def _replace(self, held: _Held, found: Object) -> bool:
         """Whether the Job, being another run's with another wish, made room for ours; once for each step."""

@@ -194,6 +194,20 @@ def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Objec
     return last or f"ended with exit code {code} and no word why"
 
 
+def last_words(pods: Iterable[Object]) -> Object:
+    """What the pod that ended last says of its end: its name, its container's exit code and termination message, a reason."""
+    pod = newest(p for p in pods if has_ended(p))
+    if pod is None:
+        return {}
+    status = pod["status"]
+    ended = status["state"].get("terminated") or {}
+    said = {
+        "name": pod["metadata"]["name"], "exit_code": ended.get("exitCode"),
+        "reason": status["reason"] or ended.get("reason"), "message": ended.get("message") or status["message"],
+    }  # fmt: skip
+    return {k: v for k, v in said.items() if v not in (None, "")}
+
+
 def _last(message: str) -> str:
     """The last thing that a step said, from the end of its log."""
     for line in reversed(message.splitlines()):

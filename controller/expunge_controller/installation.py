@@ -1,0 +1,58 @@
+"""What an installation decides for every Experiment of it: where artifacts lie, what may be read, how much runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from expunge_controller.document import ExperimentError
+from expunge_controller.experiment import Loaded
+from expunge_controller.manifests import Site
+from expunge_controller.plan import inputs_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an installation decides. ``site`` is every namespace's but for its name and its part of the store."""
+
+    namespaces: tuple[str, ...]
+    store: str
+    """A namespace's artifacts lie below it, in a folder of the namespace's name."""
+    site: Site
+    inputs: tuple[str, ...] = ("{store}", "hf://")
+    """Prefixes of what an experiment may read; ``{store}``: the namespace's own part of the store."""
+    max_jobs: int = 5000
+    workers: int = 8
+
+    def check_inputs(self, loaded: Loaded, namespace: str) -> None:
+        """Whether an experiment of this namespace may read what it names.
+
+        Raises:
+            ExperimentError: it may not; all of it at once.
+        """
+        own, query = own_part(self.store, namespace)
+        allowed = [p.replace("{store}", own) for p in self.inputs]
+        problems = []
+        for trial in loaded.trials:
+            asked = inputs_of(trial.spec)
+            for path, uri in {**asked.files, **asked.models, **asked.adapters}.items():
+                if not uri.startswith("builtin://") and not is_allowed(uri, allowed, query):
+                    may = f"allowed: builtin://, {', '.join(allowed)} (see `expunge upload`)"
+                    problems.append(loaded.document.at(("spec", *path), f"'{uri}' is not to be read from here; {may}"))
+        if problems:
+            raise ExperimentError(list(dict.fromkeys(problems)))
+
+
+def own_part(store: str, namespace: str) -> tuple[str, str]:
+    """Where a namespace's artifacts lie, and the address's options with their question mark."""
+    place, mark, options = store.partition("?")
+    return f"{place.rstrip('/')}/{namespace}", mark + options
+
+
+def is_allowed(uri: str, prefixes: Iterable[str], query: str = "") -> bool:
+    """Whether the address lies at or below one of these, and does not climb out of it. It may have the store's own options
+    (``query``) and no others: an endpoint is one of them, and the operator would go there with its own credentials."""
+    place, mark, options = uri.partition("?")
+    if ".." in place.split("/") or mark + options not in ("", query):
+        return False
+    return any(place == p or (place.startswith(p) and (p.endswith("/") or place[len(p)] == "/")) for p in prefixes if p)
