@@ -1,18 +1,14 @@
-"""The operator killed before and after its calls to the API server and to the store: begun again, it ends the same.
-
-At one call of each kind; `make test-slow` does it at every one.
-"""
+"""The operator killed before and after each of its calls to the API server and to the store: begun again, it ends the same."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 from typing import Any
 
 import pytest
 from cluster import ControlPlane
-from faults import FaultProxy, Request
+from faults import FaultProxy
 from killing import Moment, Once, by_way_of, is_nth, moments_of, proxies
 from operating import Operating, apply, experiment, install_definition, status
 from runs import attempts
@@ -36,13 +32,8 @@ def to_its_end(site: Site, operating: Operating, resource: dict[str, Any]) -> No
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_killed_at_its_calls(
-    all_of_them: bool,
-    site: Site,
-    plane: ControlPlane,
-    proxies: dict[str, FaultProxy],
-    capsys: pytest.CaptureFixture[str],
+def test_killed_at_each_of_its_calls(
+    site: Site, plane: ControlPlane, proxies: dict[str, FaultProxy], capsys: pytest.CaptureFixture[str]
 ) -> None:
     install_definition(plane)
     operating = Operating(site)
@@ -56,8 +47,6 @@ def test_killed_at_its_calls(
     operating.kubeconfig = plane.kubeconfig_by(proxies["cluster"].url)
     to_its_end(site, operating, half)
     moments = {name: moments_of(proxy.seen) for name, proxy in proxies.items()}
-    if not all_of_them:  # one call of each kind
-        moments = {name: first_of_each(proxy.seen, moments[name]) for name, proxy in proxies.items()}
     calls = sum(len(proxy.seen) for proxy in proxies.values())
     steps = set(attempts(site.objects)) - whole
     assert len(steps) == 3
@@ -80,16 +69,6 @@ def test_killed_at_its_calls(
     with capsys.disabled():
         print(f"\noperator killed at {killed} of {of} moments in {calls} calls")
     assert killed >= 0.7 * of
-
-
-def first_of_each(seen: list[Request], moments: list[tuple[int, Moment]]) -> list[tuple[int, Moment]]:
-    """Of calls that are like each other but for keys and names of objects, the first."""
-    out: dict[tuple[str, str], tuple[int, Moment]] = {}
-    for number, moment in moments:
-        request = seen[number - 1]
-        like = re.sub(r"[0-9a-f]{8,}|[.-][0-9a-z]{5,}", "", request.path.partition("?")[0])
-        out.setdefault((f"{request.method} {like}", moment.__name__), (number, moment))
-    return list(out.values())
 
 
 def kill_at(site: Site, operating: Operating, proxy: FaultProxy, number: int, moment: Moment) -> bool:
