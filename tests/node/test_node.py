@@ -16,7 +16,7 @@ import trustme
 from chart import helm
 from kubernetes import client, config
 from machine import HOST, SMALL, Real
-from operating import apply, experiment, wait_until
+from operating import apply, experiment, status, wait_until
 from runs import SLOWER, attempts, tiny, wait_for, weights
 from s3fixtures import credentials
 from s3server import BUCKET, S3Server
@@ -228,8 +228,8 @@ def test_a_secret_that_is_not_there(site: Site) -> None:
 
 
 def test_the_chart_and_its_operator(secure: Site, real: Real) -> None:
-    """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted. The store's certificate is
-    signed privately."""
+    """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted, and the operator upgraded
+    meanwhile. The store's certificate is signed privately."""
     site = secure
     real.install(f"s3://{BUCKET}", site.namespace, "credentials", "authority")
     tested = helm("test", "expunge", "--namespace", site.namespace, "--timeout=90s", plane=real.plane)
@@ -239,7 +239,15 @@ def test_the_chart_and_its_operator(secure: Site, real: Real) -> None:
         k: {"cpu": 1, "memory": "3Gi", "disk": "2Gi"} for k in ("memorize", "finetune", "merge", "evaluate")
     }
     apply(site, given)
+    until(lambda: status(site).get("steps", "").startswith("1/"), 120)
+    real.install(f"s3://{BUCKET}", site.namespace, "credentials", "authority", maxJobs="100")
+    operators = [
+        p for p in site.get("pods") if p["metadata"]["labels"].get("app.kubernetes.io/component") == "operator"
+    ]
+    assert ["--max-jobs=100" in p["spec"]["containers"][0]["args"] for p in operators] == [True], "never two at once"
+    assert not status(site)["steps"].startswith("11/"), "it was at work"
     found = wait_until(site, "Complete", seconds=300)
+    assert set(attempts(site.objects).values()) == {1}
     assert re.fullmatch(r"merged \d\.\d{3}", found["best"])
     assert found["steps"] == "11/11"
     report = site.job("report")["spec"]["template"]["spec"]["containers"][0]

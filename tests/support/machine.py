@@ -287,13 +287,15 @@ class Real:
         images.make_base()
         self.machine.join(self.plane, [images.build("jobs")])
 
-    def install(self, store: str, namespace: str, secret: str, authority: str = "") -> None:
-        """The chart, with our own images, until its operator is ready. ``authority``: the ConfigMap of the store's."""
+    def install(self, store: str, namespace: str, secret: str, authority: str = "", **operator: str) -> None:
+        """The chart, with our own images, until its operator is ready; or its upgrade. ``authority``: the ConfigMap of the
+        store's; ``operator``: more values of that name."""
         self.machine.bring(images.build("controller"))
         values = {
             "store.uri": store, "store.existingSecret": secret, "operator.image.registry": "localhost",
             "operator.image.tag": "test", "jobs.image.registry": "localhost", "jobs.image.tag": "test",
             "operator.resources.requests.memory": "128Mi", "caBundleConfigMap": authority,
+            **{f"operator.{k}": v for k, v in operator.items()},
         }  # fmt: skip
         given = [w for k, v in values.items() for w in ("--set", f"{k}={v}")]
         done = helm(
