@@ -198,6 +198,10 @@ class _TrialPlan:
         self.steps: list[tuple[str, str, Task]] = []
         self.models: list[tuple[str, str, ModelRef]] = []
         self.sets = _sets(spec.data, pins.__getitem__)
+        self._made: dict[tuple[SetName, ...], TaskData] = {}
+        self.evaluation = EvaluateSettings(
+            batch_size=spec.evaluate.batch_size, max_new_tokens=spec.evaluate.max_new_tokens
+        )
         self.base = self._base()
         self._evaluate("base", self.base)
         adapters = {name: self._specialist(name, s) for name, s in spec.specialists.items()}
@@ -214,10 +218,12 @@ class _TrialPlan:
 
     def _data(self, *names: SetName) -> TaskData:
         data = self.spec.data
-        return TaskData(
-            sets={n: self.sets[n] for n in names if n in self.sets}, separator=data.separator, template=data.template,
-            max_length=data.max_length, overlap=data.overlap,
-        )  # fmt: skip
+        if names not in self._made:  # one for all steps that read the same: hundreds of plans are kept at once
+            self._made[names] = TaskData(
+                sets={n: self.sets[n] for n in names if n in self.sets}, separator=data.separator, template=data.template,
+                max_length=data.max_length, overlap=data.overlap,
+            )  # fmt: skip
+        return self._made[names]
 
     def _base(self) -> ModelRef:
         start = ModelRef(base=self._input(self.spec.model)) if self.spec.model else None
@@ -274,8 +280,7 @@ class _TrialPlan:
 
     def _evaluate(self, name: str, model: ModelRef) -> None:
         data = self._data("forget", "retain", "probe", "members", "nonmembers", "mmlu")
-        spec = self.spec
-        settings = EvaluateSettings(batch_size=spec.evaluate.batch_size, max_new_tokens=spec.evaluate.max_new_tokens)
+        spec, settings = self.spec, self.evaluation
         make = lambda: EvaluateTask(model=model, data=data, settings=settings, dtype=spec.dtype)  # noqa: E731
         key = self._add(f"evaluate {name}", make, "evaluate", model, data, settings, spec.dtype)
         self.models.append((name, key, model))

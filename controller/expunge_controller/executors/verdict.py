@@ -48,6 +48,7 @@ def trim_pod(pod: Object) -> Object:
     """Those fields of a pod that are read."""
     meta, status = pod["metadata"], pod.get("status", {})
     labels = meta.get("labels") or {}
+    ended = status.get("phase") in ENDED
     return {
         "metadata": {
             "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
@@ -56,7 +57,8 @@ def trim_pod(pod: Object) -> Object:
         },
         "status": {
             "phase": status.get("phase", "Pending"), "reason": status.get("reason", ""), "message": status.get("message", ""),
-            "conditions": {
+            # Of one that has ended nobody asks when it had a node, and thousands of those are kept.
+            "conditions": {} if ended else {
                 c["type"]: {k: c[k] for k in ("status", "reason", "message", "lastTransitionTime") if c.get(k)}
                 for c in status.get("conditions") or [] if c["type"] == "PodScheduled"
             },
@@ -68,6 +70,7 @@ def trim_pod(pod: Object) -> Object:
     }  # fmt: skip
 
 
+ENDED = ("Succeeded", "Failed")
 _STATE = ("reason", "message", "exitCode", "startedAt", "finishedAt")
 _CONDITIONS = ("Failed", "FailureTarget", "Complete")
 _QUEUE = "kueue.x-k8s.io/queue-name"
@@ -86,7 +89,7 @@ def newest(pods: Iterable[Object]) -> Object | None:
 
 def has_ended(pod: Object) -> bool:
     """Whether its container will not run again."""
-    return pod["status"]["phase"] in ("Succeeded", "Failed")
+    return pod["status"]["phase"] in ENDED
 
 
 def seconds_run(pods: Iterable[Object]) -> float:
