@@ -22,7 +22,7 @@ from expunge_jobs.errors import BadTask, DamagedInput
 from expunge_jobs.store import Conflict, Store, StoreError, Unavailable, check_conditional_writes, open_store, s3
 from expunge_jobs.store.s3 import S3Store, parse_address
 from expunge_jobs.task import ArtifactRef
-from faults import Answer, FaultProxy, Request, answer, corrupt, cut, lose, silent, slow, truncate
+from faults import Answer, FaultProxy, Request, Serve, answer, corrupt, cut, lose, silent, slow, truncate
 from s3server import BUCKET, S3Server
 from samples import task
 
@@ -139,6 +139,26 @@ def test_what_passes_is_tried_again(behind: Store, proxy: FaultProxy, tmp_path: 
     assert behind.present(["a"]) == {"a"}
     proxy.inject(fault, times=1)
     assert [e.path for e in behind.list("a")] == []
+
+
+def test_a_server_that_is_far_away_is_asked_by_several_threads(behind: Store, proxy: FaultProxy) -> None:
+    behind.put("a", b"")
+    asking, most = 0, 0
+    lock = threading.Lock()
+
+    def far(serve: Serve) -> Answer:
+        nonlocal asking, most
+        with lock:
+            asking += 1
+            most = max(most, asking)
+        time.sleep(0.2)
+        with lock:
+            asking -= 1
+        return serve()
+
+    proxy.inject(far, get, times=99)
+    assert behind.present(["a", *(f"no{n}" for n in range(12))]) == {"a"}
+    assert most > 1
 
 
 def test_a_server_that_says_nothing_may_answer_later(proxy: FaultProxy, prefix: str) -> None:
