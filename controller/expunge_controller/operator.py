@@ -266,7 +266,7 @@ class Operator:
             self.speaker.say(
                 who, found, "Warning", "PlannedAnew", "the operator that began this generation planned other steps"
             )
-        # What was for the record alone is not kept: it is a quarter of what each of hundreds at work takes.
+        # What was for the record alone is not kept: it is a fifth of what each of hundreds at work takes.
         resolved = replace(resolved, record={}, plan=replace(resolved.plan, models=()))
         image = (found["status"].get("image") if recalled else "") or self.settings.site.image
         site = Site(**{
