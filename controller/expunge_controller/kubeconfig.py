@@ -1,6 +1,6 @@
 """The cluster that kubectl would ask. Credentials, TLS and connections are the official client's: the only module that imports
-it, and no more of it than these. Its packages load 800 classes of models and calls that nothing here uses, half of what the
-operator would take of memory, until its next generation loads them on demand (kubernetes-client/python, pull request 2631).
+it, and no more of it than these. Its packages load 800 classes of models and calls that nothing here uses, two fifths of what
+the operator would take of memory, until its next generation loads them on demand (kubernetes-client/python, pull request 2631).
 """
 
 from __future__ import annotations

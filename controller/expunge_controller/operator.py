@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from expunge_jobs.artifact import read_manifest
@@ -277,11 +278,10 @@ class Operator:
         }  # fmt: skip
         room = Room(self.places, who, meta["creationTimestamp"])
         own = loaded.experiment.spec
-        resources = own.resources  # by itself, since what counts it below is kept for as long as the experiment
         executor = KubernetesExecutor(
-            store, self.watches[namespace], site, resources, own.kubernetes, meta["uid"], own.parallel,
+            store, self.watches[namespace], site, own.resources, own.kubernetes, meta["uid"], own.parallel,
             owner=owner, room=room, wake=lambda: self._wake(who), look=LOOK,
-            used=lambda step, seconds: self._count(step, seconds, resources),
+            used=partial(self._count, own.resources),  # no lambda: it would keep the whole spec
         )  # fmt: skip
         teller = Teller(lambda reason, step, text: self.log("info", who, text, reason=reason, step=step))
         runner = Runner(store, executor, resolved, teller, cancelled=lambda: False)
@@ -354,7 +354,7 @@ class Operator:
             active.woken = time.monotonic()
         self.queue.add(who, urgent=True)
 
-    def _count(self, step: Step, seconds: float, resources: ResourcesByKind) -> None:
+    def _count(self, resources: ResourcesByKind, step: Step, seconds: float) -> None:
         self.metrics.gpu_seconds.labels(step.kind).inc((requested(step, resources).gpu or 0) * seconds)
 
     def _steps(self) -> dict[str, int]:

@@ -100,7 +100,7 @@ def test_a_hundred_at_once_and_the_bad_delay_none_of_them(
             cluster.request("POST", resources_path(cluster.namespace), resource(cluster, name, spec, like))
         crowd.apply()
         until(lambda: len(fleet.ended) > 100, 300)
-        operating.end(signal.SIGKILL)  # with all of them in flight
+        operating.end(signal.SIGKILL)  # while they are at work
         operating.begin()
         until(crowd.has_reported, 300)
         until(lambda: crowd.phases() == {"Complete": 100}, 60)

@@ -244,7 +244,7 @@ def test_the_chart_and_its_operator(secure: Site, real: Real) -> None:
     operators = [
         p for p in site.get("pods") if p["metadata"]["labels"].get("app.kubernetes.io/component") == "operator"
     ]
-    assert ["--max-jobs=100" in p["spec"]["containers"][0]["args"] for p in operators] == [True], "never two at once"
+    assert ["--max-jobs=100" in p["spec"]["containers"][0]["args"] for p in operators] == [True], "the new one alone"
     assert not status(site)["steps"].startswith("11/"), "it was at work"
     found = wait_until(site, "Complete", seconds=300)
     assert set(attempts(site.objects).values()) == {1}

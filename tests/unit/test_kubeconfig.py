@@ -45,4 +45,4 @@ def test_none_of_its_models_is_loaded(tmp_path: Path) -> None:
 
 def test_whoever_wants_all_of_it_has_it_before_and_after(tmp_path: Path) -> None:
     python(tmp_path, HERE + THERE)
-    python(tmp_path, THERE + HERE + THERE)
+    python(tmp_path, f"{THERE}{HERE}import sys\nassert sys.modules['kubernetes.client'] is client\n")
