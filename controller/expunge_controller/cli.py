@@ -130,7 +130,8 @@ def _site(arguments: argparse.Namespace, namespace: str) -> Site:
     return Site(
         namespace=namespace, image=arguments.image or os.environ.get("EXPUNGE_IMAGE") or "",
         store=arguments.store or os.environ.get("EXPUNGE_STORE") or "", secret=arguments.secret,
-        hub_secret=arguments.hub_secret, service_account=arguments.service_account, gpu=arguments.gpu or Site.gpu,
+        hub_secret=arguments.hub_secret, hub_endpoint=os.environ.get("HF_ENDPOINT"),
+        service_account=arguments.service_account, gpu=arguments.gpu or Site.gpu,
     )  # fmt: skip
 
 
@@ -432,6 +433,7 @@ def _render(arguments: argparse.Namespace) -> int:
     check_reachable(site, resolved.pins)
     spec = loaded.experiment.spec
     jobs = [job(s, site, spec.resources, spec.kubernetes, resolved.digest[:16]) for s in resolved.plan.steps]
+    print("# In the values of env, $$ stands for $: Kubernetes expands $(NAME) there.")
     print(yaml.safe_dump_all(jobs, sort_keys=False, width=120), end="")
     return DONE
 

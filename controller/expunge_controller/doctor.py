@@ -16,7 +16,7 @@ from expunge_jobs.store.s3 import S3Store
 from expunge_controller.executors import verdict
 from expunge_controller.executors.watch import jobs_path, pods_path
 from expunge_controller.kubeapi import ApiError, Cluster, Object
-from expunge_controller.manifests import CONTAINER, Site, trial_job
+from expunge_controller.manifests import CONTAINER, STORE_KEYS, Site, trial_job
 from expunge_controller.remote import resources_path
 
 RIGHTS = (
@@ -117,7 +117,11 @@ def _secret(cluster: Cluster, site: Site) -> Check:
         found = cluster.request("GET", f"/api/v1/namespaces/{site.namespace}/secrets/{site.secret}")
     except ApiError as error:
         return Check("FAIL" if error.status == 404 else "note", "Secret", str(error))
-    return Check("ok", "Secret", f"{site.secret}: {', '.join(sorted(found.get('data') or {})) or 'empty'}")
+    there = set(found.get("data") or {})
+    if lacking := [k for k, needed in STORE_KEYS.items() if needed and k not in there]:
+        return Check("FAIL", "Secret", f"{site.secret} lacks {', '.join(lacking)}")
+    unread = f"; not read: {', '.join(sorted(there - set(STORE_KEYS)))}" if there - set(STORE_KEYS) else ""
+    return Check("ok", "Secret", f"{site.secret}: {', '.join(sorted(there & set(STORE_KEYS)))}{unread}")
 
 
 def _image(cluster: Cluster, site: Site) -> Check:

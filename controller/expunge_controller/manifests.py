@@ -39,6 +39,19 @@ LOG_SECONDS = 15
 START_TIMEOUT = 15 * 60
 """Seconds that a pod with a node may take to start before its step fails."""
 
+STORE_KEYS = {
+    "AWS_ACCESS_KEY_ID": True,
+    "AWS_SECRET_ACCESS_KEY": True,
+    "AWS_SESSION_TOKEN": False,
+    "AWS_ENDPOINT_URL_S3": False,
+    "AWS_REGION": False,
+    "AWS_DEFAULT_REGION": False,
+}
+"""Keys of the store's Secret that become environment variables, and whether a pod needs them to start. The list is closed:
+PYTHONPATH or LD_PRELOAD in a Secret would be code in every step."""
+HUB_KEYS = {"HF_TOKEN": True}
+"""The same for the hub's Secret."""
+
 DEFAULTS = {
     "stage": Resources(gpu=0, cpu=2, memory="4Gi", disk="40Gi", deadline=4 * 3600),
     "memorize": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
@@ -60,9 +73,11 @@ class Site:
     controller_image: str = ""
     """For steps without torch; the jobs image where there is none."""
     secret: str | None = None
-    """Name of a Secret whose keys become environment variables: AWS_ACCESS_KEY_ID and what else the SDK reads."""
+    """Name of a Secret with the keys of ``STORE_KEYS``. No other key of it reaches a pod."""
     hub_secret: str | None = None
-    """The same for steps that copy from the hub, and for no other: HF_TOKEN, HF_ENDPOINT."""
+    """Name of a Secret with HF_TOKEN, for the steps that copy from the hub alone."""
+    hub_endpoint: str | None = None
+    """The hub's URL, where it is a mirror. Those steps get it as HF_ENDPOINT."""
     service_account: str | None = None
     proxies: tuple[tuple[str, str], ...] = ()
     """``HTTPS_PROXY`` and its like, with their values."""
@@ -140,9 +155,7 @@ def job(
             "ttlSecondsAfterFinished": TTL,
             "template": {
                 "metadata": {"labels": dict(labels), "annotations": {KEY: step.key}},
-                "spec": _pod(
-                    _imaged(step, site), asked, kubernetes, _environment(step, site, asked, kubernetes), _secrets(step, site)
-                ),
+                "spec": _pod(_imaged(step, site), asked, kubernetes, _environment(step, site, asked, kubernetes)),
             },
         },
     }  # fmt: skip
@@ -158,8 +171,8 @@ TRIAL = (
 def trial_job(name: str, site: Site) -> dict[str, Any]:
     """A Job in a step's shape, without a GPU, whose pod only opens the store: what `expunge doctor` runs."""
     asked = DEFAULTS["merge"].model_copy(update={"cpu": 1, "memory": "1Gi", "disk": "1Gi", "deadline": 60})
-    environment = [{"name": "EXPUNGE_STORE", "value": site.store}, {"name": "HOME", "value": WORK}]
-    pod = _pod(site, asked, Kubernetes(), environment, [site.secret])
+    environment = [*_literal({"EXPUNGE_STORE": site.store, "HOME": WORK}), *_from_secret(site.secret, STORE_KEYS)]
+    pod = _pod(site, asked, Kubernetes(), environment)
     pod["containers"][0]["command"] = [site.command[0], "-c", TRIAL]
     return {
         "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": site.namespace},
@@ -188,13 +201,7 @@ def _imaged(step: Step, site: Site) -> Site:
     return replace(site, image=site.controller_image) if step.kind == "report" and site.controller_image else site
 
 
-def _secrets(step: Step, site: Site) -> list[str | None]:
-    return [site.secret, site.hub_secret if step.kind == "stage" else None]
-
-
-def _pod(
-    site: Site, asked: Resources, kubernetes: Kubernetes, environment: list[dict[str, Any]], secrets: list[str | None]
-) -> dict[str, Any]:
+def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list[dict[str, Any]]) -> dict[str, Any]:
     chosen = kubernetes.model_dump(
         mode="json", include={"priorityClassName", "runtimeClassName", "nodeSelector", "tolerations", "affinity"},
         exclude_none=True,
@@ -203,7 +210,7 @@ def _pod(
     if site.ca_bundle:
         volumes.append({"name": "ca", "configMap": {"name": site.ca_bundle}})
         mounts.append({"name": "ca", "mountPath": CA, "readOnly": True})
-    environment = [*environment, *_ways_out(site)]
+    environment = [*environment, *_literal(_ways_out(site))]
     assert asked.deadline is not None, "requested() fills every field"
     return {
         "restartPolicy": "Never",
@@ -233,7 +240,6 @@ def _pod(
             "imagePullPolicy": site.pull_policy,
             "command": list(site.command),
             "env": environment,
-            **({"envFrom": [{"secretRef": {"name": s}} for s in secrets if s]} if any(secrets) else {}),
             "resources": _resources(site, asked),
             "securityContext": {
                 "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
@@ -263,16 +269,37 @@ def _environment(step: Step, site: Site, asked: Resources, kubernetes: Kubernete
         "EXPUNGE_ATTEMPT": "metadata.uid",
         "EXPUNGE_JOB": "metadata.labels['batch.kubernetes.io/controller-uid']",
     }
+    secrets = _from_secret(site.secret, STORE_KEYS)
+    if step.kind == "stage":
+        secrets += _from_secret(site.hub_secret, HUB_KEYS)
+        values |= {"HF_ENDPOINT": site.hub_endpoint} if site.hub_endpoint else {}
     return [
-        *({"name": name, "value": value} for name, value in values.items()),
+        *_literal(values),
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
+        *secrets,
     ]
 
 
-def _ways_out(site: Site) -> list[dict[str, Any]]:
-    """By which a pod reaches the store."""
-    certificate = [("AWS_CA_BUNDLE", f"{CA}/ca.crt")] if site.ca_bundle else []
-    return [{"name": name, "value": value} for name, value in (*site.proxies, *certificate)]
+def _literal(values: dict[str, str]) -> list[dict[str, Any]]:
+    """Return environment variables with these very values.
+
+    Kubernetes expands ``$(NAME)`` in a value, secrets included, and reads ``$$`` as ``$``. So a user's words could name a
+    Secret's value, which then would stand in a manifest or be sent to a server. Each ``$`` is therefore doubled.
+    """
+    return [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]
+
+
+def _from_secret(secret: str | None, keys: dict[str, bool]) -> list[dict[str, Any]]:
+    """Return one variable for each of these keys of a Secret; a pod waits for those that are needed."""
+    if not secret:
+        return []
+    refs = {k: {"name": secret, "key": k} | ({} if needed else {"optional": True}) for k, needed in keys.items()}
+    return [{"name": key, "valueFrom": {"secretKeyRef": ref}} for key, ref in refs.items()]
+
+
+def _ways_out(site: Site) -> dict[str, str]:
+    """Return the variables by which a pod reaches the store."""
+    return dict(site.proxies) | ({"AWS_CA_BUNDLE": f"{CA}/ca.crt"} if site.ca_bundle else {})
 
 
 def _resources(site: Site, asked: Resources) -> dict[str, Any]:
@@ -308,5 +335,7 @@ def fingerprint(site: Site, asked: Resources, kubernetes: Kubernetes) -> str:
         "secrets": [site.secret, site.hub_secret], "account": site.service_account,
     }  # fmt: skip
     if ways := _ways_out(site):
-        what["ways out"] = [ways, site.ca_bundle]
+        what["ways out"] = [_literal(ways), site.ca_bundle]
+    if site.hub_endpoint:
+        what["hub"] = site.hub_endpoint
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -47,9 +47,8 @@ def hub(finished: Path, tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def hub_site(site: Site, hub: Hub, tmp_path: Path) -> Site:
     site.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
-    for secret, names in (("hub", ("HF_ENDPOINT", "HF_TOKEN")), ("no-token", ("HF_ENDPOINT",))):
-        words = [f"--from-literal={k}={site.environment[k]}" for k in names]
-        site.plane.kubectl("create", "secret", "generic", secret, "-n", site.namespace, *words)
+    token = f"--from-literal=HF_TOKEN={TOKEN}"
+    site.plane.kubectl("create", "secret", "generic", "hub", "-n", site.namespace, token)
     return site
 
 
@@ -65,7 +64,7 @@ def test_it_is_copied_once_and_read_by_every_step(hub_site: Site, hub: Hub) -> N
     with_token = [
         j
         for j in hub_site.get("jobs")
-        if "hub" in json.dumps(j["spec"]["template"]["spec"]["containers"][0]["envFrom"])
+        if "HF_TOKEN" in json.dumps(j["spec"]["template"]["spec"]["containers"][0]["env"])
     ]
     assert with_token == [stage]
     (manifest,) = hub_site.objects.glob("artifacts/stage/*/manifest.json")
@@ -78,7 +77,7 @@ def test_it_is_copied_once_and_read_by_every_step(hub_site: Site, hub: Hub) -> N
 
 
 def test_without_its_token_it_says_so(hub_site: Site) -> None:
-    done = hub_site.command("run", *MODEL, "--hub-secret", "no-token")
+    done = hub_site.command("run", *MODEL)
     assert done.returncode == 1
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("FAILED")]
     assert "stage org/tiny" in line

@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import trustme
 from expunge_jobs import warm
+from kubelet import expanded
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
@@ -190,8 +191,12 @@ class Pod:
             message = f'Back-off pulling image "{image}": ErrImagePull: not found'
             self._say("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": message}})
             return
-        with self.log.open("wb") as log, Path(os.devnull).open("rb") as nothing:
+        try:
             environment = self._environment()
+        except LookupError as error:
+            self._say("Pending", {"waiting": {"reason": "CreateContainerConfigError", "message": str(error.args[0])}})
+            return
+        with self.log.open("wb") as log, Path(os.devnull).open("rb") as nothing:
             # A fork has the hub's address and folders as they were when huggingface_hub was imported.
             forked = self.found["metadata"].get("labels", {}).get("expunge.dev/kind") != "stage"
             if forked and list(self.container["command"][1:]) == ["-m", "expunge_jobs"]:
@@ -225,18 +230,18 @@ class Pod:
 
     def _environment(self) -> dict[str, str]:
         values = {n: os.environ[n] for n in ("PATH", "PYTHONPATH", "COVERAGE_PROCESS_CONFIG") if n in os.environ}
-        for source in self.container.get("envFrom", []):
-            secret = self.api.read_namespaced_secret(source["secretRef"]["name"], self.namespace)
-
-            values |= {k: base64.b64decode(v).decode() for k, v in (secret.data or {}).items()}
         for each in self.container.get("env", []):
-            value = each.get("value", "")
-            path = each.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
+            name, source = each["name"], each.get("valueFrom", {})
+            path = source.get("fieldRef", {}).get("fieldPath", "")
+            value: str | None = expanded(each.get("value", ""), values)
             if path == "metadata.uid":
                 value = self.uid
             elif path.startswith("metadata.labels["):
                 value = self.found["metadata"]["labels"].get(path[17:-2], "")
-            values[each["name"]] = value.replace("/scratch", str(self.folder))
+            elif "secretKeyRef" in source:
+                value = self._secret(source["secretKeyRef"])
+            if value is not None:
+                values[name] = value.replace("/scratch", str(self.folder))
         claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in self.found["spec"]["volumes"]
                   if "persistentVolumeClaim" in v}  # fmt: skip
         for mount in [m for m in self.container["volumeMounts"] if m["name"] in claims]:
@@ -244,6 +249,14 @@ class Pod:
             place.mkdir(parents=True, exist_ok=True)
             values = {k: str(place) if v == mount["mountPath"] else v for k, v in values.items()}
         return values
+
+    def _secret(self, ref: Object) -> str | None:
+        """The value of a Secret's key. None: it is not there, and optional."""
+        secret = self.api.read_namespaced_secret(ref["name"], self.namespace)
+        value = (secret.data or {}).get(ref["key"])
+        if value is None and not ref.get("optional"):
+            raise LookupError(f"couldn't find key {ref['key']} in Secret {self.namespace}/{ref['name']}")
+        return None if value is None else base64.b64decode(value).decode()
 
     def _say(self, phase: str, state: Object) -> None:
         """The pod's status, as a kubelet writes it."""

@@ -29,6 +29,7 @@ from expunge_controller.plan import Plan, Step
 from expunge_controller.resolve import resolve
 from expunge_jobs.errors import BadTask, ExitCode
 from expunge_jobs.task import Input, StageTask, parse_task
+from kubelet import expanded
 from pydantic import ValidationError
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
@@ -92,6 +93,48 @@ def test_the_pod_runs_the_task_itself(plan: Plan) -> None:
         assert made(one)["metadata"]["annotations"][KEY] == one.key == parse_task(env["EXPUNGE_TASK"] or "").key()
 
 
+SECRET = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": "the-secret-word", "PYTHONPATH": "/mnt/evil"}
+
+
+def as_a_kubelet_reads(made: dict[str, Any]) -> dict[str, str]:
+    """The environment of the Job's container, with ``SECRET`` behind each reference to one."""
+    values = dict(SECRET)  # known first, as those of envFrom would be
+    out = {}
+    for each in container(made)["env"]:
+        key = each.get("valueFrom", {}).get("secretKeyRef", {}).get("key")
+        value = SECRET.get(key) if key else expanded(each.get("value", ""), values)
+        if value is not None:
+            values[each["name"]] = out[each["name"]] = value
+    return out
+
+
+@pytest.mark.parametrize(
+    "word", ["$(AWS_SECRET_ACCESS_KEY)", "$$(AWS_SECRET_ACCESS_KEY)", "$$$(HOME)", "$", "$$", "$(", "$()", "$(HOME)$$"]
+)
+def test_no_word_of_a_user_s_is_expanded_in_a_pod(word: str) -> None:
+    given = ["data.separator=" + json.dumps(word), "data.overlap=drop_from_retain"]
+    task = resolve(load_experiment(QUICKSTART, given)).plan.steps[0]
+    source = StageTask(source=Input(uri=f"hf://org/{word}", digest="commit:0"))
+    stage = Step(source.key(), "stage", "stage", source, (), ("default",))
+    site = replace(SITE, store=f"s3://bucket/{word}", proxies=(("HTTPS_PROXY", f"http://me:{word}@proxy"),))
+    for one in (task, stage):
+        read = as_a_kubelet_reads(job(one, site, ResourcesByKind(), Kubernetes(), "run-1"))
+        assert parse_task(read["EXPUNGE_TASK"]) == one.task
+        assert parse_task(read["EXPUNGE_TASK"]).key() == one.key
+        assert read["EXPUNGE_STORE"] == site.store
+        assert read["HTTPS_PROXY"] == f"http://me:{word}@proxy"
+        assert [n for n, v in read.items() if "the-secret-word" in v] == ["AWS_SECRET_ACCESS_KEY"]
+    trial = as_a_kubelet_reads(trial_job("trial", site))
+    assert trial["EXPUNGE_STORE"] == site.store
+
+
+def test_of_a_secret_only_known_keys_reach_a_pod(plan: Plan) -> None:
+    for made in (job(step(plan, "finetune"), SITE, ResourcesByKind(), Kubernetes(), "r"), trial_job("trial", SITE)):
+        read = as_a_kubelet_reads(made)
+        assert {n for n in read if n in SECRET} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert "envFrom" not in container(made)
+
+
 def test_names_are_labels_too(plan: Plan) -> None:
     names = [job_name(s) for s in plan.steps]
     assert len(set(names)) == len(names)
@@ -125,7 +168,8 @@ def test_resources(plan: Plan) -> None:
         "r",
     )
     assert container(mig)["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == "1"
-    assert "envFrom" not in container(mig) and "serviceAccountName" not in mig["spec"]["template"]["spec"]
+    assert not [e for e in container(mig)["env"] if "secretKeyRef" in e.get("valueFrom", {})]
+    assert "serviceAccountName" not in mig["spec"]["template"]["spec"]
 
 
 def test_another_wish_has_another_fingerprint(plan: Plan) -> None:
@@ -201,10 +245,14 @@ def test_the_hub_s_secret_is_for_the_step_that_copies_alone(plan: Plan) -> None:
     source = Input(uri="hf://org/name", digest="commit:0")
     task = StageTask(source=source)
     stage = Step(task.key(), "stage", "stage org/name", task, (), ("default",))
-    site = replace(SITE, hub_secret="hub")
-    for one, secrets in ((stage, ["store-credentials", "hub"]), (step(plan, "finetune"), ["store-credentials"])):
-        pod = container(job(one, site, ResourcesByKind(), Kubernetes(), "run-1"))
-        assert [e["secretRef"]["name"] for e in pod["envFrom"]] == secrets
+    site = replace(SITE, hub_secret="hub", hub_endpoint="https://hub.test")
+    for one, has in ((stage, True), (step(plan, "finetune"), False)):
+        made = job(one, site, ResourcesByKind(), Kubernetes(), "run-1")
+        env = {e["name"]: e for e in container(made)["env"]}
+        assert ("HF_TOKEN" in env) == ("HF_ENDPOINT" in env) == has
+        if has:
+            assert env["HF_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "hub", "key": "HF_TOKEN"}}
+            assert env["HF_ENDPOINT"]["value"] == "https://hub.test"
 
 
 def test_every_pod_goes_by_the_site_s_proxy_and_trusts_its_certificate(plan: Plan) -> None:
