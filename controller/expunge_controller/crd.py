@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from expunge_jobs.hub import NAME_PATTERN, REVISION_PATTERN
+
 from expunge_controller.experiment import API_VERSION, RESERVED, Finetune, Spec
 from expunge_controller.presets import PRESETS
 
@@ -94,6 +96,13 @@ _RULES[("specialists",)].append(
         "specialists of different rank cannot be merged on A and B",
     )
 )
+
+
+_HUB_ADDRESS = _rule(
+    f"!self.startsWith('hf://') || self.matches('^hf://{NAME_PATTERN}(@{REVISION_PATTERN})?$')",
+    "not a hub model; allowed: hf://org/name@revision",
+)
+_RULES |= {path: [_HUB_ADDRESS] for path in (("model",), *((g, "*", "adapter") for g in ("specialists", "baselines")))}
 
 
 def resource_definition() -> Schema:
@@ -187,7 +196,7 @@ class _Converter:
             out |= {"minItems": node["minItems"]} if "minItems" in node else {}
             out |= {"maxItems": 16} if path[-1:] == ("volumes",) else {}
         elif kind == "string":
-            out |= {k: node[k] for k in ("minLength", "pattern", "enum") if k in node}
+            out |= {k: node[k] for k in ("minLength", "maxLength", "pattern", "enum") if k in node}
             out |= {"maxLength": LONGEST} if path[-1:] in (("mount",), ("claim",)) else {}
             out |= {"enum": [node["const"]]} if "const" in node else {}
             if path[-1:] == ("preset",):

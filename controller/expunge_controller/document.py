@@ -262,6 +262,8 @@ def _words(item: Any, model: type[BaseModel] | None) -> str:
     if kind == "string_pattern_mismatch":
         if "Ki|Mi" in str(context.get("pattern")):
             return f"found {_found(found)}; allowed: a quantity as 512Mi or 16Gi"
+        if r"\x00" in str(context.get("pattern")):
+            return f"found {_found(found)}; allowed: an address without control characters"
         return f"found {_found(found)}; allowed: small letters, digits and dashes, a letter or digit at both ends"
     message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", str(item["msg"]))
     message = message.replace("Input should be", "allowed:")

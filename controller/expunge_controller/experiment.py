@@ -39,7 +39,7 @@ API_VERSION = "expunge.dev/v1alpha1"
 RESERVED = ("base", "merged")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?$")]
-Address = Annotated[str, StringConstraints(min_length=1)]
+Address = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class Rest(Model):

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from expunge_jobs.artifact import read_manifest
+from expunge_jobs.hub import public_hub
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
 from expunge_controller.conditions import FINAL, Phase, summary
@@ -260,7 +261,7 @@ class Operator:
         # A generation at work goes on as it began, though a newer operator would plan it otherwise by now.
         known = str(found["status"].get("digest", "")) if same else ""
         recalled = recall(store, loaded, known, namespace) if known else None
-        resolved = recalled or resolve(loaded, stage=True, namespace=namespace, report=True)
+        resolved = recalled or resolve(loaded, stage=True, namespace=namespace, report=True, hub=public_hub())
         if recalled is None:
             write_record(store, resolved)
         if known and recalled is None:

@@ -16,6 +16,7 @@ from typing import Any
 from expunge_jobs import data as rows
 from expunge_jobs import inputs
 from expunge_jobs.errors import BadTask
+from expunge_jobs.hub import Hub, own_hub
 from expunge_jobs.store import NotFound, Store
 from expunge_jobs.task import EvaluateTask, Input, TaskData, canonical
 
@@ -36,13 +37,19 @@ class Resolved:
     namespace: str = "local"
 
 
-def resolve(loaded: Loaded, stage: bool = False, namespace: str = "local", report: bool = False) -> Resolved:
-    """Pin and check every input, and plan; ``stage`` as in ``make_plan``, ``report``: with a step that gathers the results.
+def resolve(
+    loaded: Loaded, stage: bool = False, namespace: str = "local", report: bool = False, hub: Hub | None = None
+) -> Resolved:
+    """Pin and check every input, and plan.
+
+    ``stage`` is as in ``make_plan``; ``report`` adds a step that gathers the results. ``hub`` answers what a model's name
+    stands for; the default is this user's, with token and cache.
 
     Raises:
         ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
+        Unavailable: a store or hub did not answer.
     """
-    resolver = _Resolver(loaded.document)
+    resolver = _Resolver(loaded.document, hub or own_hub())
     for trial in loaded.trials:
         asked = inputs_of(trial.spec)
         for path, uri in asked.files.items():
@@ -112,8 +119,8 @@ def folder(resolved: Resolved) -> str:
 
 
 class _Resolver:
-    def __init__(self, document: Document) -> None:
-        self.document = document
+    def __init__(self, document: Document, hub: Hub) -> None:
+        self.document, self.hub = document, hub
         self.pins: dict[str, str] = {}
         self.notices: list[str] = []
         self.problems: list[str] = []
@@ -137,7 +144,7 @@ class _Resolver:
         self._asked.add(uri)
         try:
             if inputs.scheme(uri) == "hf":
-                self.pins[uri] = f"commit:{inputs.hub_commit(uri)}"
+                self.pins[uri] = f"commit:{self.hub.commit(uri)}"
             elif inputs.scheme(uri) == "s3":
                 self.pins[uri] = inputs.stored_digest(uri)
             else:

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from expunge_jobs import builtin
+from expunge_jobs import builtin, hub
 from expunge_jobs.cache import through_cache
-from expunge_jobs.errors import BadTask, StepError, nearest
+from expunge_jobs.errors import BadTask, nearest
 from expunge_jobs.store import AWAY, NotFound, Store, sha256_of
 from expunge_jobs.task import Input
 
@@ -180,9 +180,6 @@ def check_folder(folder: Path) -> None:
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
-_HUB_PATTERNS = [f"*{suffix}" for suffix in _MODEL_FILES]
-_HUB_IGNORED = ["*/*", "consolidated*"]
-"""Folders beside the model, and the same weights once more in their makers' own form."""
 
 
 def local_folder(ref: Input, scratch: Path, cache: Path | None = None) -> Path:
@@ -193,8 +190,7 @@ def local_folder(ref: Input, scratch: Path, cache: Path | None = None) -> Path:
         BadTask: it is not what was pinned, or the hub does not have it.
     """
     if scheme(ref.uri) == "hf":
-        name, commit = hub_name(ref.uri)[0], ref.digest.removeprefix("commit:")
-        return hub_snapshot(name, commit)
+        return hub.snapshot(hub.parse_address(ref.uri)[0], hub.commit_of(ref.digest), _MODEL_FILES)
     folder = Path(ref.uri.removeprefix("file://"))
     if scheme(ref.uri) == "s3":
         digest = ref.digest.removeprefix("sha256:")
@@ -220,65 +216,3 @@ def _fetch(uri: str, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda path: store.get_file(path, into / Path(path).name), [e.path for e in store.list(name)]))
-
-
-def hub_name(uri: str) -> tuple[str, str]:
-    """``hf://org/name@revision`` -> (``org/name``, revision); without one, ``main``.
-
-    Raises:
-        BadTask: not of that form.
-    """
-    name, _, revision = uri.removeprefix("hf://").partition("@")
-    if len(name.split("/")) != 2 or not all(name.split("/")):
-        raise BadTask(f"{uri}: not a hub model; allowed: hf://org/name@revision")
-    return name, revision or "main"
-
-
-def hub_commit(uri: str) -> str:
-    """The commit that a hub model's revision names now: the hub's answer, or without a network its cache's.
-
-    Raises:
-        BadTask: neither knows it.
-    """
-    from huggingface_hub import HfApi, constants
-
-    name, revision = hub_name(uri)
-    if len(revision) == 40 and all(c in "0123456789abcdef" for c in revision):
-        return revision
-    try:
-        commit = HfApi().model_info(name, revision=revision, timeout=20).sha
-        if commit:
-            return commit
-    except Exception as error:  # whatever the hub's client and the HTTP client below it raise
-        reason = _first_line(error)
-    else:
-        reason = "the hub gave no commit"
-    cached = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", revision)
-    if cached.is_file():
-        return cached.read_text().strip()
-    raise BadTask(f"{uri}: neither the hub nor its cache here knows this model and revision ({reason})")
-
-
-def hub_snapshot(name: str, commit: str) -> Path:
-    """The local folder of a hub model at a commit, downloaded unless it is in the cache; safetensors only.
-
-    Raises:
-        BadTask: the hub does not have it, or not for this token.
-        StepError: the hub could not be asked; that may pass.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(name, revision=commit, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_IGNORED)
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise BadTask(f"hf://{name}@{commit}: the hub does not have it, or not for this HF_TOKEN") from None
-    except Exception as error:  # whatever the hub's client and the HTTP client below it raise
-        raise StepError(f"hf://{name}@{commit}: cannot be had: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

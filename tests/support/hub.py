@@ -1,4 +1,4 @@
-"""A model hub of one's own: what huggingface_hub asks of a server to pin and download a model, for whoever has the token."""
+"""A model hub of one's own: what is asked of it to pin and download a model."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_of_the_tests"
 
 
 class Hub:
-    """``folder`` as ``hf://<name>`` at one commit. ``asked``: the files that were downloaded, in order."""
+    """``folder`` as ``hf://<name>`` at one commit: for everybody, or (``private``) for those who have the token."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, private: bool = True, host: str = "127.0.0.1") -> None:
+        self.name, self.folder, self.private = name, folder, private
         self.asked: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        """The files that were downloaded, in order."""
+        self.tokens: list[str | None] = []
+        """The header Authorization of every request."""
+        self.away: int | None = None
+        """A status that answers every request."""
+        self._server = ThreadingHTTPServer((host, 0), _handler(self))
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{host}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -37,9 +43,15 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self._answer(body=True)
 
         def _answer(self, body: bool) -> None:
-            path = self.path.partition("?")[0]
+            path = urlsplit(self.path).path  # by a proxy the whole address is asked for
             file = hub.folder / path.rsplit("/", 1)[-1]
-            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            token = self.headers.get("Authorization")
+            hub.tokens.append(token)
+            if hub.away:
+                self._send(
+                    hub.away, b"<html>later</html>", {"Location": f"{hub.url.replace('127.0.0.1', 'localhost')}/x"}
+                )
+            elif hub.private and token != f"Bearer {TOKEN}":
                 self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
             elif path.startswith(f"/api/models/{hub.name}/revision/"):
                 names = [{"rfilename": f.name} for f in sorted(hub.folder.iterdir())]

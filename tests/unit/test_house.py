@@ -13,7 +13,7 @@ LEVELS = [
     "document", "experiment", "plan", "manifests", "resolve", "state", "kubeapi", "kubeconfig", "executors", "runner", "cli",
 ]  # fmt: skip
 FROM_JOBS = {
-    "artifact", "data", "errors", "inputs", "metrics", "plugins", "results", "statistics", "store", "task", "warm", "",
+    "artifact", "data", "errors", "hub", "inputs", "proxies", "metrics", "plugins", "results", "statistics", "store", "task", "warm", "",
 }  # fmt: skip
 """Modules of the jobs package that load without torch; ``warm`` is only named, for the fork server to load."""
 
