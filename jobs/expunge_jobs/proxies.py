@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import ipaddress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -41,10 +42,10 @@ def connections(url: str, proxy: str | None = None, **options: Any) -> PoolManag
     if "://" not in proxy:
         proxy = f"http://{proxy}"
     if proxy.startswith("socks"):
-        try:
-            from urllib3.contrib.socks import SOCKSProxyManager
-        except ImportError:
-            raise BadTask(f"the proxy {_shown(proxy)}: SOCKS needs the package PySocks") from None
+        if importlib.util.find_spec("socks") is None:
+            raise BadTask(f"the proxy {_shown(proxy)}: SOCKS needs the package PySocks")
+        from urllib3.contrib.socks import SOCKSProxyManager
+
         return SOCKSProxyManager(proxy, **options)
     if not proxy.startswith(("http://", "https://")):
         raise BadTask(f"the proxy {_shown(proxy)}: allowed: http://, https://, socks5://, socks5h://")
