@@ -35,11 +35,13 @@ def scheme(uri: str) -> str:
     return found
 
 
-def read(uri: str, patient: bool = False) -> bytes:
-    """The bytes of a data file. ``patient``: wait for a server that is away.
+def read(uri: str, patient: bool = False, largest: int | None = None) -> bytes:
+    """Return the bytes of a data file. ``patient``: wait for a server that is away. ``largest``: bytes of an object in a
+    bucket that are read at most.
 
     Raises:
         BadTask: missing, a folder, not readable, or a scheme that holds no data files.
+        TooLarge: an object of more than ``largest`` bytes.
         StoreError: a server that refuses, or does not answer.
     """
     kind = scheme(uri)
@@ -48,7 +50,7 @@ def read(uri: str, patient: bool = False) -> bytes:
     if kind == "hf":
         raise BadTask(f"{uri}: data files are read from file://, s3:// or builtin://; hf:// is for models")
     if kind == "s3":
-        store, name = _apart(uri, patient)
+        store, name = _apart(uri, patient, largest)
         try:
             return _whole(uri, store.get(name)[0])
         except NotFound:
@@ -71,7 +73,7 @@ def _whole(name: str, content: bytes) -> bytes:
     return content
 
 
-def _apart(uri: str, patient: bool) -> tuple[Store, str]:
+def _apart(uri: str, patient: bool, largest: int | None = None) -> tuple[Store, str]:
     """The store of the folder that an ``s3://`` input lies in, and the input's name there."""
     from dataclasses import replace
 
@@ -81,7 +83,7 @@ def _apart(uri: str, patient: bool) -> tuple[Store, str]:
     parent, _, name = address.prefix.rpartition("/")
     if not name:
         raise BadTask(f"{uri}: names no object; allowed: s3://bucket/path?option=value")
-    return S3Store(str(replace(address, prefix=parent)), patient, AWAY if patient else 0.0), name
+    return S3Store(str(replace(address, prefix=parent)), patient, AWAY if patient else 0.0, largest), name
 
 
 def stored_digest(uri: str) -> str:

@@ -29,15 +29,17 @@ def proxy_for(url: str) -> str | None:
 
 
 def connections(url: str, proxy: str | None = None, **options: Any) -> PoolManager:
-    """Return a pool of connections to the server of ``url``. ``proxy`` wins over the environment's; ``options`` are urllib3's.
+    """Return a pool of connections to the server of ``url``. ``proxy`` wins over the environment's, and an empty one is none;
+    ``options`` are urllib3's.
 
     Raises:
         BadTask: a proxy of a kind that is not spoken here.
     """
     import urllib3
 
-    proxy = proxy or proxy_for(url)
     if proxy is None:
+        proxy = proxy_for(url)
+    if not proxy:
         return urllib3.PoolManager(**options)
     if "://" not in proxy:
         proxy = f"http://{proxy}"

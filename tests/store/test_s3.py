@@ -23,7 +23,7 @@ from expunge_jobs.store import Conflict, Store, StoreError, Unavailable, check_c
 from expunge_jobs.store.s3 import S3Store, parse_address
 from expunge_jobs.task import ArtifactRef
 from faults import Answer, FaultProxy, Request, Serve, answer, corrupt, cut, lose, silent, slow, truncate
-from s3server import BUCKET, S3Server
+from s3server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from samples import task
 
 MIB = 1 << 20
@@ -56,6 +56,9 @@ def test_an_address_comes_back_as_it_was() -> None:
         "s3://bucket/a/b",
         "s3://bucket/a?endpoint_url=http%3A%2F%2F127.0.0.1%3A9000&region=eu-west-1&addressing=path&checksums=when_required",
         "s3://bucket/a?ca_bundle=%2Fetc%2Fca.pem&sse_kms_key_id=arn%3Aaws%3Akms%3Akey",
+        "s3://My_Bucket.Old/a",
+        "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/mine/a/b",
+        "s3://arn:aws:s3:us-east-1:123456789012:accesspoint:mine",
     ):
         assert str(parse_address(uri)) == open_store(uri).uri == uri
     store = open_store("s3://bucket/a/?endpoint_url=http://127.0.0.1:9000")
@@ -67,7 +70,10 @@ def test_an_address_comes_back_as_it_was() -> None:
     ("uri", "words"),
     [
         ("s3://", "'' is no bucket's name"),
-        ("s3://Bucket/a", "'Bucket' is no bucket's name"),
+        ("s3://tenant:bucket/a", "'tenant:bucket' is no bucket's name"),
+        ("s3://a b/a", "'a b' is no bucket's name"),
+        ("s3://../a", "'..' is no bucket's name"),
+        ("s3://" + "a" * 256, "is no bucket's name"),
         ("s3://bucket/a/../b", "no path in a store"),
         ("s3://bucket?regoin=x", "unknown option 'regoin'.*did you mean 'region'"),
         ("s3://bucket?region=", "region is ''"),
@@ -313,10 +319,83 @@ def test_a_server_that_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_refuses_checksums(behind: Store, proxy: FaultProxy) -> None:
+def test_a_server_that_refuses_checksums(sums: Store, proxy: FaultProxy) -> None:
     proxy.inject(answer(400, "InvalidRequest", "unknown checksum algorithm"), put)
     with pytest.raises(StoreError, match="checksums=when_required may help"):
+        sums.put("a", b"")
+
+
+def test_a_bucket_that_demands_checksums(behind: Store, proxy: FaultProxy, sums: Store) -> None:
+    said = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters"
+    proxy.inject(answer(400, "InvalidRequest", said), put)
+    with pytest.raises(StoreError, match="checksums=when_supported may help"):
         behind.put("a", b"")
+    proxy.inject(answer(403, "SignatureDoesNotMatch", "no match"), put)
+    with pytest.raises(StoreError, match="secret key is wrong, or .* try checksums=when_required"):
+        sums.put("a", b"")
+
+
+CONFIG = """\
+[default]
+services = mine
+[services mine]
+s3 =
+  endpoint_url = {url}
+"""
+
+
+def test_the_endpoint_is_the_one_that_the_sdk_has(
+    server: S3Server, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(CONFIG.format(url=server.url))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    store = S3Store(f"s3://{prefix}")
+    assert store.checksums == "when_required"
+    store.put("a", b"1")
+    assert store.get("a")[0] == b"1"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    assert S3Store(f"s3://{prefix}").checksums == "when_supported", "the SDK goes to AWS"
+
+
+def test_a_server_in_a_network_of_no_proxy_is_asked_directly(
+    server: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with pytest.raises(Unavailable):
+        S3Store(f"s3://{prefix}?endpoint_url={server.url}", patient=False).put("a", b"")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
+    S3Store(f"s3://{prefix}?endpoint_url={server.url}", patient=False).put("a", b"")
+
+
+def test_credentials_that_were_renewed_are_found(
+    server: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    file = tmp_path / "credentials"
+    text = "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    file.write_text(text.format(ACCESS_KEY, "of yesterday"))
+    store = open_store(f"s3://{prefix}?endpoint_url={server.url}")
+    with pytest.raises(StoreError, match="secret key is wrong"):
+        store.put("a", b"")
+    file.write_text(text.format(ACCESS_KEY, SECRET_KEY))
+    store.put("a", b"")
+
+
+def test_a_login_that_has_expired_is_waited_for(behind: Store, proxy: FaultProxy) -> None:
+    proxy.inject(answer(400, "ExpiredToken", "The provided token has expired."), put)
+    with pytest.raises(Unavailable, match="credentials have expired; log in again"):
+        behind.put("a", b"")
+    patient = open_store(behind.uri, away=30)
+    proxy.inject(answer(400, "ExpiredToken", "The provided token has expired."), put)
+    patient.put("a", b"")
+
+
+def test_a_policy_by_prefix_allows_the_check(behind: Store, proxy: FaultProxy, prefix: str) -> None:
+    behind.check()
+    assert f"prefix={prefix.partition('/')[2]}%2F" in proxy.seen[-1].path
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from expunge_jobs.store import Conflict, NotFound, Store, StoreError, check_conditional_writes
+from expunge_jobs.store import Conflict, NotFound, Store, StoreError, TooLarge, check_conditional_writes, open_store
 
 WRONG_PATHS = ["", "/", "/a", "a/", "a//b", "..", "../a", "a/..", "a/../b", "a/../../b", ".", "a/./b"]
 
@@ -196,3 +196,13 @@ def test_a_local_path_holds_the_object(store: Store) -> None:
     store.put("a/b", b"x")
     place = store.local_path("a/b")
     assert place is None or place.read_bytes() == b"x"
+
+
+def test_what_is_read_whole_may_have_a_bound(store: Store, tmp_path: Path) -> None:
+    store.put("a/b", bytes(1001))
+    assert store.get("a/b")[0] == bytes(1001)
+    bounded = open_store(store.uri, largest=1000)
+    with pytest.raises(TooLarge, match="a/b has 1,001 bytes; at most 1,000 are read here"):
+        bounded.get("a/b")
+    bounded.put("a/b", bytes(1000))
+    assert bounded.get("a/b")[0] == bytes(1000)

@@ -4,6 +4,7 @@ StepError
 └── StoreError            the store cannot be used now: not writable, full, not reachable
     ├── NotFound          nothing is there under this path
     ├── Conflict          a conditional write met something else there
+    ├── TooLarge          more than this reader takes whole
     └── Unavailable       no answer, or too busy, for longer than a call is tried again: a later one may go through
 """
 
@@ -30,8 +31,12 @@ class Conflict(StoreError):
     """A conditional write met something else there."""
 
 
+class TooLarge(StoreError):
+    """An object, or a folder's list, is larger than this reader takes whole."""
+
+
 class Unavailable(StoreError):
-    """The store gives no answer just now; the same call may go through later."""
+    """A store, or another server, gives no answer just now; the same call may go through later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,11 @@ class Store(Protocol):
     """What ``open_store`` takes."""
     name: str
     """The same as people read it: a prefix of every object's address, without options."""
+    largest: int | None
+    """Bytes of an object that ``get`` reads; None: whatever there is. A process that serves many has a bound."""
 
     def get(self, path: str) -> tuple[bytes, str]:
-        """The object and its version (an opaque tag for ``if_match``). Raises NotFound."""
+        """The object and its version (an opaque tag for ``if_match``). Raises NotFound, TooLarge."""
         ...
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
@@ -129,9 +136,14 @@ AWAY = 60.0
 """Seconds after the SDK's last try, for which a step goes on asking a server that is away. A controller waits by itself."""
 
 
-def open_store(uri: str, away: float = 0.0) -> Store:
+def too_large(path: str, size: int, largest: int) -> TooLarge:
+    """Return the error for an object of so many bytes where ``largest`` are read."""
+    return TooLarge(f"{path} has {size:,} bytes; at most {largest:,} are read here")
+
+
+def open_store(uri: str, away: float = 0.0, largest: int | None = None) -> Store:
     """The store at ``s3://bucket/prefix?option=value``, ``file:///path`` or a plain path. Looks at nothing yet.
-    ``away``: so many seconds more a server that gives no answer is asked again.
+    ``away``: so many seconds more a server that gives no answer is asked again. ``largest``: bytes that ``get`` reads.
 
     Raises:
         BadTask: an address that no store here understands.
@@ -142,11 +154,11 @@ def open_store(uri: str, away: float = 0.0) -> Store:
     if scheme == "file" and rest:
         from expunge_jobs.store.file import FileStore
 
-        return FileStore(Path(rest))
+        return FileStore(Path(rest), largest)
     if scheme == "s3":
         from expunge_jobs.store.s3 import S3Store
 
-        return S3Store(uri, away=away)
+        return S3Store(uri, away=away, largest=largest)
     known = [f"{s}://" for s in SCHEMES]
     raise BadTask(
         f"store '{uri}': unknown scheme '{scheme}://'; allowed: {', '.join(known)} or a path{nearest(scheme, list(SCHEMES))}"

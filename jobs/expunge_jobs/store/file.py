@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, checked_path
+from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, checked_path, too_large
 
 _TEMPORARY = ".tmp-"
 
@@ -20,12 +20,16 @@ _TEMPORARY = ".tmp-"
 class FileStore:
     """Objects are files below ``root``; each is written beside its place, synced, and then renamed or linked."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, largest: int | None = None) -> None:
+        self.largest = largest
         self.root = Path(os.path.abspath(root.expanduser()))
         self.uri = self.name = f"file://{self.root}"
 
     def get(self, path: str) -> tuple[bytes, str]:
         with self._named(path):
+            size = self._place(path).stat().st_size
+            if self.largest is not None and size > self.largest:
+                raise too_large(path, size, self.largest)
             data = self._place(path).read_bytes()
         return data, hashlib.sha256(data).hexdigest()
 

@@ -2,15 +2,16 @@
 
     s3://BUCKET/PREFIX?OPTION=VALUE&...
 
-    endpoint_url      the server, where it is not AWS (default: the SDK's own, AWS_ENDPOINT_URL among them)
+    endpoint_url      the server, where it is not AWS (default: the SDK's own: AWS_ENDPOINT_URL_S3, ~/.aws/config, ...)
     region            the bucket's region (default: the SDK's own)
-    addressing        path, virtual or auto (default: path with an endpoint_url, else auto)
-    checksums         when_supported or when_required (default: when_required with an endpoint_url, since some servers
-                      refuse the SDK's own checksums, else when_supported); SHA-256 stands in our manifests either way
+    addressing        path, virtual or auto (default: auto on AWS, else path)
+    checksums         when_supported or when_required (default: when_supported on AWS, else when_required, since some
+                      servers refuse the SDK's own checksums); SHA-256 stands in our manifests either way
     ca_bundle         a file of certificates to trust (default: the SDK's own, AWS_CA_BUNDLE)
     sse_kms_key_id    encrypt what is written with this KMS key
 
-Credentials come by the SDK's own chain, never by the address.
+Credentials come by the SDK's own chain, never by the address. Where a server refuses them they are looked for once more:
+files and environments change while a run lasts for hours.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import math
-import os
 import random
 import re
 import threading
@@ -29,11 +29,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from expunge_jobs import stop
 from expunge_jobs.errors import BadTask, nearest
-from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, Unavailable, checked_path
+from expunge_jobs.proxies import proxy_for
+from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, TooLarge, Unavailable, checked_path, too_large
 
 T = TypeVar("T")
 THREADS = 8
@@ -43,6 +44,15 @@ SOON = 0.1
 _MIB = 1 << 20
 _PATIENT, _BRIEF = 10, 2
 """Tries of the SDK, which last 13 s in the mean; fewer where several requests fail at once and share its retry quota."""
+_BUCKET = re.compile(
+    r"(arn:aws[^/]*:(?:s3|s3-object-lambda):[a-z0-9-]*:[0-9]{12}:accesspoint[/:][A-Za-z0-9.-]{1,63}|[A-Za-z0-9._-]{1,255})"
+    r"(?:/|$)"
+)
+"""The SDK's own rule (botocore.handlers.VALID_BUCKET): older and other servers have names that AWS gives to nobody today."""
+_LIST = 100_000
+"""Objects of a folder's list where there is a bound on what is read whole; each takes some 300 bytes."""
+_AWS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".c2s.ic.gov", ".sc2s.sgov.gov", ".api.aws")
+"""Ends of AWS's host names, by partition."""
 _ALLOWED = {"addressing": ("path", "virtual", "auto"), "checksums": ("when_supported", "when_required")}
 
 
@@ -79,11 +89,14 @@ def parse_address(uri: str) -> Address:
         BadTask: no bucket, an impossible one, or an option that is unknown, empty or has another value than is allowed.
     """
     place, _, query = uri.removeprefix("s3://").partition("?")
-    bucket, _, prefix = place.partition("/")
+    found = _BUCKET.match(place)
+    bucket = found[1] if found else place.partition("/")[0]
     if "@" in bucket:
         raise BadTask("store s3://...: credentials do not belong in an address; the SDK's own chain finds them")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-        raise BadTask(f"store '{uri}': '{bucket}' is no bucket's name; allowed: s3://bucket/prefix?option=value")
+    if not found or bucket in (".", ".."):
+        said = "allowed: s3://bucket/prefix?option=value, the bucket's name of letters, digits and ._-, or an access point's ARN"
+        raise BadTask(f"store '{uri}': '{bucket}' is no bucket's name; {said}")
+    prefix = place[len(bucket) :]
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
@@ -108,8 +121,8 @@ class S3Store:
     """Objects below a bucket's prefix. Safe to use from several threads. ``patient``: try more than twice. ``away``: so many
     seconds after the last of these tries a server that gives no answer is asked again, before that is said."""
 
-    def __init__(self, uri: str, patient: bool = True, away: float = 0.0) -> None:
-        self.address, self.patient, self.away = parse_address(uri), patient, away
+    def __init__(self, uri: str, patient: bool = True, away: float = 0.0, largest: int | None = None) -> None:
+        self.address, self.patient, self.away, self.largest = parse_address(uri), patient, away, largest
         self.uri, self.name = str(self.address), self.address.name
         self._made: dict[int, Any] = {}
         self._session: Any = None
@@ -118,7 +131,8 @@ class S3Store:
     @property
     def checksums(self) -> str:
         """When requests carry the SDK's own checksums."""
-        return self.address.checksums or ("when_required" if self._is_elsewhere() else "when_supported")
+        client = next(iter(self._made.values()), None) or self._client()
+        return str(client.meta.config.request_checksum_calculation)
 
     def get(self, path: str) -> tuple[bytes, str]:
         key = self._key(path)
@@ -187,10 +201,13 @@ class S3Store:
 
         def read() -> builtins.list[Entry]:
             pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self.address.bucket, Prefix=top)
-            return [
-                Entry(entry["Key"][cut:], entry["Size"], entry["LastModified"].timestamp())
-                for page in pages for entry in page.get("Contents", ())
-            ]  # fmt: skip
+            found: builtins.list[Entry] = []
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    found.append(Entry(entry["Key"][cut:], entry["Size"], entry["LastModified"].timestamp()))
+                if self.largest is not None and len(found) > _LIST:
+                    raise TooLarge(f"{prefix} holds more than {_LIST:,} objects, which are not read here")
+            return found
 
         yield from self._ask(prefix, read)
 
@@ -206,10 +223,15 @@ class S3Store:
 
     def check(self) -> None:
         with self._named(""):
-            self._client(_BRIEF).list_objects_v2(Bucket=self.address.bucket, Prefix=self.address.prefix, MaxKeys=1)
+            top = f"{self.address.prefix}/" if self.address.prefix else ""  # a policy by prefix allows no more
+            self._client(_BRIEF).list_objects_v2(Bucket=self.address.bucket, Prefix=top, MaxKeys=1)
 
     def _read(self, key: str) -> tuple[bytes, str]:
         answer = self._client().get_object(Bucket=self.address.bucket, Key=key)
+        size = int(answer["ContentLength"])
+        if self.largest is not None and size > self.largest:
+            answer["Body"].close()
+            raise too_large(key, size, self.largest)
         return answer["Body"].read(), answer["ETag"]
 
     def _is_there(self, path: str) -> bool:
@@ -226,17 +248,22 @@ class S3Store:
 
     def _ask(self, path: str, call: Callable[[], T], conditional: bool = False) -> T:
         """What it gives, or an error in words. Every call here may be made again."""
-        until = math.inf
+        until, renewed = math.inf, False
         while True:
             try:
                 with self._named(path, conditional):
                     return call()
-            except Unavailable:
+            except (Denied, Unavailable) as error:
+                if isinstance(error, Denied) and not renewed and self._renew():
+                    renewed = True
+                    continue
                 now = time.monotonic()
                 until = min(until, now + self.away)
-                if now >= until or stop.came():  # whoever must end has more to say, and little time
+                # At SIGTERM there is more to say, and little time.
+                if now >= until or stop.came() or not isinstance(error, Unavailable):
                     raise
                 time.sleep(random.uniform(0.5, 1.5))
+                renewed = False
 
     def _key(self, path: str) -> str:
         checked_path(path)
@@ -256,27 +283,62 @@ class S3Store:
     def _make_client(self, tries: int) -> Any:
         # Imported here: .3 s that a store in a directory does not need.
         from boto3.session import Session
-        from botocore.config import Config
 
         address = self.address
         if address.ca_bundle and not Path(address.ca_bundle).is_file():
             raise BadTask(f"the store {self.name}: ca_bundle {address.ca_bundle}: no such file")
-        config = Config(
-            s3={"addressing_style": address.addressing or ("path" if self._is_elsewhere() else "auto")},
-            retries={"mode": "standard", "total_max_attempts": tries},
-            connect_timeout=5, read_timeout=60 if tries == _PATIENT else 5, max_pool_connections=2 * THREADS,
-            request_checksum_calculation=self.checksums, response_checksum_validation=self.checksums,
-        )  # fmt: skip
         if self._session is None:
             self._session = Session()
+        endpoint = address.endpoint_url or f"https://s3{_AWS[0]}"
+        options = self._options(endpoint)
+        client = self._new_client(tries, options)
+        # The SDK has more ways to an endpoint than can be foretold. Only the client knows it.
+        if not address.endpoint_url and (real := self._options(client.meta.endpoint_url)) != options:
+            client = self._new_client(tries, real)
+        return client
+
+    def _options(self, endpoint: str) -> dict[str, Any]:
+        """Return what the client's configuration says of the server at this URL."""
+        address, parts = self.address, urlsplit(endpoint)
+        aws = not address.endpoint_url and (parts.hostname or "").endswith(_AWS)
+        sums = address.checksums or ("when_supported" if aws else "when_required")
+        proxy = proxy_for(endpoint)  # the SDK knows no networks in NO_PROXY
+        return {
+            "s3": {"addressing_style": address.addressing or ("auto" if aws else "path")},
+            "request_checksum_calculation": sums,
+            "response_checksum_validation": sums,
+            "proxies": {parts.scheme: proxy} if proxy else {},
+        }
+
+    def _new_client(self, tries: int, options: dict[str, Any]) -> Any:
+        from botocore.config import Config
+
+        address = self.address
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": tries},
+            connect_timeout=5,
+            read_timeout=60 if tries == _PATIENT else 5,
+            max_pool_connections=2 * THREADS,
+            **options,
+        )
         return self._session.client(
             "s3", endpoint_url=address.endpoint_url, region_name=address.region, verify=address.ca_bundle, config=config
         )
 
-    def _is_elsewhere(self) -> bool:
-        """Whether it is another server than AWS's."""
-        named = (os.environ.get(n) for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-        return bool(self.address.endpoint_url or any(named))
+    def _renew(self) -> bool:
+        """Look for credentials once more; return whether there are others now than those that were refused."""
+        from boto3.session import Session
+
+        def frozen(session: Any) -> Any:
+            found = session.get_credentials()
+            return found and found.get_frozen_credentials()
+
+        new = Session()
+        with self._making:
+            if self._session is not None and frozen(new) == frozen(self._session):
+                return False
+            self._session, self._made = new, {}
+        return True
 
     def _transfers(self) -> Any:
         from boto3.s3.transfer import TransferConfig, create_transfer_manager
@@ -310,8 +372,13 @@ class S3Store:
             return Conflict(f"{path} is there already, or has changed")
         if code == "SlowDown":
             return Unavailable(f"the store {self.name}: the server is too busy, after several tries{at}: {said}")
+        if code in _EXPIRED:
+            return Expired(f"the store {self.name}: the credentials have expired; log in again{at}: {said}")
         if code in _WORDS:
-            return StoreError(f"the store {self.name}: {_WORDS[code]}{at}: {said}")
+            hint = ""
+            if code == "SignatureDoesNotMatch" and self.checksums == "when_supported":
+                hint = "; some servers read no signature with checksums: try checksums=when_required"
+            return Denied(f"the store {self.name}: {_WORDS[code]}{hint}{at}: {said}")
         if code == "NoSuchBucket":
             return StoreError(f"the store {self.name}: there is no such bucket; create it, or correct --store")
         if code in ("NoSuchKey", "404"):  # without a body (HEAD) the SDK takes the status for the code
@@ -325,8 +392,11 @@ class S3Store:
         if status == 501 or code == "NotImplemented":
             what = "conditional writes, which keep two attempts apart" if conditional else f"this request{at}"
             return StoreError(f"the store {self.name}: the server does not know {what}: {said}")
-        if "checksum" in said.lower():
-            return StoreError(f"the store {self.name}: {said}{at}; checksums=when_required may help with this server")
+        if re.search(
+            "checksum|content-md5", said, re.IGNORECASE
+        ):  # with Object Lock a bucket demands what others refuse
+            other = next(v for v in _ALLOWED["checksums"] if v != self.checksums)
+            return StoreError(f"the store {self.name}: {said}{at}; checksums={other} may help with this server")
         kind = Unavailable if status >= 500 else StoreError
         return kind(f"the store {self.name} failed{at}: {said or status}")
 
@@ -341,6 +411,10 @@ class S3Store:
                 f"the store {self.name}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, "
                 "or whatever else the AWS SDK reads"
             )
+        if isinstance(
+            error, sdk.SSOError | sdk.TokenRetrievalError | sdk.CredentialRetrievalError | sdk.MetadataRetrievalError
+        ):
+            return Expired(f"the store {self.name}: the login gives no credentials: {error}")
         if isinstance(error, sdk.SSLError):
             return StoreError(
                 f"the store {self.name}: the server's certificate is not trusted; ?ca_bundle=FILE (or AWS_CA_BUNDLE) "
@@ -354,14 +428,22 @@ class S3Store:
         return StoreError(f"the store {self.name} failed{at}: {error}")
 
 
+class Denied(StoreError):
+    """The server refuses these credentials."""
+
+
+class Expired(Denied, Unavailable):
+    """The credentials have expired: once they are renewed the same call may go through."""
+
+
 _WORDS = {
     "InvalidAccessKeyId": "the server does not know this access key",
     "XAdminUserNotFound": "the server does not know this access key",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "ExpiredToken": "the credentials have expired",
+    "SignatureDoesNotMatch": "the secret key is wrong, or the request was changed on its way",
     "InvalidToken": "the session token is not valid",
     "RequestTimeTooSkewed": "this machine's clock differs too much from the server's",
 }
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 _REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 
 
