@@ -1,6 +1,7 @@
-"""The little of Kubernetes' API that the controller uses, as plain dictionaries over connections that somebody else has made
-(kubeconfig.py): the official client's models would cost ten times the parsing, and its way from a call to the wire costs a fifth
-of creating a Job and hides what went wrong with TLS.
+"""The little of Kubernetes' API that the controller uses, as plain dictionaries over the connections of a login (login.py).
+
+The official client's models would cost ten times the parsing, and its way from a call to the wire costs a fifth of creating a
+Job and hides what went wrong with TLS.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
 
 if TYPE_CHECKING:
@@ -45,17 +46,36 @@ class ApiError(Exception):
         return self.status in (0, 429) or self.status >= 500
 
 
+class Login(Protocol):
+    """As whom a cluster is asked (see login.py)."""
+
+    def connections(self) -> PoolManager:
+        """Return the connections for the next call."""
+        ...
+
+    def authorization(self) -> str:
+        """Return the header of that name, if any. Raises ApiError where there are no credentials just now."""
+        ...
+
+    @property
+    def extra(self) -> Iterable[tuple[str, str]]:
+        """Further headers of every call."""
+        ...
+
+    def renew(self, refused: str) -> bool:
+        """Return whether there are other credentials than the header that was refused."""
+        ...
+
+
 class Cluster:
     """One cluster, at the URL ``address`` of its API server, as one user; and the namespace that is meant where none is named.
 
-    ``authorization`` gives the header of that name for a call, or nothing; ``agent``: the program's name and version.
+    ``agent``: the program's name and version.
     """
 
-    def __init__(
-        self, address: str, connections: PoolManager, authorization: Callable[[], str], *, agent: str, namespace: str
-    ) -> None:
+    def __init__(self, address: str, login: Login, *, agent: str, namespace: str) -> None:
         self.address, self.namespace = address, namespace
-        self._connections, self._authorization, self._agent = connections, authorization, agent
+        self._login, self._authorization, self._agent = login, login.authorization, agent
         self.counted: Callable[[str, int], None] = lambda method, status: None
         """Told of every call's method, and of its HTTP status (0: no answer)."""
 
@@ -148,21 +168,29 @@ class Cluster:
     def _open(
         self, method: str, path: str, read: float, query: dict[str, Any], body: Object | None = None
     ) -> Iterator[Any]:
+        from urllib3 import HTTPHeaderDict
         from urllib3.exceptions import HTTPError
         from urllib3.util import Timeout
 
         content = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": self._agent}
+        own = {"Accept": "application/json", "Content-Type": content, "User-Agent": self._agent}
         given = urlencode([(k, v) for k, v in query.items() if v not in ("", None)])
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        response = None
+        response: Any = None
         try:
-            if authorization := self._authorization():
-                headers["Authorization"] = authorization
-            response = self._connections.request(
-                method, f"{self.address}{path}" + (f"?{given}" if given else ""), body=data, headers=headers,
-                preload_content=False, timeout=Timeout(connect=CONNECT, read=read),
-            )  # fmt: skip
+            for last in (False, True):
+                authorization = self._authorization()
+                headers = HTTPHeaderDict(own | ({"Authorization": authorization} if authorization else {}))
+                headers.extend(self._login.extra)
+                response = self._login.connections().request(
+                    method, f"{self.address}{path}" + (f"?{given}" if given else ""), body=data, headers=headers,
+                    preload_content=False, timeout=Timeout(connect=CONNECT, read=read),
+                )  # fmt: skip
+                # A token may have been replaced, or be at its end, since it was read.
+                if last or response.status != 401 or not self._login.renew(authorization):
+                    break
+                response.drain_conn()
+                response.release_conn()
             if not 200 <= response.status < 300:
                 raise _refused(response)
             yield response
@@ -193,7 +221,11 @@ def _refused(response: Any) -> ApiError:
 
 
 def _words(error: BaseException) -> str:
+    from urllib3.exceptions import ProxyError
+
     cause = getattr(error, "reason", None) or error
+    if isinstance(cause, ProxyError):
+        return f"its proxy: {_words(cause.original_error)}"
     text = str(cause).rpartition(": ")[2] if "Failed to establish" in str(cause) else str(cause)
     return text or type(error).__name__
 

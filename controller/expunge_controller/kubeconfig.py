@@ -1,114 +1,219 @@
-"""The cluster that kubectl would ask. Credentials, TLS and connections are the official client's: the only module that imports
-it, and no more of it than these. Its packages load 800 classes of models and calls that nothing here uses, two fifths of what
-the operator would take of memory, until its next generation loads them on demand (kubernetes-client/python, pull request 2631).
-"""
+"""The cluster that kubectl would ask, and as whom: a kubeconfig's context, or the cluster that this process runs in."""
 
 from __future__ import annotations
 
-import importlib.util
+import base64
+import binascii
 import os
-import sys
-from functools import cache
+import stat
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
-from expunge_jobs.errors import nearest
+from expunge_jobs.errors import BadTask, nearest
 
 from expunge_controller.document import ExperimentError
-from expunge_controller.kubeapi import Cluster
+from expunge_controller.kubeapi import ApiError, Cluster
+from expunge_controller.login import Files, Login, Oidc, Plugin, Server, Source
 
-CONNECTIONS = 32
-"""That are kept for the next call: the operator's workers and watches have one each."""
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds its service account."""
 
 
 def connect(context: str | None = None, namespace: str | None = None) -> Cluster:
-    """The cluster of ``context``, of $KUBECONFIG's or ~/.kube/config's current one, or the one that this process runs in. Asks
-    it nothing yet.
+    """Return the cluster of ``context``, of $KUBECONFIG's or ~/.kube/config's current one, or the one that this process runs in.
+    Logs in, and asks the cluster nothing yet.
 
     Raises:
-        ExperimentError: no such context, or nothing says where a cluster is.
+        ExperimentError: no such context, nothing says where a cluster is, or the login fails.
     """
-    configurations, connections, config = _official()
-    configuration = configurations()
-    inside = False
-    # Named here, since the client reads the variable once and for all when it is imported.
     files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    there = [f for f in files.split(os.pathsep) if f and Path(f).expanduser().exists()]
+    if there:
+        return _of_kubeconfig(files, context, namespace)
+    if context is not None:
+        raise ExperimentError([f"no kubeconfig, so no context '{context}' ({files}: no such file)"])
+    if not os.environ.get("KUBERNETES_SERVICE_HOST") or not (ACCOUNT / "token").is_file():
+        raise ExperimentError(
+            ["no cluster: neither $KUBECONFIG nor ~/.kube/config names one, and this is no pod of one"]
+        )
+    return _of_this_pod(namespace)
+
+
+def _cluster(login: Login, namespace: str) -> Cluster:
+    agent = f"expunge/{version('expunge')}"  # by which an audit log tells who asked
     try:
-        contexts, active = config.list_kube_config_contexts(files)
-    except (OSError, TypeError, yaml.YAMLError) as error:
-        raise ExperimentError([f"the kubeconfig {files} cannot be read: {' '.join(str(error).split())}"]) from None
-    except config.ConfigException as error:
-        there = any(Path(f).expanduser().exists() for f in files.split(os.pathsep) if f)
-        if context is not None and not there:
-            raise ExperimentError([f"no kubeconfig, so no context '{context}' ({error})"]) from None
-        if there:
-            raise ExperimentError([f"the kubeconfig {files} cannot be used: {error}"]) from None
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            raise ExperimentError(
-                ["no cluster: neither $KUBECONFIG nor ~/.kube/config names one, and this is no pod of one"]
-            ) from None
-        inside, contexts, active = True, [], {}
-    if not inside:
-        chosen = next((c for c in contexts if c["name"] == context), None) if context else active
-        if chosen is None:
-            names = [c["name"] for c in contexts]
-            raise ExperimentError(
-                [f"no context '{context}' in the kubeconfig; one of: {', '.join(names)}{nearest(str(context), names)}"]
-            )
-        try:
-            config.load_kube_config(files, context=chosen["name"], client_configuration=configuration)
-        except (config.ConfigException, OSError) as error:
-            raise ExperimentError([f"context '{chosen['name']}' of the kubeconfig cannot be used: {error}"]) from None
-        namespace = namespace or chosen["context"].get("namespace")
-    configuration.retries = False  # ours are enough
-    configuration.connection_pool_maxsize = CONNECTIONS
-    return Cluster(
-        str(configuration.host), connections(configuration).pool_manager, lambda: _authorization(configuration),
-        agent=f"expunge/{version('expunge')}",  # by which an audit log tells who asked
-        namespace=namespace or (_own_namespace() if inside else "default"),
-    )  # fmt: skip
+        login.authorization()
+        login.connections()
+    except (ApiError, BadTask) as error:
+        raise ExperimentError([str(error)]) from None
+    return Cluster(login.server.address, login, agent=agent, namespace=namespace)
 
 
-def _authorization(configuration: Any) -> str:
-    """The header's value as it is now (the client reads a token's file again before it expires); empty where a certificate says
-    who asks."""
-    return str(configuration.auth_settings().get("BearerToken", {}).get("value") or "")
+def _of_this_pod(namespace: str | None) -> Cluster:
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    address = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+    # No proxy: the address is the cluster's own, which no way out of the cluster leads to.
+    server = Server(address, (ACCOUNT / "ca.crt").read_text(), proxy="")
+    login = Login(server, Files(token=(ACCOUNT / "token").read_text))
+    return _cluster(login, namespace or (ACCOUNT / "namespace").read_text().strip())
 
 
-def _own_namespace() -> str:
-    return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
-
-
-@cache
-def _official() -> tuple[Any, Any, Any]:
-    """The client's Configuration, RESTClientObject and config, imported from packages that stand in for its own meanwhile."""
-    found = importlib.util.find_spec("kubernetes")
-    assert found is not None
-    assert found.submodule_search_locations
-    root = Path(found.submodule_search_locations[0])
-    others = _taken_out()  # somebody's in this process who uses all of it
+def _of_kubeconfig(files: str, context: str | None, namespace: str | None) -> Cluster:
     try:
-        for name, folder in (("kubernetes", root), ("kubernetes.client", root / "client")):
-            sys.modules[name] = package = ModuleType(name)
-            package.__path__ = [str(folder)]
-        from kubernetes.client.configuration import Configuration
-        from kubernetes.client.rest import RESTClientObject
-
-        # What config asks its package for; the second for calls that are not made here.
-        vars(package).update(Configuration=Configuration, ApiClient=None)
-        from kubernetes import config
-
-        return Configuration, RESTClientObject, config
-    finally:
-        _taken_out()
-        sys.modules.update(others)
+        config = _Kubeconfig(files)
+        chosen = config.context(context)
+        login = config.login(chosen)
+    except (OSError, TypeError, KeyError, AttributeError, ValueError, yaml.YAMLError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ExperimentError([f"the kubeconfig {files} cannot be used: {said}"]) from None
+    return _cluster(login, namespace or chosen.get("namespace") or "default")
 
 
-def _taken_out() -> dict[str, ModuleType]:
-    """The client's modules, which are imported no longer."""
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "kubernetes"}
+class _Kubeconfig:
+    """One or several files, merged as kubectl does: of two entries with a name, the first counts."""
+
+    def __init__(self, files: str) -> None:
+        from kubernetes.config import ConfigException
+        from kubernetes.config.kube_config import KubeConfigMerger
+
+        self.files = files
+        try:
+            merger = KubeConfigMerger(files)
+        except ConfigException as error:
+            raise ValueError(str(error)) from None
+        self.merged: dict[str, list[Any]] = merger.config.value
+        contents = merger.config_files.values()
+        self.current = next((c["current-context"] for c in contents if c.get("current-context")), None)
+
+    def context(self, name: str | None) -> dict[str, Any]:
+        """Return the context of this name, or the current one."""
+        names = [c["name"] for c in self.merged["contexts"]]
+        if name is None and not self.current:
+            raise ValueError(f"it has no current-context; --context takes one of: {', '.join(names) or 'none'}")
+        wanted = name or str(self.current)
+        if wanted not in names:
+            known = f"no context '{wanted}' in the kubeconfig; one of: {', '.join(names)}{nearest(wanted, names)}"
+            raise ExperimentError([known])
+        found, _ = self._entry("contexts", wanted, "context")
+        return found
+
+    def login(self, context: dict[str, Any]) -> Login:
+        """Return how to ask the context's cluster as its user."""
+        cluster, folder = self._entry("clusters", context["cluster"], "cluster")
+        address = str(cluster["server"]).rstrip("/")
+        server = Server(
+            address,
+            _pem(cluster, "certificate-authority", folder),
+            bool(cluster.get("insecure-skip-tls-verify")),
+            cluster.get("tls-server-name"),
+            cluster.get("proxy-url"),
+        )
+        name = context.get("user")
+        if not name:
+            return Login(server, Files())
+        user, folder = self._entry("users", name, "user")
+        return Login(server, self._source(name, user, folder, cluster), _impersonation(user))
+
+    def _entry(self, group: str, name: str, what: str) -> tuple[dict[str, Any], Path]:
+        """Return an entry, and the folder of its file, from which its relative paths count."""
+        entries = self.merged[group]
+        found = next((e for e in entries if e["name"] == name), None)
+        if found is None:
+            names = [e["name"] for e in entries]
+            raise ValueError(f"it has no {what} '{name}'; one of: {', '.join(names) or 'none'}{nearest(name, names)}")
+        entry = found.value.get(what) or {}
+        if not isinstance(entry, dict):
+            raise TypeError(f"the {what} '{name}' is no mapping")
+        return entry, Path(found.path).expanduser().absolute().parent
+
+    def _source(self, name: str, user: dict[str, Any], folder: Path, cluster: dict[str, Any]) -> Source:
+        certificate = _certificate(user, folder)
+        if file := user.get("tokenFile"):
+            return Files((folder / file).read_text, certificate)
+        if token := user.get("token"):
+            return Files(lambda: str(token), certificate)
+        if given := user.get("exec"):
+            return Plugin(
+                name, str(given["command"]), str(given["apiVersion"]), [str(a) for a in given.get("args") or ()],
+                {str(e["name"]): str(e["value"]) for e in given.get("env") or ()},
+                str(given.get("installHint") or ""), str(given.get("interactiveMode") or "IfAvailable"), folder,
+                _told(cluster, folder) if given.get("provideClusterInfo") else None,
+            )  # fmt: skip
+        if given := user.get("auth-provider"):
+            kind = given.get("name")
+            if kind != "oidc":
+                said = "kubectl has none of it since 1.26: use the provider's login plugin (users[].user.exec)"
+                raise ValueError(f"auth-provider {kind} of user '{name}' is not supported; {said}")
+            settings = {str(k): str(v) for k, v in (given.get("config") or {}).items()}
+            if file := settings.get("idp-certificate-authority"):
+                settings["idp-certificate-authority"] = str(folder / file)
+            return Oidc(name, settings, self._keeper(name))
+        if "username" in user:
+            return Files(basic=(str(user["username"]), str(user.get("password", ""))), certificate=certificate)
+        return Files(certificate=certificate)
+
+    def _keeper(self, name: str) -> Callable[[dict[str, str]], None]:
+        """Return what writes new tokens of a user into the file that has it, as kubectl does."""
+        file = next(Path(e.path).expanduser() for e in self.merged["users"] if e["name"] == name)
+
+        def keep(settings: dict[str, str]) -> None:
+            config = yaml.safe_load(file.read_text())
+            (user,) = [u["user"] for u in config["users"] if u["name"] == name]
+            known = user["auth-provider"]["config"]
+            known |= {k: settings[k] for k in ("id-token", "refresh-token") if k in settings}
+            new = file.with_name(f".{file.name}.{os.getpid()}")
+            new.touch(mode=stat.S_IMODE(file.stat().st_mode))
+            new.write_text(yaml.safe_dump(config, sort_keys=False))
+            new.replace(file)
+
+        return keep
+
+
+def _pem(entry: dict[str, Any], field: str, folder: Path) -> str | None:
+    """Return what ``<field>-data`` holds or the file of ``<field>`` says; None where the entry has neither."""
+    if data := entry.get(f"{field}-data"):
+        try:
+            return base64.b64decode(data).decode()
+        except (binascii.Error, ValueError):
+            raise ValueError(f"{field}-data is not Base64") from None
+    file = entry.get(field)
+    return (folder / file).read_text() if file else None
+
+
+def _certificate(user: dict[str, Any], folder: Path) -> Callable[[], tuple[str, str]] | None:
+    """Return what reads a user's certificate and key, as they are now."""
+    if not any(user.get(f"client-certificate{end}") for end in ("", "-data")):
+        return None
+
+    def read() -> tuple[str, str]:
+        chain, key = (_pem(user, f"client-{what}", folder) for what in ("certificate", "key"))
+        if not chain or not key:
+            raise ApiError(0, "the login: client-certificate has no client-key beside it")
+        return chain, key
+
+    return read
+
+
+def _told(cluster: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what a plugin is told of its cluster."""
+    told: dict[str, Any] = {
+        k: cluster[k] for k in ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url") if k in cluster
+    }
+    if ca := _pem(cluster, "certificate-authority", folder):
+        told["certificate-authority-data"] = base64.b64encode(ca.encode()).decode()
+    for extension in cluster.get("extensions") or ():
+        if extension.get("name") == "client.authentication.k8s.io/exec":
+            told["config"] = extension.get("extension")
+    return told
+
+
+def _impersonation(user: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the headers by which a user asks as another (``as``, ``as-uid``, ``as-groups``, ``as-user-extra``)."""
+    named = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
+    named += [("Impersonate-Group", group) for group in user.get("as-groups") or ()]
+    for key, values in (user.get("as-user-extra") or {}).items():
+        named += [(f"Impersonate-Extra-{key}", value) for value in values]
+    return [(name, str(value)) for name, value in named if value]

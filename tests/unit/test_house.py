@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "peft", "accelerate", "kubernetes", "boto3", "scipy"}
 LEVELS = [
-    "document", "experiment", "plan", "manifests", "resolve", "state", "kubeapi", "kubeconfig", "executors", "runner", "cli",
+    "document", "experiment", "plan", "manifests", "resolve", "state", "kubeapi", "login", "kubeconfig", "executors", "runner", "cli",
 ]  # fmt: skip
 FROM_JOBS = {
     "artifact", "data", "errors", "hub", "inputs", "proxies", "metrics", "plugins", "results", "statistics", "store", "task", "warm", "",
