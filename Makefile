@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NOT_RUN := $(VENV)/not-run
+SLIM := $(VENV)/slim
+TOOLS := $(SLIM)/test-tools
+UV = $(BIN)/uv pip install --quiet --constraint constraints.txt --python
 export UV_CACHE_DIR ?= $(HOME)/.cache/expunge/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test levels test-fast test-slow lint unit store cluster images node jobs cluster-up cluster-down cluster-demo crd coverage clean
+.PHONY: help venv slim demo test levels test-fast test-slow lint unit store cluster images node jobs cluster-up cluster-down cluster-demo crd coverage clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -16,7 +19,15 @@ venv: $(VENV)/.done ## make .venv with the expunge command
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[jobs,operator,dev]'
+	$(UV) $(BIN)/python --editable '.[jobs,operator]' --group dev
+	touch $@
+
+slim: $(SLIM)/.done ## make the environment of docker/controller.Dockerfile: no torch, nothing of the hub
+
+$(SLIM)/.done: $(VENV)/.done
+	$(PYTHON) -m venv $(SLIM)
+	$(UV) $(SLIM)/bin/python --editable '.[operator]' 'coverage>=7.10,<8'
+	$(UV) $(SLIM)/bin/python --target $(TOOLS) --group test # beside it, so that the operator cannot import them
 	touch $@
 
 demo: venv ## run examples/quickstart.yaml to its table of scores
@@ -42,13 +53,14 @@ lint: venv ## ruff, mypy and hadolint
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/*.Dockerfile
 
-unit: venv ## tests that load no torch
+unit: venv slim ## tests that load no torch; once more in the controller's own environment
 	$(BIN)/coverage run -m pytest tests/unit --at-least 672
+	PYTHONPATH=$(TOOLS) $(SLIM)/bin/python -m pytest tests/unit --at-least 672
 
 store: venv ## the same tests on a directory and on a real S3 server (built once, with Go)
 	$(BIN)/coverage run -m pytest tests/store --at-least 178
 
-cluster: venv ## tests on a real Kubernetes control plane and with helm (built once, with Go: 5 to 15 minutes), S3, a node of processes
+cluster: venv slim ## tests on a real Kubernetes control plane and with helm (built once, with Go: 5 to 15 minutes), S3, a node of processes
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 119
 
 images: venv ## build our container images and try them (Linux, root, apt; 5 to 10 minutes once)

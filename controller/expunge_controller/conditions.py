@@ -14,8 +14,8 @@ from expunge_controller.plan import Plan
 from expunge_controller.state import StepStatus
 
 Object = dict[str, Any]
-Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed", "Cancelled", "Invalid"]
-FINAL: tuple[Phase, ...] = ("Complete", "Failed", "Cancelled", "Invalid")
+Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed", "Cancelled", "Invalid", "Held"]
+FINAL: tuple[Phase, ...] = ("Complete", "Failed", "Cancelled", "Invalid", "Held")
 """Nothing is done for a generation that is in one of these."""
 MOST_REASONS = 10
 
@@ -53,7 +53,7 @@ def conditions(
     going = phase in ("Pending", "Running")
     wanted = [
         ("Complete", phase == "Complete"),
-        ("Failed", phase in ("Failed", "Invalid")),
+        ("Failed", phase in ("Failed", "Invalid", "Held")),
         ("Progressing", going and not reason),
     ]
     earlier = {c["type"]: c for c in before}

@@ -260,7 +260,7 @@ def _status_schema() -> Schema:
         "type": "object",
         "properties": {
             "observedGeneration": whole,
-            "phase": {**text, "description": "Pending, Running, Suspended, Complete, Failed, Cancelled or Invalid."},
+            "phase": {**text, "description": "Pending, Running, Suspended, Complete, Failed, Cancelled, Invalid or Held."},
             "trials": {**text, "description": "Whose every model is evaluated, of all."},
             "steps": {**text, "description": "Done, of all."},
             "best": {**text, "description": "The model of the highest task aggregate (of the merges, where there are any)."},

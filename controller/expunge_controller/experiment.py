@@ -9,6 +9,7 @@ spec: {model: ..., data: ..., specialists: ..., merge: ..., evaluate: ..., sweep
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,10 @@ from expunge_controller.presets import PRESETS
 
 API_VERSION = "expunge.dev/v1alpha1"
 RESERVED = ("base", "merged")
+MOST_TRIALS = 5000
+"""Trials of a sweep. Each takes some 40 KiB of whoever plans it; an installation may set another bound."""
+MODELS_A_TRIAL = 10
+"""So many times as many models may be judged, over all trials together: their number follows from specialists and controls."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?$")]
 Address = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -322,8 +327,8 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Loaded:
     return check_document(read_document(path, overrides or []))
 
 
-def load_resource(resource: dict[str, Any]) -> Loaded:
-    """The experiment of a custom resource, as the API server has it.
+def load_resource(resource: dict[str, Any], most_trials: int = MOST_TRIALS) -> Loaded:
+    """The experiment of a custom resource, as the API server has it, with a sweep of at most so many trials.
 
     Raises:
         ExperimentError: every problem, each with its path.
@@ -332,11 +337,11 @@ def load_resource(resource: dict[str, Any]) -> Loaded:
     raw = {k: resource.get(k) for k in ("apiVersion", "kind", "spec")} | {
         "metadata": {"name": meta["name"], "namespace": meta["namespace"]}
     }
-    return check_document(Document(f"experiment {meta['name']}", raw))
+    return check_document(Document(f"experiment {meta['name']}", raw), most_trials)
 
 
-def check_document(document: Document) -> Loaded:
-    """The experiment of a document.
+def check_document(document: Document, most_trials: int = MOST_TRIALS) -> Loaded:
+    """The experiment of a document, with a sweep of at most so many trials.
 
     Raises:
         ExperimentError: every problem, each with its path.
@@ -345,13 +350,28 @@ def check_document(document: Document) -> Loaded:
         experiment = Experiment.model_validate(document.raw)
     except ValidationError as error:
         raise ExperimentError(problems_of(error, document, Experiment)) from None
-    return Loaded(experiment, _trials(document, experiment), document)
+    trials = _trials(document, experiment, most_trials)
+    models, most = sum(_models(t.spec) for t in trials), MODELS_A_TRIAL * most_trials
+    if models > most:
+        said = f"{models:,} models to judge, over all trials; allowed: at most {most:,} (ten for each of limits.trials)"
+        raise ExperimentError([document.at(("spec",), said)])
+    return Loaded(experiment, trials, document)
 
 
-def _trials(document: Document, experiment: Experiment) -> list[Trial]:
+def _models(spec: Spec) -> int:
+    """Return how many models a trial judges: the base, specialists, baselines, the merge and its controls."""
+    controls = len(spec.specialists) * len(spec.evaluate.controls)
+    return 1 + len(spec.specialists) + len(spec.baselines) + (1 + controls if spec.merge else 0)
+
+
+def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial]:
     sweep = experiment.spec.sweep
     if not sweep:
         return [Trial("default", {}, experiment.spec)]
+    sizes = [len(values) for values in sweep.values()]
+    if math.prod(sizes) > most:  # counted before a single one is built
+        said = f"{math.prod(sizes):,} trials ({' x '.join(map(str, sizes))}); allowed: at most {most:,} (limits.trials)"
+        raise ExperimentError([document.at(("spec", "sweep"), said)])
     problems: list[str] = []
     for path, values in sweep.items():
         if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes", "suspend", "cancel"):

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from expunge_controller.document import ExperimentError
-from expunge_controller.experiment import Loaded
+from expunge_controller.experiment import MOST_TRIALS, Loaded
 from expunge_controller.manifests import Site
 from expunge_controller.plan import inputs_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one Experiment may ask of the process that serves all of them."""
+
+    trials: int = MOST_TRIALS
+    """Trials of a sweep."""
+    input_bytes: int = 64 * 2**20
+    """Bytes of an Experiment's data files, all together: their rows are checked here."""
+    object_bytes: int = 32 * 2**20
+    """Bytes of any other object that is read whole: records, manifests, failures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +34,11 @@ class Settings:
     site: Site
     inputs: tuple[str, ...] = ("{store}", "hf://")
     """Prefixes of what an experiment may read; ``{store}``: the namespace's own part of the store."""
+    limits: Limits = Limits()
     max_jobs: int = 5000
     workers: int = 8
+    state: Path | None = None
+    """A folder that outlives this program: it remembers which Experiments it was beginning."""
 
     def check_inputs(self, loaded: Loaded, namespace: str) -> None:
         """Whether an experiment of this namespace may read what it names.

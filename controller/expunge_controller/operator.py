@@ -7,6 +7,7 @@ Nothing is kept that a restart could lose: what is done is read from the store, 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ from expunge_jobs.artifact import read_manifest
 from expunge_jobs.hub import public_hub
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
+from expunge_controller.beginnings import DEATHS, Beginnings
 from expunge_controller.conditions import FINAL, Phase, summary
 from expunge_controller.document import ExperimentError
 from expunge_controller.executors import progress_words
@@ -93,6 +95,9 @@ class Operator:
             n: Mirror(cluster, resources_path(n), "", trim, lambda o: self.queue.add(_who(o)))
             for n in settings.namespaces
         }
+        self.beginnings = Beginnings(settings.state)
+        self._suspect = threading.Lock()
+        """Held by the one Experiment that is begun of those during whose beginning this program died."""
         self._stores: dict[str, Store] = {}
         self._opening = threading.Lock()
         self._active: dict[Who, _Active] = {}
@@ -135,6 +140,7 @@ class Operator:
         self._stop.set()
         for thread in self._threads:
             thread.join(5)
+        self.beginnings.close()
         for mirror in self.experiments.values():
             mirror.stop()
         for watch in self.watches.values():
@@ -219,11 +225,17 @@ class Operator:
             meta["retry"],
         ):
             self._forget(who, found)
+            mark = f"{meta['generation']} {meta['retry']}"
+            deaths = self.beginnings.deaths(meta["uid"], mark)
+            if deaths >= DEATHS:
+                self._hold(who, found, deaths)
+                return None
             try:
-                with self._turn_to_begin(who, found) as now:
+                with self._turn_to_begin(who, found, deaths > 0) as now:
                     if not now:
                         return STUCK
-                    active = self._begin(who, found, spec, same)
+                    with self.beginnings.underway(meta["uid"], mark):
+                        active = self._begin(who, found, spec, same)
             except ExperimentError as error:
                 self._failures.pop(who, None)
                 self.speaker.say(who, found, "Warning", "Invalid", "; ".join(error.problems))
@@ -236,32 +248,41 @@ class Operator:
         return again
 
     @contextlib.contextmanager
-    def _turn_to_begin(self, who: Who, found: Object) -> Iterator[bool]:
-        """Whether it may begin now. Of those whose inputs or store gave no answer one at a time may try again: they would
-        hold every worker, each for as long as it takes to give up."""
+    def _turn_to_begin(self, who: Who, found: Object, suspect: bool) -> Iterator[bool]:
+        """Yield whether it may begin now.
+
+        Experiments whose inputs or store gave no answer retry one at a time: each holds a worker until it gives up. So do
+        those during whose beginning this program died: at its next death, only one of them was being begun.
+        """
         failed = who in self._failures
-        if failed and not self._again.acquire(blocking=False):
-            yield False
-            return
+        locks = [lock for lock, held in ((self._again, failed), (self._suspect, suspect)) if held]
+        taken = list(itertools.takewhile(lambda lock: lock.acquire(blocking=False), locks))
         try:
+            if len(taken) < len(locks):
+                yield False
+                return
             new = not found["status"].get("observedGeneration")
             yield not new or self.places.may_begin(who, found["metadata"]["creationTimestamp"])
         finally:
-            if failed:
-                self._again.release()
+            for lock in taken:
+                lock.release()
             self.places.begun(who)
 
     def _begin(self, who: Who, found: Object, spec: Any, same: bool) -> _Active | None:
         """Plan this generation. ``same``: it is at work already, and this program has only lost sight of it. None: it is to be
         looked at again."""
         meta, namespace = found["metadata"], who[0]
-        loaded = load_resource({"apiVersion": API_VERSION, "kind": "Experiment", "metadata": meta, "spec": spec})
+        limits = self.settings.limits
+        resource = {"apiVersion": API_VERSION, "kind": "Experiment", "metadata": meta, "spec": spec}
+        loaded = load_resource(resource, limits.trials)
         self.settings.check_inputs(loaded, namespace)
         store = self._store(namespace)
         # A generation at work goes on as it began, though a newer operator would plan it otherwise by now.
         known = str(found["status"].get("digest", "")) if same else ""
         recalled = recall(store, loaded, known, namespace) if known else None
-        resolved = recalled or resolve(loaded, stage=True, namespace=namespace, report=True, hub=public_hub())
+        resolved = recalled or resolve(
+            loaded, stage=True, namespace=namespace, report=True, hub=public_hub(), input_bytes=limits.input_bytes
+        )
         if recalled is None:
             write_record(store, resolved)
         if known and recalled is None:
@@ -376,6 +397,15 @@ class Operator:
                 counts[phase] = counts.get(phase, 0) + 1
         return counts
 
+    def _hold(self, who: Who, found: Object, deaths: int) -> None:
+        message = (
+            f"the operator ended {deaths} times in a row while it began this experiment, perhaps for want of memory: "
+            "make it smaller, or give the operator more memory and `expunge retry`"
+        )
+        self.log("error", who, message)
+        self.speaker.say(who, found, "Warning", "Held", message)
+        self.speaker.write(who, found, "Held", message, dict)
+
     def _cancel(self, who: Who, found: Object) -> None:
         self._forget(who, found)
         count = cancel(self.cluster, who[0], found["metadata"]["uid"])
@@ -397,7 +427,7 @@ class Operator:
         with self._opening:  # once, whoever asks first: a client of S3 takes ten megabytes
             if namespace not in self._stores:
                 place, query = own_part(self.settings.store, namespace)
-                store = open_store(place + query)
+                store = open_store(place + query, largest=self.settings.limits.object_bytes)
                 store.check()
                 check_conditional_writes(store)
                 self._stores[namespace] = store

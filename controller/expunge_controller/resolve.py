@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from expunge_jobs import data as rows
 from expunge_jobs import inputs
 from expunge_jobs.errors import BadTask
 from expunge_jobs.hub import Hub, own_hub
-from expunge_jobs.store import NotFound, Store
+from expunge_jobs.store import NotFound, Store, TooLarge
 from expunge_jobs.task import EvaluateTask, Input, TaskData, canonical
 
 from expunge_controller.document import Document, ExperimentError, KeyPath
@@ -38,18 +39,23 @@ class Resolved:
 
 
 def resolve(
-    loaded: Loaded, stage: bool = False, namespace: str = "local", report: bool = False, hub: Hub | None = None
+    loaded: Loaded,
+    stage: bool = False,
+    namespace: str = "local",
+    report: bool = False,
+    hub: Hub | None = None,
+    input_bytes: int | None = None,
 ) -> Resolved:
     """Pin and check every input, and plan.
 
     ``stage`` is as in ``make_plan``; ``report`` adds a step that gathers the results. ``hub`` answers what a model's name
-    stands for; the default is this user's, with token and cache.
+    stands for; the default is this user's, with token and cache. ``input_bytes`` bounds the data files, all together.
 
     Raises:
         ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
         Unavailable: a store or hub did not answer.
     """
-    resolver = _Resolver(loaded.document, hub or own_hub())
+    resolver = _Resolver(loaded.document, hub or own_hub(), input_bytes)
     for trial in loaded.trials:
         asked = inputs_of(trial.spec)
         for path, uri in asked.files.items():
@@ -64,8 +70,9 @@ def resolve(
     for step in plan.steps:
         if isinstance(step.task, EvaluateTask):
             seen.setdefault(canonical(step.task.data.model_dump(mode="json")), step.task.data)
-    for data in seen.values():
-        resolver.sets(data)
+    with _PARSING:
+        for data in seen.values():
+            resolver.sets(data)
     resolver.check()
     asked_for = [s for s in plan.steps if s.kind != "stage"]  # a copy follows from its input: one generation everywhere
     record = {
@@ -118,9 +125,13 @@ def folder(resolved: Resolved) -> str:
     return f"experiments/{resolved.namespace}/{resolved.plan.experiment}/{resolved.digest}"
 
 
+_PARSING = threading.Lock()
+"""Rows take four times their file's bytes while they are checked, and threads cannot share that work: so one at a time."""
+
+
 class _Resolver:
-    def __init__(self, document: Document, hub: Hub) -> None:
-        self.document, self.hub = document, hub
+    def __init__(self, document: Document, hub: Hub, input_bytes: int | None) -> None:
+        self.document, self.hub, self.input_bytes = document, hub, input_bytes
         self.pins: dict[str, str] = {}
         self.notices: list[str] = []
         self.problems: list[str] = []
@@ -132,11 +143,20 @@ class _Resolver:
             return
         self._asked.add(uri)
         try:
-            self._content[uri] = inputs.read(uri)
-        except BadTask as error:
-            self.problems.append(self.document.at(("spec", *path), str(error)))
+            self._content[uri] = inputs.read(uri, largest=self._left())
+        except (BadTask, TooLarge) as error:
+            said = str(error)
+            if isinstance(error, TooLarge):
+                said = f"{uri}: {said}, of an experiment's {self.input_bytes:,} in all (limits.inputSize)"
+            self.problems.append(self.document.at(("spec", *path), said))
             return
         self.pins[uri] = f"sha256:{hashlib.sha256(self._content[uri]).hexdigest()}"
+
+    def _left(self) -> int | None:
+        """Return how many bytes the next data file may have."""
+        if self.input_bytes is None:
+            return None
+        return max(0, self.input_bytes - sum(map(len, self._content.values())))
 
     def folder(self, path: KeyPath, uri: str, check: Callable[[Path], None]) -> None:
         if uri in self._asked:

@@ -27,6 +27,10 @@ POLL = 0.25
 """Seconds between looks at steps that another runner has, and between two pictures of the progress."""
 
 
+LONGEST_REASON = 4000
+"""Characters of a recorded failure that are kept: whoever writes into the store decides its length."""
+
+
 class Observer(Protocol):
     """Who is told how a run goes."""
 
@@ -252,9 +256,11 @@ def is_cancelled(store: Store, resolved: Resolved) -> bool:
 def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
     """Reasons by key, as the last run of this generation recorded them."""
     out: dict[str, str] = {}
+    paths = {_failure(resolved, key) for key in resolved.plan.by_key}  # no other object there is read
     for entry in list(store.list(f"{folder(resolved)}/failed")):
-        record = json.loads(store.get(entry.path)[0])
-        out[str(record["key"])] = str(record["reason"])
+        if entry.path in paths:
+            record = json.loads(store.get(entry.path)[0])
+            out[str(record["key"])] = str(record["reason"])[:LONGEST_REASON]
     return out
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from expunge_jobs.errors import StepError
+from pydantic import TypeAdapter
 
 from expunge_controller.document import ExperimentError
-from expunge_controller.installation import Settings
+from expunge_controller.installation import Limits, Settings
 from expunge_controller.kubeapi import ApiError
 from expunge_controller.kubeconfig import connect
 from expunge_controller.manifests import Site, check_reachable
 from expunge_controller.operator import Operator
+from expunge_controller.placement import Quantity, bytes_of
 from expunge_controller.queueing import Who
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -31,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cluster = connect(given.context)
         site = Site(
             namespace="", image=given.image, controller_image=given.controller_image, store=given.store,
-            secret=given.secret, hub_secret=given.hub_secret,
+            secret=given.secret, hub_secret=given.hub_secret, hub_endpoint=os.environ.get("HF_ENDPOINT"),
             service_account=given.service_account, proxies=tuple(given.pod_proxy or ()), ca_bundle=given.pod_ca_bundle,
             gpu=given.gpu, pull_policy=given.pull_policy,
         )  # fmt: skip
@@ -39,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(
             namespaces=tuple(given.namespace or [cluster.namespace]), store=given.store, site=site,
             inputs=tuple(given.allow_input or Settings.inputs), max_jobs=given.max_jobs, workers=given.workers,
+            limits=Limits(
+                trials=given.max_trials, input_bytes=bytes_of(given.max_input), object_bytes=bytes_of(given.max_object)
+            ),
+            state=Path(given.state) if given.state else None,
         )  # fmt: skip
         operator = Operator(cluster, settings, log)
         operator.start()
@@ -95,6 +103,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--max-jobs", type=int, default=Settings.max_jobs, metavar="N", help="unfinished Jobs of all experiments")
     add("--workers", type=int, default=Settings.workers, metavar="N", help="experiments looked at side by side")
+    add("--max-trials", type=int, default=Limits.trials, metavar="N", help="of a sweep")
+    add(
+        "--max-input",
+        type=_quantity,
+        default="64Mi",
+        metavar="SIZE",
+        help="of an experiment's data files, all together",
+    )
+    add("--max-object", type=_quantity, default="32Mi", metavar="SIZE", help="of any other object that is read whole")
+    add("--state", metavar="DIR", help="that outlives this program: which experiments it was beginning when it died")
     add("--port", type=int, default=8080, help="of /healthz, /readyz and /metrics")
     add("--context", metavar="NAME", help="of the kubeconfig, where this is no pod")
     return options
@@ -105,6 +123,13 @@ def _proxy(text: str) -> tuple[str, str]:
     if name not in PROXIES or not equals:  # no other variable: some are ways into a step
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE of {', '.join(PROXIES)}")
     return name, value
+
+
+def _quantity(text: str) -> str:
+    try:
+        return TypeAdapter(Quantity).validate_python(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no quantity as 512Mi or 16Gi") from None
 
 
 def _handler(operator: Operator) -> type[BaseHTTPRequestHandler]:

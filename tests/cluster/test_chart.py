@@ -15,7 +15,9 @@ import yaml
 from chart import CHART, Object, helm, identity, of_kind, rendered, template
 from cluster import ControlPlane
 from expunge_controller.crd import resource_definition
+from expunge_controller.manifests import STORE_KEYS
 from expunge_controller.serve import parser as serve_parser
+from kubelet import expanded
 from operating import Operating, apply, experiment, install_definition, slower, status, wait_until
 from runs import attempts
 from testsite import Site, until
@@ -87,7 +89,10 @@ def test_images_by_digest_and_credentials_by_reference() -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "expunge-controller:v9"
     assert f"--image=reg.test/expunge-jobs@{digest}" in container["args"]
-    assert container["envFrom"] == [{"secretRef": {"name": "s3"}}]
+    refs = {e["name"]: e["valueFrom"]["secretKeyRef"] for e in container["env"] if "valueFrom" in e}
+    assert {n: not r.get("optional", False) for n, r in refs.items()} == STORE_KEYS, "those of a step, and no others"
+    assert {(r["name"], r["key"]) for r in refs.values()} == {("s3", name) for name in STORE_KEYS}
+    assert "envFrom" not in container
     assert "--secret=s3" in container["args"]
     assert of_kind(objects, "Secret") == []
 
@@ -99,6 +104,33 @@ def test_steps_go_by_the_same_proxy_and_certificate_as_the_operator() -> None:
     given = serve_parser().parse_args(container["args"])  # whatever the chart says, the program knows
     assert given.pod_proxy == [("HTTPS_PROXY", "http://proxy:3128")]
     assert given.namespace == ["team-a", "team-b"]
+
+
+def test_what_the_operator_reads_has_bounds_and_no_word_of_a_value_is_expanded() -> None:
+    word = "http://me:pa$(HOME)$$@proxy"
+    given = (
+        "limits.trials=2000000",
+        "limits.inputSize=1Gi",
+        "hub.endpoint=https://hub.test/$(HOME)",
+        f"proxy.http={word}",
+    )
+    (deployment,) = of_kind(rendered("expunge", *given), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    read = [expanded(a, {"HOME": "/root"}) for a in container["args"]]
+    parsed = serve_parser().parse_args(read)
+    assert (parsed.max_trials, parsed.max_input, parsed.max_object) == (2_000_000, "1Gi", "32Mi")
+    assert parsed.pod_proxy == [("HTTP_PROXY", word)]
+    values = {e["name"]: expanded(e["value"], {"HOME": "/root"}) for e in container["env"] if "value" in e}
+    assert (values["HTTP_PROXY"], values["HF_ENDPOINT"]) == (word, "https://hub.test/$(HOME)")
+    (state,) = [m["mountPath"] for m in container["volumeMounts"] if parsed.state.startswith(m["mountPath"])]
+    assert {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}} in deployment["spec"]["template"]["spec"]["volumes"]
+    assert state == "/tmp"
+
+
+def test_a_release_of_before_the_limits_keeps_its_values() -> None:
+    (deployment,) = of_kind(rendered("expunge", "limits=null"), "Deployment")
+    parsed = serve_parser().parse_args(deployment["spec"]["template"]["spec"]["containers"][0]["args"])
+    assert (parsed.max_trials, parsed.max_input) == (5000, "64Mi")
 
 
 def test_without_the_definition_for_a_second_release() -> None:

@@ -34,8 +34,16 @@ def install_definition(plane: ControlPlane, definition: dict[str, Any] | None = 
     plane.kubectl("wait", "--for=condition=Established", "crd/experiments.expunge.dev", "--timeout=30s")
 
 
+def slim_python() -> str:
+    """The Python of docker/controller.Dockerfile's environment: what is tested is what is shipped."""
+    found = Path(sys.prefix, "slim", "bin", "python")
+    assert found.exists(), f"{found} is not there: make slim"
+    return str(found)
+
+
 class Operating:
-    """An operator for one namespace, begun and ended as often as a test wants: as the chart's own account, with its Roles."""
+    """An operator for one namespace, begun and ended as often as a test wants: in the environment of its image, as the chart's
+    own account, with its Roles."""
 
     def __init__(
         self, site: Site, *options: str, kubeconfig: Path | None = None, program: tuple[str, ...] = PROGRAM
@@ -62,7 +70,7 @@ class Operating:
         environment = os.environ | self.site.environment | {"KUBECONFIG": str(self.kubeconfig)}
         with self.said.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program, *words], env=environment, stdout=log, stderr=log
+                [slim_python(), *self.program, *words], env=environment, stdout=log, stderr=log
             )
         until(lambda: self.answers("/readyz"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from expunge_controller.document import ExperimentError
-from expunge_controller.experiment import load_experiment
+from expunge_controller.experiment import load_experiment, load_resource
 from expunge_controller.plan import Plan
 from expunge_controller.resolve import resolve
 
@@ -139,6 +140,25 @@ def test_alias_bomb_is_refused(tmp_path: Path) -> None:
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     file.write_text("\n".join(levels))
     assert "aliases" in _problems(file=file)
+
+
+def test_a_sweep_is_counted_before_it_is_built() -> None:
+    began = time.monotonic()
+    with pytest.raises(ExperimentError, match=r"spec.sweep: 1,048,576 trials \(1024 x 1024\); allowed: at most 5,000"):
+        load_experiment(QUICKSTART, [f"sweep.seed={list(range(1024))}", f"sweep.data.seed={list(range(1024))}"])
+    assert time.monotonic() - began < 30, "not one of them"  # building them takes ten minutes
+    assert len(load_experiment(QUICKSTART, [f"sweep.seed={list(range(100))}"]).trials) == 100
+    raw = {"apiVersion": "expunge.dev/v1alpha1", "kind": "Experiment", "metadata": {"name": "x", "namespace": "y"}}
+    spec = yaml.safe_load(QUICKSTART.read_text())["spec"] | {"sweep": {"seed": [1, 2, 3]}}
+    assert len(load_resource(raw | {"spec": spec}, 3).trials) == 3
+    with pytest.raises(ExperimentError, match=r"3 trials \(3\); allowed: at most 2"):
+        load_resource(raw | {"spec": spec}, 2)
+
+
+def test_models_to_judge_are_counted_too() -> None:
+    controls = [round((n + 1) / 1001, 6) for n in range(1000)]
+    with pytest.raises(ExperimentError, match="50,100 models to judge, over all trials; allowed: at most 50,000"):
+        load_experiment(QUICKSTART, [f"sweep.seed={list(range(25))}", f"evaluate.controls={controls}"])
 
 
 def test_sweep_shares_every_step_in_common() -> None:

@@ -33,3 +33,8 @@ app.kubernetes.io/component: operator
 {{- define "expunge.jobsAccount" -}}
 {{- default "expunge-jobs" .Values.jobs.serviceAccount.name -}}
 {{- end -}}
+
+{{- /* A value of an environment or argument as it stands: Kubernetes would expand $(NAME) in it. */ -}}
+{{- define "expunge.literal" -}}
+{{- . | replace "$" "$$" | quote -}}
+{{- end -}}
