@@ -1,0 +1,129 @@
+"""What one user of a cluster cannot take from it or break in it, before the shipped operator in its image's environment."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import ControlPlane
+from expunge_jobs.store import open_store
+from faults import FaultProxy, silent
+from operating import Operating, apply, events, experiment, install_definition, status, wait_until
+from s3server import BUCKET, S3Server
+from testsite import Site, until
+
+
+@pytest.fixture(scope="module", autouse=True)
+def definition(plane: ControlPlane) -> None:
+    install_definition(plane)
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(server.url)
+    yield proxy
+    proxy.close()
+
+
+def begun(site: Site, request: pytest.FixtureRequest, *options: str) -> Operating:
+    operating = Operating(site, *options)
+    request.addfinalizer(operating.close)
+    operating.begin()
+    return operating
+
+
+def condition(site: Site, name: str) -> str:
+    """The message of an Experiment's first condition; empty before it has one."""
+    return str(status(site, name).get("conditions", [{"message": ""}])[0]["message"])
+
+
+def memory(operating: Operating) -> int:
+    """The most that the operator has taken so far, in MiB."""
+    assert operating.process is not None
+    found = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{operating.process.pid}/status").read_text())
+    return int(found[0]) // 1024
+
+
+def test_a_sweep_that_is_too_large_is_refused_before_it_is_built(site: Site, request: pytest.FixtureRequest) -> None:
+    operating = begun(site, request)
+    sweep = {"seed": list(range(1024)), "data.seed": list(range(1024))}
+    apply(site, experiment(site, "bomb", sweep=sweep, suspend=True))
+    found = wait_until(site, "Invalid", "bomb", 30)
+    assert "1,048,576 trials (1024 x 1024); allowed: at most 5,000" in condition(site, "bomb")
+    assert {c["type"]: c["status"] for c in found["conditions"]}["Failed"] == "True"
+    controls = [round((n + 1) / 1001, 6) for n in range(1000)]
+    spec: dict[str, Any] = {"sweep": {"seed": list(range(100))}, "evaluate": {"controls": controls}}
+    apply(site, experiment(site, "models", suspend=True, **spec))
+    wait_until(site, "Invalid", "models", 60)
+    assert "models to judge, over all trials; allowed: at most 50,000" in condition(site, "models")
+    assert memory(operating) < 300
+    assert not site.get("jobs")
+
+
+def test_rows_that_are_too_many_are_refused_before_they_are_read(
+    site: Site, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    operating = begun(site, request, "--max-input", "64Mi")
+    store = open_store(f"{site.store}?endpoint_url={site.server.url}")
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(250 * 2**20)
+    store.put_file("big.jsonl", tmp_path / "big")
+    data = experiment(site)["spec"]["data"]
+    apply(site, experiment(site, "big", data=data | {"retain": f"{site.store}/big.jsonl"}))
+    wait_until(site, "Invalid", "big", 30)
+    said = condition(site, "big")
+    assert "spec.data.retain" in said
+    assert "262,144,000 bytes; at most" in said
+    assert "limits.inputSize" in said
+    assert memory(operating) < 300
+
+
+def test_an_object_that_is_too_large_is_not_read_whole(site: Site, request: pytest.FixtureRequest) -> None:
+    apply(site, experiment(site, suspend=True))
+    operating = begun(site, request)
+    wait_until(site, "Suspended")
+    operating.close()
+    store = open_store(f"{site.store}?endpoint_url={site.server.url}")
+    store.put(f"experiments/{site.namespace}/tiny/{status(site)['digest']}.json", bytes(2**20))
+    begun(site, request, "--max-object", "64Ki")
+    until(lambda: "1,048,576 bytes; at most 65,536 are read here" in condition(site, "tiny"), 30)
+
+
+def test_what_ended_the_operator_twice_is_held(
+    site: Site, request: pytest.FixtureRequest, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """An input that is never answered keeps its beginning under way, so that a kill meets it there."""
+    dead = f"s3://{BUCKET}/dead"
+    proxy.inject(silent(600), lambda r: "/dead/" in r.path, times=10_000)
+    site.environment["AWS_ENDPOINT_URL_S3"] = proxy.url
+    state = tmp_path / "state"
+    operating = begun(site, request, "--allow-input", "{store}", "--allow-input", dead, "--state", str(state))
+    data = experiment(site)["spec"]["data"]
+    hole = experiment(site, "hole", data=data | {"forget": f"{dead}/a.jsonl"})
+    apply(site, hole)
+    for count in (1, 2):
+        until(lambda: any(f'"begun": {count}' in f.read_text() for f in state.glob("*.json")), 60)  # noqa: B023
+        operating.end(signal.SIGKILL)
+        operating.begin()
+    found = wait_until(site, "Held", "hole", 60)
+    assert "the operator ended 2 times in a row while it began this experiment" in condition(site, "hole")
+    assert {c["type"]: c["status"] for c in found["conditions"]} == {
+        "Complete": "False", "Failed": "True", "Progressing": "False",
+    }  # fmt: skip
+    assert "Held" in dict(events(site, "hole"))
+    apply(site, experiment(site, "good", suspend=True))
+    wait_until(site, "Suspended", "good", 60)
+    operating.end(signal.SIGTERM)
+    operating.begin()
+    assert status(site, "hole")["phase"] == "Held"
+    # What releases it: being asked once more, or being made another.
+    done = site.on_cluster("retry", "experiment/hole")
+    assert done.returncode == 0, done.stderr
+    until(lambda: any('"begun": 1' in f.read_text() for f in state.glob("*.json")), 60)
+    apply(site, experiment(site, "hole", suspend=True))
+    wait_until(site, "Suspended", "hole", 60)
+    until(lambda: not list(state.iterdir()), 60)
