@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge_controller.arguments import BAD_INPUT, parse
+from expunge_controller.text import put, say
 
 if TYPE_CHECKING:
     from expunge_jobs.store import Store
@@ -46,23 +47,19 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except ExperimentError as error:
         for problem in error.problems:
-            _say(f"error: {problem}")
+            say(f"error: {problem}")
         return BAD_INPUT
     except StepError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return BAD_INPUT
     except ApiError as error:
-        _say(f"error: the cluster: {error}")
+        say(f"error: the cluster: {error}")
         return BAD_INPUT
     except KeyboardInterrupt:
         return STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _store(arguments: argparse.Namespace) -> Store:
@@ -100,7 +97,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Store, Resolved, Spec]:
     recalled = recall(store, loaded, known, namespace) if known else None
     resolved = recalled or resolve(loaded, stage, namespace, report=bool(name))
     for notice in resolved.notices:
-        _say(f"note: {notice}")
+        say(f"note: {notice}")
     return store, resolved, loaded.experiment.spec
 
 
@@ -200,7 +197,7 @@ def _run_loaded(arguments: argparse.Namespace, store: Store, resolved: Resolved,
     write_record(store, resolved)
     plan = resolved.plan
     executor = _executor(arguments, store, resolved, spec)
-    _say(tables.plan_table(plan, _observe(store, resolved, arguments)) + "\n")
+    say(tables.plan_table(plan, _observe(store, resolved, arguments)) + "\n")
     with make_display(plan) as display:
         runner = Runner(store, executor, resolved, display)
         with _Interrupts(runner, executor):
@@ -209,21 +206,21 @@ def _run_loaded(arguments: argparse.Namespace, store: Store, resolved: Resolved,
             finally:
                 executor.stop(GRACE)
     if outcome.cancelled:
-        _say(f"cancelled; finished steps are kept. To go on: {_command('run', arguments)}")
+        say(f"cancelled; finished steps are kept. To go on: {_command('run', arguments)}")
         return STOPPED
     if outcome.stopped and executor.detached:
-        _say(
+        say(
             f"left; its Jobs go on. To see them: {_command('status', arguments)}\n"
             f"To go on: {_command('run', arguments)}\nTo end them: {_command('cancel', arguments)}"
         )
         return STOPPED
     if outcome.stopped:
-        _say(f"stopped; finished steps are kept. To go on: {_command('run', arguments)}")
+        say(f"stopped; finished steps are kept. To go on: {_command('run', arguments)}")
         return STOPPED
-    print(tables.results_table(collect(store, plan.models, outcome.failed)))
+    put(tables.results_table(collect(store, plan.models, outcome.failed)))
     if outcome.failed:
         names = ", ".join(plan.by_key[k].name for k in outcome.failed)
-        _say(
+        say(
             f"\n{len(outcome.failed)} failed: {names}. `{_command('status', arguments)}` says why; run again to try again."
         )
         return FAILED
@@ -265,7 +262,7 @@ class _Interrupts:
             # The steps die with this process: the end of their stdin tells them.
             os._exit(STOPPED)
         if not self.executor.detached:
-            _say(f"stopping (up to {GRACE:.0f} s; once more stops at once)")
+            say(f"stopping (up to {GRACE:.0f} s; once more stops at once)")
         self.runner.request_stop()
 
 
@@ -278,14 +275,14 @@ def _submit(arguments: argparse.Namespace) -> int:
     cluster = _cluster(arguments)
     _, changed = remote.submit(cluster, loaded, _store(arguments) if arguments.upload else None)
     name = f"{remote.PREFIX}{loaded.name}"
-    _say(f"{name} {'changed' if changed else 'created'} in namespace {cluster.namespace}")
+    say(f"{name} {'changed' if changed else 'created'} in namespace {cluster.namespace}")
     if not arguments.wait:
         return DONE
     phase = ""
     for phase, steps in remote.follow(cluster, loaded.name):
-        _say(f"{phase}, steps {steps}" if steps else phase)
+        say(f"{phase}, steps {steps}" if steps else phase)
     if phase != "Complete":
-        _say(f"`kubectl describe {name} -n {cluster.namespace}` says why")
+        say(f"`kubectl describe {name} -n {cluster.namespace}` says why")
     return DONE if phase == "Complete" else FAILED
 
 
@@ -295,7 +292,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     store, resolved = _open(arguments)
     plan, states = resolved.plan, _observe(store, resolved, arguments)
     if arguments.output == "table":
-        print(tables.plan_table(plan, states))
+        put(tables.plan_table(plan, states))
         return DONE
     steps = [
         {"key": s.key, "kind": s.kind, "name": s.name, "trials": list(s.trials), "needs": list(s.needs),
@@ -311,7 +308,7 @@ def _status(arguments: argparse.Namespace) -> int:
     store, resolved = _open(arguments)
     states = _observe(store, resolved, arguments)
     if arguments.output == "table":
-        print(tables.status_table(resolved.plan, states))
+        put(tables.status_table(resolved.plan, states))
         return DONE
     steps = [
         {"key": s.key, "name": s.name, "state": states[s.key].state, "reason": states[s.key].reason}
@@ -331,7 +328,7 @@ def _results(arguments: argparse.Namespace) -> int:
     waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states.items()}
     results = collect(store, resolved.plan.models, waiting)
     if arguments.output == "table":
-        print(tables.results_table(results))
+        put(tables.results_table(results))
     else:
         _json({"experiment": resolved.plan.experiment, "models": [r.as_json() for r in results]})
     return DONE
@@ -347,11 +344,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     failures = read_failures(store, resolved)
     for step in steps:
         for line in follow(store, step, cluster) if arguments.follow else read_logs(store, step):
-            print(line, flush=arguments.follow)
+            put(line, flush=arguments.follow)
         if arguments.follow:  # it may have failed meanwhile
             failures = read_failures(store, resolved)
         if step.key in failures:
-            print(f"failed: {failures[step.key]}", flush=True)
+            put(f"failed: {failures[step.key]}", flush=True)
     return DONE
 
 
@@ -364,7 +361,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
         from expunge_controller import remote
 
         remote.cancel(_cluster(arguments), name)
-        _say("cancelled: its Jobs end, finished steps are kept; `expunge retry` goes on")
+        say("cancelled: its Jobs end, finished steps are kept; `expunge retry` goes on")
         return DONE
     if arguments.executor != "kubernetes":
         raise ExperimentError(["cancel is for --executor kubernetes; Ctrl-C ends a run on this machine"])
@@ -372,7 +369,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     cluster = _cluster(arguments)
     mark_cancelled(store, resolved)
     count = cancel(cluster, cluster.namespace, resolved.digest[:16])
-    _say(f"{count} Job{'s' if count != 1 else ''} deleted; finished steps are kept")
+    say(f"{count} Job{'s' if count != 1 else ''} deleted; finished steps are kept")
     return DONE
 
 
@@ -383,18 +380,18 @@ def _retry(arguments: argparse.Namespace) -> int:
         from expunge_controller import remote
 
         remote.retry(_cluster(arguments), name)
-        _say(f"asked; `kubectl get {arguments.file}` shows how it goes")
+        say(f"asked; `kubectl get {arguments.file}` shows how it goes")
         return DONE
     store, resolved, spec = _load(arguments)
     for line in drop_damaged(store, resolved):
-        _say(line)
+        say(line)
     return _run_loaded(arguments, store, resolved, spec)
 
 
 def _upload(arguments: argparse.Namespace) -> int:
     from expunge_controller.upload import upload
 
-    print(upload(_store(arguments), Path(arguments.path)))
+    put(upload(_store(arguments), Path(arguments.path)))
     return DONE
 
 
@@ -407,7 +404,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for check in examine(cluster, _site(arguments, cluster.namespace)):
         rows.append([check.state, check.what, check.words])
         well = well and check.state != "FAIL"
-    print(aligned(["", "WHAT", "FOUND"], rows))
+    put(aligned(["", "WHAT", "FOUND"], rows))
     return DONE if well else FAILED
 
 
@@ -416,7 +413,7 @@ def _pull(arguments: argparse.Namespace) -> int:
 
     store, resolved = _open(arguments)
     for line in pull(store, resolved.plan, arguments.trial, Path(arguments.to), arguments.full):
-        _say(line)
+        say(line)
     return DONE
 
 
@@ -447,14 +444,14 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.what == "experiments":
         from expunge_controller import remote
 
-        print(aligned(["NAME", "PHASE", "TRIALS", "STEPS", "BEST", "AGE"], remote.rows(_cluster(arguments))))
+        put(aligned(["NAME", "PHASE", "TRIALS", "STEPS", "BEST", "AGE"], remote.rows(_cluster(arguments))))
         return DONE
     if arguments.what == "presets":
         rows = [[name, preset.description] for name, preset in PRESETS.items()]
     else:
         family = {"objectives": "objectives", "methods": "merge_methods", "metrics": "metrics"}[arguments.what]
         rows = [[name, plugins.description(family, name)] for name in plugins.names(family)]
-    print(aligned(["NAME", "WHAT IT IS"], rows))
+    put(aligned(["NAME", "WHAT IT IS"], rows))
     return DONE
 
 

@@ -8,16 +8,12 @@ from typing import Any, Protocol
 
 from expunge_controller.executors import Progress, progress_words
 from expunge_controller.plan import Plan, Step
+from expunge_controller.text import printable, say
 
 PLAIN_EVERY = 10.0
 """Seconds between two plain lines about the same step."""
 SETTLED = 1.0
 """Seconds after which a reason to wait is worth a line."""
-
-
-def say(text: str) -> None:
-    """Talk goes to stderr: stdout is data."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Display(Protocol):
@@ -109,13 +105,15 @@ class LiveDisplay(PlainDisplay):
     def progress(self, running: dict[str, Progress]) -> None:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
         for key, progress in running.items():
             share = progress.get("step", 0) / progress["steps"] if progress.get("steps") else 0.0
             bar: Any = ProgressBar(total=1.0, completed=share, width=24)
-            table.add_row(self.plan.by_key[key].name, bar, progress_words(progress))
+            # As texts: of a str, rich would read [red] as markup.
+            table.add_row(Text(printable(self.plan.by_key[key].name)), bar, Text(printable(progress_words(progress))))
         self._live.update(table)
 
     def line(self, text: str) -> None:
-        self._live.console.print(text, markup=False, soft_wrap=True)  # a command in it stays whole
+        self._live.console.print(printable(text), markup=False, soft_wrap=True)  # a command in it stays whole

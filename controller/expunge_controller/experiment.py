@@ -35,6 +35,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationErr
 from expunge_controller.document import Document, ExperimentError, problems_of, read_document
 from expunge_controller.placement import Kubernetes, ResourcesByKind
 from expunge_controller.presets import PRESETS
+from expunge_controller.text import printable
 
 API_VERSION = "expunge.dev/v1alpha1"
 RESERVED = ("base", "merged")
@@ -415,5 +416,5 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict | list):
         from expunge_jobs.task import canonical
 
-        return canonical(value)
-    return str(value)
+        return printable(canonical(value))
+    return printable(str(value))

@@ -35,6 +35,7 @@ from expunge_jobs.task import (
 
 from expunge_controller.document import KeyPath
 from expunge_controller.experiment import Data, ExternalAdapter, Finetune, Loaded, Rest, RetainOnly, Spec, Trial
+from expunge_controller.text import printable
 
 Pins = Mapping[str, str]
 """Digests by address; made by ``resolve``."""
@@ -352,7 +353,7 @@ def _names(trials: list[Trial], keys_of_role: dict[str, dict[str, str]]) -> dict
         for trial in trials:
             key = keys.get(trial.name)
             if key is not None and key not in names:
-                values = ",".join(f"{p}={trial.values[p]}" for p in depends)
+                values = ",".join(f"{p}={printable(str(trial.values[p]))}" for p in depends)
                 names[key] = f"{role} {values}".strip()
     return names
 

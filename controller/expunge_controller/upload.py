@@ -15,8 +15,11 @@ def upload(store: Store, path: Path) -> str:
     The address holds the digest: the same bytes have the same address, and are copied once.
 
     Raises:
-        BadTask: neither, or a directory that lacks something.
+        BadTask: neither, a directory that lacks something or has a file that is a link out of it, or a name that no address
+            can hold.
     """
+    if "?" in path.name:
+        raise BadTask(f"{path}: the name has a '?', at which an address ends: give the file another name")
     if path.is_dir():
         try:
             inputs.check_folder(path)
@@ -24,7 +27,7 @@ def upload(store: Store, path: Path) -> str:
             raise BadTask(f"{path}: {error}") from None
         digest = inputs.folder_digest(path).removeprefix("sha256:")
         place = f"{inputs.STORED}/{digest}/{path.resolve().name}"
-        files = {f"{place}/{file.name}": file for file in inputs.model_files(path)}
+        files = {f"{place}/{file.name}": _checked(file, path) for file in inputs.model_files(path)}
     else:
         inputs.read(f"file://{path.absolute()}")
         place = f"{inputs.STORED}/{sha256_of(path)}/{path.name}"
@@ -35,3 +38,15 @@ def upload(store: Store, path: Path) -> str:
             store.put_file(name, file)
     options = store.uri.removeprefix(store.name)
     return f"{store.name}/{place}{options}"
+
+
+def _checked(file: Path, folder: Path) -> Path:
+    """Return the file, unless it is a link out of its directory: ``vocab.txt -> ~/.aws/credentials`` in a model of somebody's.
+
+    A snapshot of the hub's cache consists of links into ``blobs`` beside ``snapshots``, which belong to the same model.
+    """
+    target, home = file.resolve(), folder.resolve()
+    allowed = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
+    if not any(target.is_relative_to(a) for a in allowed):
+        raise BadTask(f"{file}: a link to {target}, out of its directory; copy the file there, if it is meant")
+    return file

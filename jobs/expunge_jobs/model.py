@@ -50,9 +50,9 @@ def load_base(folder: Path, dtype: str) -> tuple[Any, Any]:
         config = _config(folder)
         model, loading = _causal_class(config).from_pretrained(
             folder, config=config, dtype="auto" if dtype == "checkpoint" else _DTYPES[dtype], use_safetensors=True,
-            local_files_only=True, output_loading_info=True,
+            local_files_only=True, output_loading_info=True, trust_remote_code=False,
         )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (BadTask, MemoryError):
         raise
     except Exception as error:  # each library under it has errors of its own
@@ -69,7 +69,7 @@ def load_base(folder: Path, dtype: str) -> tuple[Any, Any]:
 def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _causal_class(config: Any) -> Any:
@@ -111,6 +111,8 @@ class Adapter:
         for field in ("use_rslora", "use_dora", "lora_bias"):
             if self.config.get(field):
                 raise BadTask(f"the adapter uses {field}, which a merge of A and B would get silently wrong")
+        if self.config.get("megatron_config"):
+            raise BadTask("the adapter has megatron_config, which names a Python module to be imported")
         if self.config.get("rank_pattern") or self.config.get("alpha_pattern"):
             raise BadTask("the adapter has ranks or alphas of its own for some modules (rank_pattern, alpha_pattern)")
         tensors = {k: v.float() for k, v in load_file(folder / inputs.ADAPTER_FILES[1]).items()}

@@ -108,3 +108,34 @@ def test_what_is_no_input_is_refused(behind: Store, tmp_path: Path, model: Path)
     with pytest.raises(BadTask, match="my-model: the model directory lacks a tokenizer"):
         upload(behind, model)
     assert list(behind.list("inputs")) == []
+
+
+def test_a_link_out_of_a_model_s_directory_is_not_followed(store: Store, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_text("a secret")
+    (model / "vocab.txt").symlink_to("../credentials")
+    with pytest.raises(BadTask, match=r"my-model/vocab\.txt: a link to .*/credentials, out of its directory"):
+        upload(store, model)
+    assert list(store.list("inputs")) == []
+    (model / "vocab.txt").unlink()
+    (model / "vocab.txt").symlink_to("notes.md")
+    assert upload(store, model)
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_links_and_is_uploaded(store: Store, tmp_path: Path) -> None:
+    cached = tmp_path / "models--org--name"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cached / "blobs").mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (cached / "blobs" / f"of-{name}").write_text("{}")
+        (snapshot / name).symlink_to(f"../../blobs/of-{name}")
+    assert upload(store, snapshot)
+    (snapshot / "vocab.txt").symlink_to("../../refs")
+    (cached / "refs").write_text("x")
+    with pytest.raises(BadTask, match="out of its directory"):
+        upload(store, snapshot)
+
+
+def test_a_name_that_no_address_can_hold(store: Store, rows: Path) -> None:
+    with pytest.raises(BadTask, match=r"the name has a '\?'"):
+        upload(store, rows.rename(rows.with_name("what?.jsonl")))

@@ -95,6 +95,15 @@ def test_logs_in_words(path: Path, store: Store, tmp_path: Path, capsys: Capture
     assert "plain words" in capsys.readouterr().out
 
 
+def test_a_log_gives_a_terminal_no_orders(path: Path, store: Store, capsys: Captured) -> None:
+    attempt = Attempt(store, _step("merge").ref, "a1")
+    attempt.begin("here", 1)
+    event = json.dumps({"event": "notice", "text": "\x1b[2J"}).encode()
+    store.put(f"{attempt.folder}/{LOG}", event + b"\n\x1b]0;mine\x07words\n")
+    assert main(["logs", QUICKSTART, "merge"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["notice: text \\x1b[2J", "\\x1b]0;mine\\x07words"]
+
+
 def test_pull_writes_the_adapter_once_and_says_that_it_alone_does_not_forget(
     path: Path, store: Store, tmp_path: Path, capsys: Captured
 ) -> None:

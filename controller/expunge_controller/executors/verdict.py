@@ -13,6 +13,7 @@ from expunge_jobs.errors import ExitCode
 
 from expunge_controller.manifests import KEY, RESOURCES, RUN
 from expunge_controller.placement import Resources
+from expunge_controller.text import printable
 
 Object = dict[str, Any]
 LONGEST = 256
@@ -235,5 +236,5 @@ def _heard(last: str) -> str:
 
 def cut(message: str, most: int = LONGEST) -> str:
     """The message in one line, no longer than that."""
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     return line if len(line) <= most else line[: most - 3] + "..."
