@@ -45,6 +45,11 @@ class ApiError(Exception):
         """Whether the same call may go through later."""
         return self.status in (0, 429) or self.status >= 500
 
+    @property
+    def renewable(self) -> bool:
+        """Whether a run may wait for it: what passes, or credentials that somebody may renew beside it."""
+        return self.passing or self.status == 401
+
 
 class Login(Protocol):
     """As whom a cluster is asked (see login.py)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +16,13 @@ import node
 import pytest
 import trustme
 from chart import helm
+from hub import Hub
 from kubernetes import client, config
 from machine import HOST, SMALL, Real
 from operating import apply, experiment, status, wait_until
 from runs import SLOWER, attempts, tiny, wait_for, weights
 from s3fixtures import credentials
-from s3server import BUCKET, S3Server
+from s3server import BUCKET, SECRET_KEY, S3Server
 from testsite import Site, until
 
 __all__ = ["credentials", "tiny"]
@@ -227,7 +230,7 @@ def test_a_secret_that_is_not_there(site: Site) -> None:
     assert site.command("cancel", *SMALL).returncode == 0
 
 
-def test_the_chart_and_its_operator(secure: Site, real: Real) -> None:
+def test_the_chart_and_its_operator(secure: Site, real: Real, tmp_path: Path) -> None:
     """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted, and the operator upgraded
     meanwhile. The store's certificate is signed privately."""
     site = secure
@@ -240,7 +243,7 @@ def test_the_chart_and_its_operator(secure: Site, real: Real) -> None:
     }
     apply(site, given)
     until(lambda: status(site).get("steps", "").startswith("1/"), 120)
-    real.install(f"s3://{BUCKET}", site.namespace, "credentials", "authority", maxJobs="100")
+    real.install(f"s3://{BUCKET}", site.namespace, "credentials", "authority", {"operator.maxJobs": "100"})
     operators = [
         p for p in site.get("pods") if p["metadata"]["labels"].get("app.kubernetes.io/component") == "operator"
     ]
@@ -252,9 +255,31 @@ def test_the_chart_and_its_operator(secure: Site, real: Real) -> None:
     assert found["steps"] == "11/11"
     report = site.job("report")["spec"]["template"]["spec"]["containers"][0]
     assert report["image"] == "localhost/expunge-controller:test"
-    site.plane.kubectl("delete", "experiment", "tiny", "-n", site.namespace)
+    run_a_model_of_the_hub(site, real, given, tmp_path)
+    site.plane.kubectl("delete", "experiments", "--all", "-n", site.namespace)
     until(lambda: site.get("jobs") == [], 60)
     assert helm("uninstall", "expunge", "--namespace", site.namespace, plane=real.plane).returncode == 0
+
+
+def run_a_model_of_the_hub(site: Site, real: Real, given: dict[str, Any], tmp_path: Path) -> None:
+    """By the shipped images alone: the operator has no huggingface_hub. On the way a real kubelet reads a user's dollars."""
+    (model,) = site.objects.glob("artifacts/memorize/*/attempts/*/model")
+    hub = Hub("org/tiny", shutil.copytree(model, tmp_path / "hub"), private=False, host=HOST)
+    word = "$(AWS_SECRET_ACCESS_KEY) $$(HOME) $$"
+    try:
+        real.install(f"s3://{BUCKET}", site.namespace, "credentials", "authority", {"hub.endpoint": hub.url})
+        spec = {k: v for k, v in given["spec"].items() if k != "memorize"}
+        spec |= {"model": "hf://org/tiny", "data": spec["data"] | {"separator": word}}
+        apply(site, given | {"metadata": given["metadata"] | {"name": "hub"}, "spec": spec})
+        found = wait_until(site, "Complete", "hub", seconds=300)
+    finally:
+        hub.stop()
+    assert found["steps"] == "11/11"
+    assert sorted(hub.asked) == sorted(f.name for f in hub.folder.iterdir()), "once, by one step"
+    read = [json.loads(f.read_text())["task"] for f in site.objects.glob("artifacts/finetune/*/manifest.json")]
+    assert [t["data"]["separator"] for t in read].count(word) == 2
+    secret = SECRET_KEY.encode()
+    assert not [f for f in site.objects.rglob("*.json*") if secret in f.read_bytes()]
 
 
 def test_a_disk_that_is_full(site: Site) -> None:

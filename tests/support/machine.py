@@ -287,19 +287,21 @@ class Real:
         images.make_base()
         self.machine.join(self.plane, [images.build("jobs")])
 
-    def install(self, store: str, namespace: str, secret: str, authority: str = "", **operator: str) -> None:
+    def install(
+        self, store: str, namespace: str, secret: str, authority: str = "", values: dict[str, str] | None = None
+    ) -> None:
         """The chart, with our own images, until its operator is ready; or its upgrade. ``authority``: the ConfigMap of the
-        store's; ``operator``: more values of that name."""
+        store's certificate; ``values``: more of them."""
         self.machine.bring(images.build("controller"))
-        values = {
+        given = {
             "store.uri": store, "store.existingSecret": secret, "operator.image.registry": "localhost",
             "operator.image.tag": "test", "jobs.image.registry": "localhost", "jobs.image.tag": "test",
             "operator.resources.requests.memory": "128Mi", "caBundleConfigMap": authority,
-            **{f"operator.{k}": v for k, v in operator.items()},
+            **(values or {}),
         }  # fmt: skip
-        given = [w for k, v in values.items() for w in ("--set", f"{k}={v}")]
+        words = [w for k, v in given.items() for w in ("--set", f"{k}={v}")]
         done = helm(
-            "upgrade", "--install", "expunge", str(CHART), "--namespace", namespace, *given, "--wait", "--timeout=110s",
+            "upgrade", "--install", "expunge", str(CHART), "--namespace", namespace, *words, "--wait", "--timeout=110s",
             plane=self.plane,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr + self.plane.kubectl("describe", "pods", "-n", namespace)

@@ -122,8 +122,8 @@ class KubernetesExecutor:
         try:
             started = self._create(step)
         except ApiError as error:
-            # 401: credentials that have expired, and may be renewed beside us; a quota waits for room like a queue.
-            if error.passing or error.status == 401 or "exceeded quota" in str(error):
+            # A quota waits for room, like a queue.
+            if error.renewable or "exceeded quota" in str(error):
                 self._refused = str(error)
                 self._not_before = time.monotonic() + max(error.after or 0.0, 1.0)
                 return "no room"
@@ -194,7 +194,7 @@ class KubernetesExecutor:
         except (StoreError, ApiError) as error:
             for name in names:  # nothing that was seen is lost
                 self._changes.put(name)
-            if isinstance(error, StoreError) or not error.passing:
+            if isinstance(error, StoreError) or not error.renewable:
                 raise
             self._unheard = str(error)
         else:
