@@ -1,0 +1,52 @@
+"""A store that release 0.1 wrote is read by this code: no name, key or layout has changed without being noticed.
+
+``of-0.1/`` has the store of a tiny experiment, the experiment's file, and what `results` and `status` printed of it then.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from runs import attempts, command
+
+THEN = Path(__file__).parent / "of-0.1"
+FILE = str(THEN / "experiment.yaml")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    with tarfile.open(THEN / "store.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("verb", ["results", "status"])
+def test_it_says_what_it_said_then(store: Path, verb: str) -> None:
+    done = command(verb, FILE, store=store)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (THEN / f"{verb}.txt").read_text()
+
+
+def test_nothing_of_it_runs_again(store: Path) -> None:
+    before = attempts(store)
+    files = sorted(f for f in store.glob("artifacts/**/*") if f.is_file())
+    done = command("run", FILE, store=store)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (THEN / "results.txt").read_text()
+    assert attempts(store) == before
+    assert sorted(f for f in store.glob("artifacts/**/*") if f.is_file()) == files
+
+
+def test_its_merge_is_pulled(store: Path, tmp_path: Path) -> None:
+    given = ("--trial", "merge.density=0.5", "--to", str(tmp_path / "adapter"))
+    assert command("pull", FILE, *given, store=store).returncode == 0
+    assert sorted(f.name for f in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    full = ("--trial", "merge.density=0.5", "--to", str(tmp_path / "model"), "--full")
+    done = command("pull", FILE, *full, store=store)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / "model.safetensors").is_file()
