@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 DEATHS = 2
 """In a row, after which an Experiment is held. After one it might have been another that was begun beside it."""
+
+ROOM = 15.0
+"""Seconds for which others let one begin that has to be alone; it asks again every few seconds."""
 
 
 class Beginnings:
@@ -23,6 +27,11 @@ class Beginnings:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._underway: set[str] = set()
+        self._begun = 0
+        """Experiments that are being begun now."""
+        self._alone = False
+        self._room_until = 0.0
+        """Until when others wait, since one that is begun alone has asked for room."""
         self._lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -38,26 +47,48 @@ class Beginnings:
         return int(known["begun"]) if known["mark"] == mark else 0
 
     @contextlib.contextmanager
-    def underway(self, uid: str, mark: str) -> Iterator[None]:
-        """Remember, inside ``with``, that this Experiment is being begun."""
-        if self.folder is None:
-            yield
+    def turn(self, uid: str, mark: str) -> Iterator[bool]:
+        """Yield whether this Experiment may be begun now, and remember inside ``with`` that it is.
+
+        One during whose beginning this program died is begun while no other is: the next death then is its own.
+        """
+        deaths = self.deaths(uid, mark)
+        if not self._enter(alone=deaths > 0):
+            yield False
             return
-        begun = self.deaths(uid, mark) + 1
-        with self._lock:
-            self._underway.add(uid)
-            new = self._file(uid).with_suffix(".new")
-            new.write_text(json.dumps({"mark": mark, "begun": begun}))
-            new.replace(self._file(uid))
         try:
-            yield
+            if self.folder is not None:
+                self._remember(uid, mark, deaths + 1)
+            yield True
         finally:
-            self._forget(uid)
+            if self.folder is not None:
+                self._forget(uid)
+            with self._lock:
+                self._begun -= 1
+                self._alone = False
+
+    def _enter(self, alone: bool) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            if self._alone or (alone and self._begun) or (not alone and now < self._room_until):
+                if alone:
+                    self._room_until = now + ROOM
+                return False
+            self._alone = alone
+            self._begun += 1
+            return True
 
     def close(self) -> None:
         """An orderly end is no death: forget what is under way."""
         for uid in list(self._underway):
             self._forget(uid)
+
+    def _remember(self, uid: str, mark: str, begun: int) -> None:
+        with self._lock:
+            self._underway.add(uid)
+            new = self._file(uid).with_suffix(".new")
+            new.write_text(json.dumps({"mark": mark, "begun": begun}))
+            new.replace(self._file(uid))
 
     def _forget(self, uid: str) -> None:
         with self._lock:

@@ -77,13 +77,12 @@ def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
 
 def _load(arguments: argparse.Namespace) -> tuple[Store, Resolved, Spec]:
     """The store, the plan, and what the file says besides (resources, and what concerns clusters)."""
+    from expunge_controller import remote
     from expunge_controller.experiment import load_experiment, load_resource
     from expunge_controller.resolve import recall, resolve
 
     name, known = _there(arguments), ""
     if name:
-        from expunge_controller import remote
-
         resource = remote.read(_cluster(arguments), name)
         arguments.executor = "kubernetes"
         arguments.store = arguments.store or remote.store_of(resource)
@@ -95,6 +94,8 @@ def _load(arguments: argparse.Namespace) -> tuple[Store, Resolved, Spec]:
     stage = getattr(arguments, "executor", "local") == "kubernetes"
     # What the operator runs is as it was planned there, whatever a model's name on the hub stands for by now.
     recalled = recall(store, loaded, known, namespace) if known else None
+    if name and recalled is None:
+        remote.check_inputs(loaded, store.uri)
     resolved = recalled or resolve(loaded, stage, namespace, report=bool(name))
     for notice in resolved.notices:
         say(f"note: {notice}")

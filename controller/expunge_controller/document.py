@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 MAX_NODES = 20_000
 """More nodes than any experiment has, and few enough to walk: aliases of aliases multiply beyond it."""
+
+MOST_PROBLEMS = 100
+"""Problems of a document that are put into words."""
 
 KeyPath = tuple[str | int, ...]
 _ADDRESS_FIELDS = ("forget", "retain", "probe", "members", "nonmembers", "mmlu")
@@ -225,7 +230,7 @@ def dotted_path(path: KeyPath) -> str:
 def problems_of(error: ValidationError, document: Document, model: type[BaseModel], place: bool = True) -> list[str]:
     """One line for each error: where, what was found, what is allowed, the nearest right word."""
     out: list[str] = []
-    for path, text in _flatten(error, (), model):
+    for path, text in itertools.islice(_flatten(error, (), model), MOST_PROBLEMS):
         clean = _real_path(path, document.raw)
         out.append(document.at(clean, text) if place else f"{dotted_path(clean)}: {text}")
     return list(dict.fromkeys(out))
@@ -304,9 +309,14 @@ _UNION_PARTS = ("finetune", "adapter", "memorize", "Rest", "[key]")
 _FIELD_KEYS = {"properties", "additionalProperties", "patternProperties"}
 
 
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(by_alias=True)
+
+
 def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     """The fields that are allowed at a path, by walking the models' JSON schema."""
-    schema = model.model_json_schema(by_alias=True)
+    schema = _schema(model)
     definitions = schema.get("$defs", {})
 
     def resolve(node: Any) -> list[Any]:

@@ -8,7 +8,9 @@ spec: {model: ..., data: ..., specialists: ..., merge: ..., evaluate: ..., sweep
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from expunge_jobs.task import (
     NestedError,
     NestedErrors,
     Seed,
+    canonical,
 )
 from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
 
@@ -41,6 +44,10 @@ API_VERSION = "expunge.dev/v1alpha1"
 RESERVED = ("base", "merged")
 MOST_TRIALS = 5000
 """Trials of a sweep. Each takes some 40 KiB of whoever plans it; an installation may set another bound."""
+MOST_BYTES = 64 * 2**20
+"""Bytes of a spec as JSON, times its trials: each trial has one of its own."""
+LONGEST_VALUE = 200
+"""Characters of a swept value in a trial's name; of a longer one the name has the beginning and a digest."""
 MODELS_A_TRIAL = 10
 """So many times as many models may be judged, over all trials together: their number follows from specialists and controls."""
 
@@ -373,6 +380,10 @@ def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial
     if math.prod(sizes) > most:  # counted before a single one is built
         said = f"{math.prod(sizes):,} trials ({' x '.join(map(str, sizes))}); allowed: at most {most:,} (limits.trials)"
         raise ExperimentError([document.at(("spec", "sweep"), said)])
+    size = len(json.dumps(document.raw["spec"], default=str))
+    if size * math.prod(sizes) > MOST_BYTES:
+        said = f"{math.prod(sizes):,} trials of a spec of {size:,} bytes; allowed: at most {MOST_BYTES:,} bytes in all"
+        raise ExperimentError([document.at(("spec", "sweep"), said)])
     problems: list[str] = []
     for path, values in sweep.items():
         if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes", "suspend", "cancel"):
@@ -409,12 +420,12 @@ def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial
 
 
 def _trial_name(values: dict[str, Any]) -> str:
-    return ",".join(f"{k}={_plain(values[k])}" for k in sorted(values)) or "default"
+    return ",".join(f"{k}={plain(values[k])}" for k in sorted(values)) or "default"
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, dict | list):
-        from expunge_jobs.task import canonical
-
-        return printable(canonical(value))
-    return printable(str(value))
+def plain(value: Any) -> str:
+    """Return a swept value as names have it."""
+    text = canonical(value) if isinstance(value, dict | list) else str(value)
+    if len(text) > LONGEST_VALUE:
+        text = f"{text[: LONGEST_VALUE - 20]}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return printable(text)

@@ -30,6 +30,9 @@ SILENCE = 600.0
 """Seconds that a log which is followed may say nothing."""
 PAGE = 250
 
+METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""The form of a list that has no more of its objects than what they are called."""
+
 Object = dict[str, Any]
 
 
@@ -49,6 +52,13 @@ class ApiError(Exception):
     def renewable(self) -> bool:
         """Whether a run may wait for it: what passes, or credentials that somebody may renew beside it."""
         return self.passing or self.status == 401
+
+
+class TooDeep(ApiError):
+    """An answer is nested deeper than can be read: the API server takes ten times the depth that Python does."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(422, f"{path} is nested too deep to be read")
 
 
 class Login(Protocol):
@@ -91,6 +101,7 @@ class Cluster:
         body: Object | None = None,
         query: dict[str, Any] | None = None,
         tries: int = TRIES,
+        accept: str = "application/json",
     ) -> Object:
         """The answer of one call; tried again while that may help. Every call here may be sent twice without harm: names are
         given, and deletes name the object's uid.
@@ -100,11 +111,12 @@ class Cluster:
         """
         for turn in range(1, tries + 1):
             try:
-                with self._open(method, path, READ, query or {}, body) as response:
-                    data = response.read()
+                with self._open(method, path, READ, query or {}, body, accept) as response:
+                    answer: Object = json.loads(response.read())
                     self.counted(method, response.status)
-                answer: Object = json.loads(data)
                 return answer
+            except RecursionError:
+                raise TooDeep(path) from None
             except ApiError as error:
                 self.counted(method, error.status)
                 if not error.passing or turn == tries:
@@ -113,18 +125,38 @@ class Cluster:
         raise AssertionError("unreachable")
 
     def list(
-        self, path: str, selector: str = "", fields: str = "", trim: Callable[[Object], Object] = lambda o: o
+        self,
+        path: str,
+        selector: str = "",
+        fields: str = "",
+        trim: Callable[[Object], Object] = lambda o: o,
+        limit: int | None = None,
     ) -> tuple[list[Object], str]:
-        """Every object, page by page and each of them trimmed, and the version at which a watch goes on."""
+        """Every object, page by page (of ``limit``) and each of them trimmed, and the version at which a watch goes on."""
         items: list[Object] = []
         more = ""
         while True:
-            query = {"labelSelector": selector, "fieldSelector": fields, "limit": PAGE, "continue": more}
-            page = self.request("GET", path, query=query)
+            query = {"labelSelector": selector, "fieldSelector": fields, "limit": limit or PAGE, "continue": more}
+            try:
+                page = self.request("GET", path, query=query)
+            except TooDeep:
+                page = self._one_by_one(path, query)
             items += map(trim, page["items"])
             more = page["metadata"].get("continue", "")
             if not more:
                 return items, page["metadata"]["resourceVersion"]
+
+    def _one_by_one(self, path: str, query: dict[str, Any]) -> Object:
+        """Return a page of a list one of whose objects cannot be read: of that one there is its metadata alone."""
+        page = self.request("GET", path, query=query, accept=METADATA)
+        items = []
+        for each in page["items"]:
+            try:  # by a list, too: who may list may not always get
+                named = {"fieldSelector": f"metadata.name={each['metadata']['name']}"}
+                items += self.request("GET", path, query=named)["items"]
+            except TooDeep:
+                items.append({"metadata": each["metadata"], "spec": None, "unreadable": True})
+        return {**page, "items": items}
 
     def watch(self, path: str, selector: str, version: str) -> Iterator[tuple[str, Object]]:
         """Changes since ``version`` as (ADDED, MODIFIED or DELETED; object), until the server ends the watch; and now and then
@@ -139,7 +171,10 @@ class Cluster:
         }  # fmt: skip
         with self._open("GET", path, WATCH + CONNECT, query) as response:
             for line in _lines(response):
-                event = json.loads(line)
+                try:
+                    event = json.loads(line)
+                except RecursionError:  # a list says which it is
+                    raise ApiError(410, "an object is nested too deep to be read") from None
                 if event["type"] == "ERROR":
                     raise ApiError(int(event["object"].get("code", 500)), event["object"].get("message", "watch ended"))
                 yield event["type"], event["object"]
@@ -171,14 +206,20 @@ class Cluster:
 
     @contextlib.contextmanager
     def _open(
-        self, method: str, path: str, read: float, query: dict[str, Any], body: Object | None = None
+        self,
+        method: str,
+        path: str,
+        read: float,
+        query: dict[str, Any],
+        body: Object | None = None,
+        accept: str = "application/json",
     ) -> Iterator[Any]:
         from urllib3 import HTTPHeaderDict
         from urllib3.exceptions import HTTPError
         from urllib3.util import Timeout
 
         content = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        own = {"Accept": "application/json", "Content-Type": content, "User-Agent": self._agent}
+        own = {"Accept": accept, "Content-Type": content, "User-Agent": self._agent}
         given = urlencode([(k, v) for k, v in query.items() if v not in ("", None)])
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         response: Any = None
@@ -231,6 +272,10 @@ def _words(error: BaseException) -> str:
     cause = getattr(error, "reason", None) or error
     if isinstance(cause, ProxyError):
         return f"its proxy: {_words(cause.original_error)}"
+    if isinstance(cause, json.JSONDecodeError):
+        return "its answer is no JSON: a page of a proxy, perhaps, or cut short"
+    if isinstance(cause, ValueError):  # whose words may hold a header's value
+        return "the request cannot be made"
     text = str(cause).rpartition(": ")[2] if "Failed to establish" in str(cause) else str(cause)
     return text or type(error).__name__
 
@@ -240,14 +285,15 @@ class Mirror:
 
     A watch that the server ends goes on where it was. If it ends in any other way all is listed again: what was missed is found,
     and said to ``changed`` like any other change.
-    ``group`` says under which word an object is found by ``of`` (its owner, say), without a look at all others.
+    ``group`` says under which word an object is found by ``of`` (its owner, say), without a look at all others. ``page``: so many
+    at once, where each may be large.
     """
 
     def __init__(
         self, cluster: Cluster, path: str, selector: str, trim: Callable[[Object], Object],
-        changed: Callable[[Object], None], group: Callable[[Object], str] = lambda _: "",
+        changed: Callable[[Object], None], group: Callable[[Object], str] = lambda _: "", page: int | None = None,
     ) -> None:  # fmt: skip
-        self.group = group
+        self.group, self.page = group, page
         self.cluster, self.path, self.selector, self.trim, self.changed = cluster, path, selector, trim, changed
         self.trouble = ""
         """Why nothing new is known, in words; empty while all is well."""
@@ -312,7 +358,7 @@ class Mirror:
                 self._stop.wait(max(after, random.uniform(0.5, 1.0) * 0.1 * 2**turn))
 
     def _list(self) -> str:
-        items, version = self.cluster.list(self.path, self.selector, trim=self.trim)
+        items, version = self.cluster.list(self.path, self.selector, trim=self.trim, limit=self.page)
         new = {o["metadata"]["name"]: o for o in items}
         groups: dict[str, dict[str, Object]] = defaultdict(dict)
         for name, what in new.items():

@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,10 @@ from expunge_controller.login import Files, Login, Oidc, Plugin, Server, Source
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its service account."""
+
+
+_UNUSABLE = (OSError, TypeError, KeyError, AttributeError, ValueError, yaml.YAMLError)
+"""What reading a file may raise that is no kubeconfig."""
 
 
 def connect(context: str | None = None, namespace: str | None = None) -> Cluster:
@@ -66,7 +71,7 @@ def _of_kubeconfig(files: str, context: str | None, namespace: str | None) -> Cl
         config = _Kubeconfig(files)
         chosen = config.context(context)
         login = config.login(chosen)
-    except (OSError, TypeError, KeyError, AttributeError, ValueError, yaml.YAMLError) as error:
+    except _UNUSABLE as error:
         said = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ExperimentError([f"the kubeconfig {files} cannot be used: {said}"]) from None
     return _cluster(login, namespace or chosen.get("namespace") or "default")
@@ -114,8 +119,15 @@ class _Kubeconfig:
         name = context.get("user")
         if not name:
             return Login(server, Files())
-        user, folder = self._entry("users", name, "user")
-        return Login(server, self._source(name, user, folder, cluster), _impersonation(user))
+        user, _ = self._entry("users", name, "user")
+
+        def again() -> Source | None:
+            try:
+                return _Kubeconfig(self.files)._source(name, cluster)
+            except _UNUSABLE:  # as it is while somebody writes it; what was read before still stands
+                return None
+
+        return Login(server, self._source(name, cluster), _impersonation(user), again)
 
     def _entry(self, group: str, name: str, what: str) -> tuple[dict[str, Any], Path]:
         """Return an entry, and the folder of its file, from which its relative paths count."""
@@ -129,7 +141,8 @@ class _Kubeconfig:
             raise TypeError(f"the {what} '{name}' is no mapping")
         return entry, Path(found.path).expanduser().absolute().parent
 
-    def _source(self, name: str, user: dict[str, Any], folder: Path, cluster: dict[str, Any]) -> Source:
+    def _source(self, name: str, cluster: dict[str, Any]) -> Source:
+        user, folder = self._entry("users", name, "user")
         certificate = _certificate(user, folder)
         if file := user.get("tokenFile"):
             return Files((folder / file).read_text, certificate)
@@ -157,17 +170,18 @@ class _Kubeconfig:
 
     def _keeper(self, name: str) -> Callable[[dict[str, str]], None]:
         """Return what writes new tokens of a user into the file that has it, as kubectl does."""
-        file = next(Path(e.path).expanduser() for e in self.merged["users"] if e["name"] == name)
+        file = next(Path(e.path).expanduser() for e in self.merged["users"] if e["name"] == name).resolve()
 
         def keep(settings: dict[str, str]) -> None:
             config = yaml.safe_load(file.read_text())
             (user,) = [u["user"] for u in config["users"] if u["name"] == name]
             known = user["auth-provider"]["config"]
             known |= {k: settings[k] for k in ("id-token", "refresh-token") if k in settings}
-            new = file.with_name(f".{file.name}.{os.getpid()}")
-            new.touch(mode=stat.S_IMODE(file.stat().st_mode))
-            new.write_text(yaml.safe_dump(config, sort_keys=False))
-            new.replace(file)
+            descriptor, new = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+            with os.fdopen(descriptor, "w") as out:
+                os.fchmod(descriptor, stat.S_IMODE(file.stat().st_mode))
+                yaml.safe_dump(config, out, sort_keys=False)
+            Path(new).replace(file)
 
         return keep
 

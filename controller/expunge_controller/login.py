@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -79,8 +80,16 @@ class Source(Protocol):
 class Login:
     """A server with credentials for it: connections and headers for the next call."""
 
-    def __init__(self, server: Server, source: Source, extra: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        server: Server,
+        source: Source,
+        extra: Iterable[tuple[str, str]] = (),
+        again: Callable[[], Source | None] = lambda: None,
+    ) -> None:
         self.server, self.source, self.extra = server, source, tuple(extra)
+        self._again = again
+        """Reads the kubeconfig once more: somebody may have logged in meanwhile. None: as it was."""
         self._lock = threading.Lock()
         self._now: Credential | None = None
         self._good = False
@@ -108,7 +117,7 @@ class Login:
         """Read the credentials anew after the server refused a header; return whether there is another one now."""
         with self._lock:
             if self._now is not None and self._now.header == refused:
-                self._good = False
+                self._good, self.source = False, self._again() or self.source
         return self._credential().header != refused
 
     def _credential(self) -> Credential:
@@ -119,6 +128,8 @@ class Login:
             if self._failed and time.monotonic() < self._failed[0] + FAILED_FOR:
                 raise self._failed[1]
             try:
+                if self._failed:
+                    self.source = self._again() or self.source
                 now = self._now = self.source.read(now)
             except (ApiError, OSError, ValueError) as error:
                 said = error if isinstance(error, ApiError) else ApiError(0, f"the login: {error}")
@@ -145,13 +156,12 @@ class Files:
     def read(self, before: Credential | None) -> Credential:
         """Return what is there now; where a file is gone, what was there last."""
         try:
-            token = self.token().strip() if self.token else ""
+            header = _bearer(self.token()) if self.token else ""
             certificate = self.certificate() if self.certificate else None
-        except OSError:
+        except (OSError, ValueError):
             if before is not None:
                 return before  # it is being replaced, or the server will say that it is no longer good
             raise
-        header = f"Bearer {token}" if token else ""
         if self.basic:
             header = "Basic " + base64.b64encode(":".join(self.basic).encode()).decode()
         return Credential(header, certificate)
@@ -221,7 +231,7 @@ class Plugin:
             raise ApiError(0, f"{named} answers for {answer.get('apiVersion')}; the kubeconfig says {self.api}")
         if not token and not (chain and key):
             raise ApiError(0, f"{named} printed neither a token nor a certificate with its key")
-        return Credential(f"Bearer {token}" if token else "", (chain, key) if chain and key else None, until)
+        return Credential(_bearer(str(token)) if token else "", (chain, key) if chain and key else None, until)
 
 
 @dataclass
@@ -244,10 +254,10 @@ class Oidc:
             ApiError: it cannot be refreshed, in words.
         """
         token = self.settings.get("id-token", "")
-        if before is None and token and time.time() < _expiry(token) - EARLY:
-            return Credential(f"Bearer {token}", until=_expiry(token))
-        token = self._refreshed()
-        return Credential(f"Bearer {token}", until=_expiry(token))
+        known = before is not None and before.header == f"Bearer {token}"
+        if known or time.time() > _expiry(token) - EARLY:
+            token = self._refreshed()
+        return Credential(_bearer(token), until=_expiry(token))
 
     def _refreshed(self) -> str:
         issuer, refresh = self.settings.get("idp-issuer-url", "").rstrip("/"), self.settings.get("refresh-token", "")
@@ -302,6 +312,16 @@ class Oidc:
         except ValueError:
             found = None
         return found if isinstance(found, dict) else {}
+
+
+def _bearer(token: str) -> str:
+    """Return the header for a token; its words are told to nobody."""
+    token = token.strip()
+    if not token:
+        raise ValueError("the token is empty")
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ValueError("the token holds characters that no header may hold")
+    return f"Bearer {token}"
 
 
 def _expiry(token: str) -> float:

@@ -81,11 +81,14 @@ def _follow_here(store: Store, step: Step) -> Iterator[str]:
 def _readable(line: str) -> str:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line
     if not isinstance(event, dict) or "event" not in event:
         return line
     if event["event"] == "progress":
-        return progress_words(event)
+        try:
+            return progress_words(event)
+        except (KeyError, TypeError, ValueError):  # no line of a step's: what else is in the log is shown all the same
+            return line
     rest = ", ".join(f"{k} {v}" for k, v in event.items() if k != "event")
     return f"{event['event']}: {rest}" if rest else str(event["event"])

@@ -7,7 +7,6 @@ Nothing is kept that a restart could lose: what is done is read from the store, 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import threading
 import time
@@ -27,10 +26,11 @@ from expunge_controller.document import ExperimentError
 from expunge_controller.executors import progress_words
 from expunge_controller.executors.jobs import cancel
 from expunge_controller.executors.kubernetes import KubernetesExecutor
+from expunge_controller.executors.verdict import cut
 from expunge_controller.executors.watch import Watch
 from expunge_controller.experiment import API_VERSION, load_resource
 from expunge_controller.installation import Settings, own_part
-from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object
+from expunge_controller.kubeapi import METADATA, ApiError, Cluster, Mirror, Object
 from expunge_controller.manifests import Site, requested
 from expunge_controller.metrics import Metrics
 from expunge_controller.placement import ResourcesByKind
@@ -51,13 +51,26 @@ TELL = 0.5
 POLL = 1.0
 
 
+LARGEST_SPEC = 1 << 18
+"""Bytes of a spec that is kept; each Experiment's is, whether it is at work or not."""
+PAGE = 20
+"""Experiments in a page of their list: each may have the size of what the API server takes, a megabyte and a half."""
+UNREADABLE = "unreadable"
+"""In place of a spec: why it is not read."""
+
+
 def trim(resource: Object) -> Object:
     """Those fields of an Experiment that are read; its spec as text, which takes a fifth of the memory."""
     meta = resource["metadata"]
     kept = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
+    spec = json.dumps(resource.get("spec"), separators=(",", ":"))
+    if resource.get("unreadable"):
+        spec = json.dumps({UNREADABLE: "nested too deep"})
+    if len(spec) > LARGEST_SPEC:
+        spec = json.dumps({UNREADABLE: f"{len(spec):,} bytes; at most {LARGEST_SPEC:,} are read"})
     return {
         "metadata": {k: meta.get(k) for k in kept} | {"retry": (meta.get("annotations") or {}).get(RETRY, "")},
-        "spec": json.dumps(resource.get("spec"), separators=(",", ":")),
+        "spec": spec,
         "status": resource.get("status") or {},
     }
 
@@ -92,17 +105,17 @@ class Operator:
         """Held by the one that begins after a place did not answer it."""
         self.watches = {n: Watch(cluster, n) for n in settings.namespaces}
         self.experiments = {
-            n: Mirror(cluster, resources_path(n), "", trim, lambda o: self.queue.add(_who(o)))
+            n: Mirror(cluster, resources_path(n), "", trim, lambda o: self.queue.add(_who(o)), page=PAGE)
             for n in settings.namespaces
         }
         self.beginnings = Beginnings(settings.state)
-        self._suspect = threading.Lock()
-        """Held by the one Experiment that is begun of those during whose beginning this program died."""
         self._stores: dict[str, Store] = {}
         self._opening = threading.Lock()
         self._active: dict[Who, _Active] = {}
         self.speaker = Speaker(cluster, self.experiments, self.queue, log, lambda: len(self._active))
         self._failures: dict[Who, int] = {}
+        self._refused: dict[Who, tuple[str, int, str, str]] = {}
+        """Which generation of an Experiment was said to be Invalid here, and why."""
         self.metrics = Metrics(self._steps, self._phases)
         cluster.counted = lambda method, status: self.metrics.calls.labels(method, str(status)).inc()
         self._stop = threading.Event()
@@ -119,7 +132,7 @@ class Operator:
         refused: dict[str, ApiError] = {}
         for namespace in self.settings.namespaces:
             try:
-                self.cluster.request("GET", resources_path(namespace), query={"limit": 1})
+                self.cluster.request("GET", resources_path(namespace), query={"limit": 1}, accept=METADATA)
                 self.watches[namespace].check()
             except ApiError as error:  # deleted, perhaps, with its Roles: the others' experiments go on
                 refused[namespace] = error
@@ -170,6 +183,9 @@ class Operator:
                 continue
             try:
                 self._look(who)
+            except Exception:  # whatever it is, the other Experiments' worker goes on
+                self.log("error", who, traceback.format_exc())
+                self.queue.add_after(who, BACKOFF[1])
             finally:
                 self.queue.done(who)
 
@@ -208,6 +224,7 @@ class Operator:
             self._forget(who)
             self.speaker.forget(who)
             self._failures.pop(who, None)
+            self._refused.pop(who, None)
             return None
         status, meta = found["status"], found["metadata"]
         same = status.get("observedGeneration") == meta["generation"] and status.get("retried", "") == meta["retry"]
@@ -215,6 +232,9 @@ class Operator:
             self._forget(who)
             return None
         spec = json.loads(found["spec"])
+        if isinstance(spec, dict) and UNREADABLE in spec:
+            self._refuse(who, found, f"spec: {spec[UNREADABLE]}")
+            return None
         if isinstance(spec, dict) and spec.get("cancel") is True:
             self._cancel(who, found)
             return None
@@ -231,41 +251,34 @@ class Operator:
                 self._hold(who, found, deaths)
                 return None
             try:
-                with self._turn_to_begin(who, found, deaths > 0) as now:
-                    if not now:
+                with self._turn_to_begin(who, found) as now, self.beginnings.turn(meta["uid"], mark) as alone:
+                    if not (now and alone):
                         return STUCK
-                    with self.beginnings.underway(meta["uid"], mark):
-                        active = self._begin(who, found, spec, same)
+                    active = self._begin(who, found, spec, same)
             except ExperimentError as error:
                 self._failures.pop(who, None)
-                self.speaker.say(who, found, "Warning", "Invalid", "; ".join(error.problems))
-                self.speaker.write(
-                    who, found, "Invalid", "; ".join(error.problems), lambda: {"counts": {}, "reasons": []}
-                )
+                self._refuse(who, found, "; ".join(error.problems))
                 return None
         again = self._go_on(who, found, active, bool(spec.get("suspend"))) if active else None
         self._failures.pop(who, None)
         return again
 
     @contextlib.contextmanager
-    def _turn_to_begin(self, who: Who, found: Object, suspect: bool) -> Iterator[bool]:
+    def _turn_to_begin(self, who: Who, found: Object) -> Iterator[bool]:
         """Yield whether it may begin now.
 
-        Experiments whose inputs or store gave no answer retry one at a time: each holds a worker until it gives up. So do
-        those during whose beginning this program died: at its next death, only one of them was being begun.
+        Experiments whose inputs or store gave no answer retry one at a time: each holds a worker until it gives up.
         """
         failed = who in self._failures
-        locks = [lock for lock, held in ((self._again, failed), (self._suspect, suspect)) if held]
-        taken = list(itertools.takewhile(lambda lock: lock.acquire(blocking=False), locks))
+        if failed and not self._again.acquire(blocking=False):
+            yield False
+            return
         try:
-            if len(taken) < len(locks):
-                yield False
-                return
             new = not found["status"].get("observedGeneration")
             yield not new or self.places.may_begin(who, found["metadata"]["creationTimestamp"])
         finally:
-            for lock in taken:
-                lock.release()
+            if failed:
+                self._again.release()
             self.places.begun(who)
 
     def _begin(self, who: Who, found: Object, spec: Any, same: bool) -> _Active | None:
@@ -397,6 +410,15 @@ class Operator:
                 counts[phase] = counts.get(phase, 0) + 1
         return counts
 
+    def _refuse(self, who: Who, found: Object, why: str) -> None:
+        """Say that this generation is Invalid; once, since of what is too deep to be read the status is not known."""
+        meta = found["metadata"]
+        said = (meta["uid"], meta["generation"], meta["retry"], why)
+        if self._refused.get(who) != said:
+            self.speaker.say(who, found, "Warning", "Invalid", why)
+            if self.speaker.write(who, found, "Invalid", why, lambda: {"counts": {}, "reasons": []}):
+                self._refused[who] = said
+
     def _hold(self, who: Who, found: Object, deaths: int) -> None:
         message = (
             f"the operator ended {deaths} times in a row while it began this experiment, perhaps for want of memory: "
@@ -447,7 +469,7 @@ def _best(active: _Active) -> str:
     report = active.resolved.plan.steps[-1]
     manifest = read_manifest(active.runner.store, report.ref)
     best = manifest.figures["best"] if manifest else None
-    return f"{best['group']} {best['model']} {best['task_aggregate']:.3f}".strip() if best else "-"
+    return cut(f"{best['group']} {best['model']} {best['task_aggregate']:.3f}".strip()) if best else "-"
 
 
 def _who(found: Object) -> Who:

@@ -34,8 +34,7 @@ from expunge_jobs.task import (
 )
 
 from expunge_controller.document import KeyPath
-from expunge_controller.experiment import Data, ExternalAdapter, Finetune, Loaded, Rest, RetainOnly, Spec, Trial
-from expunge_controller.text import printable
+from expunge_controller.experiment import Data, ExternalAdapter, Finetune, Loaded, Rest, RetainOnly, Spec, Trial, plain
 
 Pins = Mapping[str, str]
 """Digests by address; made by ``resolve``."""
@@ -346,23 +345,35 @@ def _builtin_uri(address: str, data: Data) -> str:
 
 def _names(trials: list[Trial], keys_of_role: dict[str, dict[str, str]]) -> dict[str, str]:
     """A step's name: its role and the swept values that its key depends on."""
-    paths = sorted(trials[0].values) if trials else []
     names: dict[str, str] = {}
+    numbers = _numbered(trials)
     for role, keys in keys_of_role.items():
-        depends = [p for p in paths if _depends(p, trials, keys)]
+        depends = [p for p in numbers if _depends(p, numbers, trials, keys)]
         for trial in trials:
             key = keys.get(trial.name)
             if key is not None and key not in names:
-                values = ",".join(f"{p}={printable(str(trial.values[p]))}" for p in depends)
+                values = ",".join(f"{p}={plain(trial.values[p])}" for p in depends)
                 names[key] = f"{role} {values}".strip()
     return names
 
 
-def _depends(path: str, trials: list[Trial], keys: dict[str, str]) -> bool:
-    """Whether two trials that differ in this value alone have different keys."""
-    seen: dict[str, str] = {}
-    for trial in trials:
-        others = repr([(p, v) for p, v in trial.values.items() if p != path])
+def _numbered(trials: list[Trial]) -> dict[str, list[int]]:
+    """Return, for each swept path that has several values, which of them each trial has: comparing numbers costs nothing."""
+    out: dict[str, list[int]] = {}
+    for path in sorted(trials[0].values) if trials else []:
+        known: dict[str, int] = {}
+        numbers = [known.setdefault(repr(t.values[path]), len(known)) for t in trials]
+        if len(known) > 1:
+            out[path] = numbers
+    return out
+
+
+def _depends(path: str, numbers: dict[str, list[int]], trials: list[Trial], keys: dict[str, str]) -> bool:
+    """Return whether two trials that differ in this value alone have different keys."""
+    seen: dict[tuple[int, ...], str] = {}
+    others_of = [column for p, column in numbers.items() if p != path]
+    for place, trial in enumerate(trials):
+        others = tuple(column[place] for column in others_of)
         key = keys.get(trial.name, "")
         if seen.setdefault(others, key) != key:
             return True

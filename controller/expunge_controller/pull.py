@@ -41,11 +41,15 @@ def pull(store: Store, plan: Plan, trial: str | None, to: Path, full: bool) -> l
                 "An adapter alone does not forget: its base still knows everything. --full writes the merged model.",
             ]
     # The model needs torch, which the controller never loads: the jobs package writes it.
-    done = subprocess.run(
-        [sys.executable, "-m", "expunge_jobs.export", store.uri, row.ref.model_dump_json(), str(to)], check=False
-    )
+    words = [sys.executable, "-m", "expunge_jobs.export", store.uri, row.ref.model_dump_json(), str(to)]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if done.returncode:
-        raise ExperimentError([f"--to {to}: the model could not be written (see above)"])
+        raise ExperimentError(
+            [
+                *(x.removeprefix("error: ") for x in done.stderr.splitlines()[-20:]),
+                f"--to {to}: the model could not be written",
+            ]
+        )
     return [f"{to}: the merged model of trial {row.trial}, adapter folded in (Hugging Face's format)."]
 
 

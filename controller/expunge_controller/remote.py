@@ -8,13 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from expunge_jobs.errors import nearest
+from expunge_jobs import data as rows_of
+from expunge_jobs import inputs
+from expunge_jobs.errors import BadTask, nearest
 from expunge_jobs.store import Store
 
 from expunge_controller.conditions import FINAL
 from expunge_controller.crd import GROUP, PLURAL, VERSION
-from expunge_controller.document import ExperimentError
+from expunge_controller.document import ExperimentError, KeyPath
 from expunge_controller.experiment import API_VERSION, Loaded
+from expunge_controller.installation import is_allowed
 from expunge_controller.kubeapi import ApiError, Cluster, Object
 from expunge_controller.plan import inputs_of
 from expunge_controller.upload import upload
@@ -61,6 +64,26 @@ def store_of(resource: Object) -> str:
         name, namespace = resource["metadata"]["name"], resource["metadata"]["namespace"]
         raise ExperimentError([f"no operator has begun experiment '{name}': does one watch namespace {namespace}?"])
     return str(uri)
+
+
+def check_inputs(loaded: Loaded, store: str) -> None:
+    """Refuse to read, as this user, what an Experiment of somebody's names: only its own store and the hub are asked.
+
+    Raises:
+        ExperimentError: a file of this machine, or another server.
+    """
+    place, mark, options = store.partition("?")
+    problems = []
+    for trial in loaded.trials:
+        asked = inputs_of(trial.spec)
+        for path, uri in {**asked.files, **asked.models, **asked.adapters}.items():
+            if not uri.startswith("builtin://") and not is_allowed(uri, [place, "hf://"], mark + options):
+                said = (
+                    f"'{uri}' is not read by this command: no operator has begun this experiment, or its record is gone"
+                )
+                problems.append(loaded.document.at(("spec", *path), said))
+    if problems:
+        raise ExperimentError(list(dict.fromkeys(problems)))
 
 
 def rows(cluster: Cluster) -> list[list[str]]:
@@ -159,6 +182,8 @@ def _reachable(loaded: Loaded, store: Store | None) -> Any:
     for trial in loaded.trials:
         asked = inputs_of(trial.spec)
         for path, uri in {**asked.files, **asked.models, **asked.adapters}.items():
+            if uri.startswith("file://") and path[0] == "data" and store is not None:
+                _check_rows(loaded, path, uri)
             if uri.startswith("file://") and path not in local.setdefault(uri, []):
                 local[uri].append(path)
     if local and store is None:
@@ -171,6 +196,16 @@ def _reachable(loaded: Loaded, store: Store | None) -> Any:
         there = {uri: upload(store, Path(uri.removeprefix("file://"))) for uri in local}
         spec = _replaced(spec, there)
     return spec
+
+
+def _check_rows(loaded: Loaded, path: KeyPath, uri: str) -> None:
+    """Refuse to upload a file that holds no rows: the experiment may be a stranger's, and name any file of this user's."""
+    try:
+        rows_of.parse(inputs.read(uri), rows_of.address(uri), str(path[1]))
+    except rows_of.DataError as error:
+        raise ExperimentError(error.problems) from None
+    except BadTask as error:
+        raise ExperimentError([loaded.document.at(("spec", *path), str(error))]) from None
 
 
 def _replaced(value: Any, words: dict[str, str]) -> Any:

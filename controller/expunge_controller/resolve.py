@@ -69,7 +69,9 @@ def resolve(
     seen: dict[str, TaskData] = {}
     for step in plan.steps:
         if isinstance(step.task, EvaluateTask):
-            seen.setdefault(canonical(step.task.data.model_dump(mode="json")), step.task.data)
+            chosen = step.task.data.model_dump(mode="json", include={"sets", "overlap"})  # all else changes no row
+            seen.setdefault(canonical(chosen), step.task.data)
+    resolver.bound(len(seen))
     with _PARSING:
         for data in seen.values():
             resolver.sets(data)
@@ -87,7 +89,7 @@ def resolve(
         "steps": sorted(s.key for s in asked_for),
         "versions": _versions(asked_for),
     }
-    digest = hashlib.sha256(canonical(record).encode()).hexdigest()
+    digest = _digest(record)
     resolved = Resolved(plan, resolver.pins, resolver.notices, digest, record, namespace)
     return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json")) if report else resolved
 
@@ -100,15 +102,21 @@ def recall(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolve
     except NotFound:
         return None
     record = json.loads(data)
+    del record["models"]
+    if _digest(record) != digest:  # whoever writes into the store has changed it
+        return None
     pins = record["inputs"]
     if any(uri not in pins for trial in loaded.trials for asked in inputs_of(trial.spec) for uri in asked.values()):
         return None
     plan = make_plan(loaded, pins, stage=True, versions=record["versions"])
     if sorted(s.key for s in plan.steps if s.kind != "stage") != record["steps"]:
         return None
-    del record["models"]
     resolved = Resolved(plan, pins, [], digest, record, namespace)
     return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json"))
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(record).encode()).hexdigest()
 
 
 def write_record(store: Store, resolved: Resolved) -> None:
@@ -125,6 +133,10 @@ def folder(resolved: Resolved) -> str:
     return f"experiments/{resolved.namespace}/{resolved.plan.experiment}/{resolved.digest}"
 
 
+BYTES_A_ROW = 256
+"""Of data files, for each row that is held while they are checked: shorter rows take more memory than their bytes."""
+SELECTED = 16
+"""Times the bytes that an installation reads, over all selections of documents that a sweep makes."""
 _PARSING = threading.Lock()
 """Rows take four times their file's bytes while they are checked, and threads cannot share that work: so one at a time."""
 
@@ -136,6 +148,7 @@ class _Resolver:
         self.notices: list[str] = []
         self.problems: list[str] = []
         self._content: dict[str, bytes] = {}
+        self._rows: dict[tuple[str, str], list[rows.Item]] = {}
         self._asked: set[str] = set()
 
     def file(self, path: KeyPath, uri: str) -> None:
@@ -178,13 +191,30 @@ class _Resolver:
     def sets(self, data: TaskData) -> None:
         """Reads the rows of a trial as its steps will."""
         try:
-            rows.load(data, self._read)
+            rows.load(data, self._read, parse=self._parse)
         except rows.DataError as error:
             self.problems += error.problems
         except BadTask as error:
             self.problems.append(str(error))
         else:
             self._say_shortfalls(data)
+
+    def bound(self, selections: int) -> None:
+        """Refuse more to check than a process that serves many has time for: it checks one Experiment at a time."""
+        if self.input_bytes is None:
+            return
+        size = sum(map(len, self._content.values()))
+        if selections * size > SELECTED * self.input_bytes:
+            said = f"{selections:,} selections from {size:,} bytes of rows are too much to check; sweep fewer of data's fields"
+            self.problems.append(self.document.at(("spec", "sweep"), said))
+        self.check()
+
+    def _parse(self, content: bytes, name: str, role: str) -> list[rows.Item]:
+        """Return the rows of a file, parsed once for each role."""
+        if (name, role) not in self._rows:
+            most = None if self.input_bytes is None else self.input_bytes // BYTES_A_ROW
+            self._rows[name, role] = rows.parse(content, name, role, most)
+        return self._rows[name, role]
 
     def check(self) -> None:
         if self.problems:
@@ -198,7 +228,7 @@ class _Resolver:
             if ref.take is None:
                 continue
             of = ref.of or ref.take
-            items = rows.parse(self._content[ref.input.uri], ref.input.uri, name)
+            items = self._parse(self._content[ref.input.uri], rows.address(ref.input.uri), name)
             for task, count in rows.shortfalls(items, of).items():
                 text = (
                     f"{rows.address(ref.input.uri)} has {count} documents of {task}, fewer than the {of} asked for: "

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from expunge_jobs.artifact import find_damaged, give_up_damaged, mark_damaged, now
-from expunge_jobs.store import Store, Unavailable
+from expunge_jobs.store import SMALL, Store, Unavailable
 
 from expunge_controller.executors import Ended, Executor, Progress, Start
 from expunge_controller.plan import Plan, Step
@@ -259,7 +259,7 @@ def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
     paths = {_failure(resolved, key) for key in resolved.plan.by_key}  # no other object there is read
     for entry in list(store.list(f"{folder(resolved)}/failed")):
         if entry.path in paths:
-            record = json.loads(store.get(entry.path)[0])
+            record = json.loads(store.get(entry.path, SMALL)[0])
             out[str(record["key"])] = str(record["reason"])[:LONGEST_REASON]
     return out
 

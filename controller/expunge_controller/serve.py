@@ -134,6 +134,8 @@ def _quantity(text: str) -> str:
 
 def _handler(operator: Operator) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds for a request's line: anybody may connect, and each connection is a thread
+
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 self._answer(200, operator.metrics.text())

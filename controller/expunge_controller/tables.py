@@ -17,7 +17,8 @@ COLUMNS = (
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = False) -> str:
-    """Columns as wide as their widest cell, two blanks between; ``right`` aligns all but the first."""
+    """Columns as wide as their widest cell, two blanks between; ``right`` aligns all but the first. A cell is one line."""
+    rows = [[cell.replace("\n", "\\n") for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

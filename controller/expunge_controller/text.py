@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import sys
 
-_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and newline, and those that turn the direction of writing."""
+_COMMANDS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Control characters but tab and newline, those that break lines, turn the direction of writing or cannot be seen, and halves of
+characters, which no terminal can be given."""
 
 
 def printable(text: str) -> str:

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from expunge_jobs.cache import through_cache
 from expunge_jobs.errors import DamagedInput, ExitCode
-from expunge_jobs.store import Conflict, NotFound, Store, sha256_of
+from expunge_jobs.store import MEDIUM, SMALL, Conflict, NotFound, Store, sha256_of
 from expunge_jobs.task import ArtifactRef, Model, Task, canonical
 
 
@@ -72,6 +72,7 @@ class End(Model):
     ended: str
 
 
+MOST_ATTEMPTS = 1000
 LOG, LOG_PARTS = "log.jsonl", "log"
 """An attempt's log: a file, or a folder of parts in order."""
 
@@ -110,7 +111,7 @@ def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
         DamagedInput: something is there that is no manifest.
     """
     try:
-        data, _ = store.get(manifest_path(ref))
+        data, _ = store.get(manifest_path(ref), MEDIUM)
     except NotFound:
         return None
     try:
@@ -122,11 +123,12 @@ def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
 
 
 def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
-    """The records of every attempt at this step, oldest first."""
+    """The records of the attempts at this step, oldest first; of thousands, the newest."""
     prefix = f"{folder(ref)}/attempts"
     depth = prefix.count("/") + 1
-    paths = [e.path for e in store.list(prefix) if e.path.count("/") == depth and e.path.endswith(".json")]
-    records = [Record.model_validate_json(store.get(p)[0]) for p in paths]
+    found = [e for e in store.list(prefix) if e.path.count("/") == depth and e.path.endswith(".json")]
+    newest = sorted(found, key=lambda e: e.modified)[-MOST_ATTEMPTS:]
+    records = [Record.model_validate_json(store.get(e.path, SMALL)[0]) for e in newest]
     return sorted(records, key=lambda r: (r.started, r.attempt))
 
 
@@ -227,7 +229,7 @@ def give_up_damaged(store: Store, ref: ArtifactRef) -> str:
     """
     mark = f"{folder(ref)}/damaged.json"
     try:
-        damage = Damage.model_validate_json(store.get(mark)[0])
+        damage = Damage.model_validate_json(store.get(mark, SMALL)[0])
     except NotFound:
         return ""
     try:

@@ -5,10 +5,11 @@ No message here holds a row's text or id: a row is named by its file and line.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,70 +59,105 @@ Item = Row | Document | Question
 
 
 class DataError(BadTask):
-    """A data file is not usable; ``problems`` are all that were found, up to ``MAX_PROBLEMS``."""
+    """A data file is not usable; ``problems`` are all that were found, up to ``MAX_PROBLEMS``. ``more`` were not kept."""
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], more: int = 0) -> None:
         self.problems = problems[:MAX_PROBLEMS]
-        more = len(problems) - len(self.problems)
+        more += len(problems) - len(self.problems)
         super().__init__("\n".join([*self.problems, *([f"... and {more} more"] if more > 0 else [])]))
 
 
-def parse(content: bytes, name: str, role: str = "forget") -> list[Item]:
-    """The rows of a JSON Lines file, or of one JSON object of columns (``{"id": {...} | [...], ...}``).
+class _Problems:
+    """What is wrong with a file: the first of it in words, the rest counted. A file may be wrong in a million places."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.kept: list[str] = []
+        self.more = 0
+
+    def add(self, text: str, line: int | None = None) -> None:
+        if len(self.kept) < MAX_PROBLEMS:
+            self.kept.append(f"{self.name}:{line}: {text}" if line else f"{self.name}: {text}")
+        else:
+            self.more += 1
+
+    def check(self) -> None:
+        if self.kept:
+            raise DataError(self.kept, self.more)
+
+
+def parse(content: bytes, name: str, role: str = "forget", most: int | None = None) -> list[Item]:
+    """Return the rows of a JSON Lines file, or of one JSON object of columns (``{"id": {...} | [...], ...}``).
+
+    ``most``: rows that are read at most.
 
     Raises:
-        DataError: every bad row, by file, line and field, never by content.
+        DataError: every bad row, by file, line and field, never by content; or too many rows.
     """
-    records, problems = _records(content, name)
-    if not records and not problems:
-        problems.append(f"{name}: no rows; allowed: JSON Lines with id, input, output, task")
+    problems = _Problems(name)
     items: list[Item] = []
     seen: dict[str, int] = {}
-    for line, record in records:
+    count = 0
+    for line, record in _records(content, problems, most):
+        count += 1
+        if most is not None and count > most:
+            raise DataError([f"{name}: more than {most:,} rows, which are not read here"])
         found: list[str] = []
         item = _item(record, found, role, line)
-        problems += [f"{name}:{line}: {text}" for text in found]
+        for text in found:
+            problems.add(text, line)
         if item is None:
             continue
         if item.id in seen and not isinstance(item, Question):  # MMLU's files have no ids, and repeat themselves
-            problems.append(f"{name}:{line}: id: the same id as in line {seen[item.id]}; each row has its own")
+            problems.add(f"id: the same id as in line {seen[item.id]}; each row has its own", line)
         seen.setdefault(item.id, line)
         items.append(item)
-    if problems:
-        raise DataError(problems)
+    if not count and not problems.kept:
+        problems.add("no rows; allowed: JSON Lines with id, input, output, task")
+    problems.check()
     return items
 
 
-def _records(content: bytes, name: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+def _records(content: bytes, problems: _Problems, most: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError([f"{name}: not UTF-8 text (byte {error.start})"]) from None
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
-        whole = None
-    # One object whose fields are columns, as pandas writes it; a single JSON Lines row has plain values instead.
-    if isinstance(whole, dict) and whole and all(isinstance(v, dict | list) for v in whole.values()):
-        return _columns(whole, name)
-    records: list[tuple[int, dict[str, Any]]] = []
-    problems: list[str] = []
-    for number, line in enumerate(text.split("\n"), 1):
+        raise DataError([f"{problems.name}: not UTF-8 text (byte {error.start})"]) from None
+    # {},{},{} and the like take thirty times their bytes once they are parsed; rows of text are far below this.
+    if most is not None and (text.count(",") > 22 * most or text.count("{") + text.count("[") > 16 * most):
+        raise DataError([f"{problems.name}: too many JSON values for {most:,} rows"])
+    if whole := _whole(text):
+        yield from _columns(whole, problems)
+        return
+    for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
-            problems.append(f"{name}:{number}: not JSON; allowed: one JSON object a line")
+            problems.add("not JSON; allowed: one JSON object a line", number)
             continue
         if isinstance(value, dict):
-            records.append((number, value))
+            yield number, value
         else:
-            problems.append(f"{name}:{number}: found a JSON {type(value).__name__}; allowed: one JSON object a line")
-    return records, problems
+            problems.add(f"found a JSON {type(value).__name__}; allowed: one JSON object a line", number)
 
 
-def _columns(whole: dict[str, Any], name: str) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+def _whole(text: str) -> dict[str, Any] | None:
+    """Return the columns of a file that is one JSON object of them, as pandas writes it. A single row has plain values."""
+    head = text.lstrip()[:4096]
+    if not re.match(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[\[{]', head):  # its first field is a column
+        return None
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(whole, dict) and all(isinstance(v, dict | list) for v in whole.values()):
+        return whole
+    return None
+
+
+def _columns(whole: dict[str, Any], problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     first = next(iter(whole.values()))
     # pandas writes each column as an object by row index; another order in one of them is the same column.
     indexed = all(isinstance(v, dict) and v.keys() == first.keys() for v in whole.values())
@@ -133,9 +169,10 @@ def _columns(whole: dict[str, Any], name: str) -> tuple[list[tuple[int, dict[str
     if not indexed and (len(set(lengths.values())) != 1 or all(isinstance(v, dict) for v in whole.values())):
         # Of a file that is something else the names of its fields may be content.
         named = [f"{k} {n}" for k, n in lengths.items() if k in _FIELDS]
-        return [], [f"{name}: columns with different rows: {', '.join(named) or 'none is a known field'}"]
-    count = next(iter(lengths.values()))
-    return [(i + 1, {k: v[i] for k, v in columns.items()}) for i in range(count)], []
+        problems.add(f"columns with different rows: {', '.join(named) or 'none is a known field'}")
+        return
+    for i in range(next(iter(lengths.values()))):
+        yield i + 1, {k: v[i] for k, v in columns.items()}
 
 
 def _item(record: dict[str, Any], problems: list[str], role: str, line: int) -> Item | None:
@@ -212,11 +249,14 @@ def shortfalls(items: list[Item], of: int) -> dict[str, int]:
 
 
 def load(
-    data: TaskData, read: Callable[[Input], bytes], only: tuple[SetName, ...] | None = None
+    data: TaskData,
+    read: Callable[[Input], bytes],
+    only: tuple[SetName, ...] | None = None,
+    parse: Callable[[bytes, str, str], list[Item]] = parse,
 ) -> dict[SetName, list[Item]]:
     """Every set of the task (or only some), selected, with forget and retain told apart.
 
-    ``read`` gives the bytes of an input, checked against its digest.
+    ``read`` gives the bytes of an input, checked against its digest; ``parse`` their rows.
 
     Raises:
         DataError: as ``parse``; or a row in forget and in retain that ``overlap`` does not allow.

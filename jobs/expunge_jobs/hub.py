@@ -93,6 +93,8 @@ class Hub:
 
         url = f"{self.endpoint}/api/models/{name}/revision/{revision.replace('/', '%2F')}"
         headers = {"Accept": "application/json", "User-Agent": "expunge"}
+        if self.token and not re.fullmatch(r"[\x21-\x7e]+", self.token):
+            raise BadTask(f"{uri}: HF_TOKEN holds characters that no header may hold")
         if self.token:  # urllib3 drops it where the answer leads to another host
             headers["Authorization"] = f"Bearer {self.token}"
         away = f"{uri}: the hub {self.endpoint}"

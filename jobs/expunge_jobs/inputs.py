@@ -196,6 +196,8 @@ def local_folder(ref: Input, scratch: Path, cache: Path | None = None) -> Path:
     folder = Path(ref.uri.removeprefix("file://"))
     if scheme(ref.uri) == "s3":
         digest = ref.digest.removeprefix("sha256:")
+        if not re.fullmatch("[0-9a-f]{64}", digest):  # a folder's name from here on
+            raise BadTask(f"'{ref.digest}' is no digest; allowed: sha256: and 64 hex digits")
         folder = scratch / digest
         if cache:
             through_cache(cache, digest, folder, partial(_fetch, ref.uri), partial(_is, ref.digest))

@@ -48,14 +48,20 @@ def connections(url: str, proxy: str | None = None, **options: Any) -> PoolManag
             raise BadTask(f"the proxy {_shown(proxy)}: SOCKS needs the package PySocks")
         from urllib3.contrib.socks import SOCKSProxyManager
 
+        if proxy.startswith("socks5://"):  # names are the proxy's to look up, as with kubectl
+            proxy = proxy.replace("socks5://", "socks5h://", 1)
         return SOCKSProxyManager(proxy, **options)
     if not proxy.startswith(("http://", "https://")):
         raise BadTask(f"the proxy {_shown(proxy)}: allowed: http://, https://, socks5://, socks5h://")
-    parts = urlsplit(proxy)
-    login = None
-    if parts.username:
-        login = urllib3.make_headers(proxy_basic_auth=unquote(f"{parts.username}:{parts.password or ''}"))
-    return urllib3.ProxyManager(proxy, proxy_headers=login, **options)
+    try:
+        parts = urlsplit(proxy)
+        login = None
+        if parts.username:
+            login = urllib3.make_headers(proxy_basic_auth=unquote(f"{parts.username}:{parts.password or ''}"))
+        return urllib3.ProxyManager(proxy, proxy_headers=login, **options)
+    except (urllib3.exceptions.HTTPError, ValueError):  # their words hold the password
+        said = "in a password, what an address cannot hold is written as %23"
+        raise BadTask(f"the proxy {_shown(proxy)} is no address; {said}") from None
 
 
 def _covers(entry: str, host: str, port: int | None) -> bool:
@@ -64,6 +70,9 @@ def _covers(entry: str, host: str, port: int | None) -> bool:
         return True
     with contextlib.suppress(ValueError):  # one of the two is a name
         return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    entry = entry.replace("[", "").replace("]", "") if entry.count(":") > 1 else entry
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host) == ipaddress.ip_address(entry)
     name, colon, wanted = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
     if colon and wanted != str(port):
         return False
@@ -72,6 +81,6 @@ def _covers(entry: str, host: str, port: int | None) -> bool:
 
 
 def _shown(proxy: str) -> str:
-    """Return the proxy's address without a password."""
+    """Return the proxy's address without a user and password."""
     scheme, _, rest = proxy.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cluster import ControlPlane
 from expunge_jobs.store import open_store
 from faults import FaultProxy, silent
@@ -127,3 +129,60 @@ def test_what_ended_the_operator_twice_is_held(
     apply(site, experiment(site, "hole", suspend=True))
     wait_until(site, "Suspended", "hole", 60)
     until(lambda: not list(state.iterdir()), 60)
+
+
+def deep(site: Site, name: str) -> str:
+    """An Experiment that the API server takes, and Python's JSON does not read."""
+    given = experiment(site, name, suspend=True, sweep={"data.seed": ["HERE"]})
+    return json.dumps(given).replace('"HERE"', "[" * 1200 + "]" * 1200)
+
+
+def told(site: Site, name: str) -> str:
+    """Phase and message of one that this Python cannot read."""
+    form = "jsonpath={.status.phase} {.status.conditions[0].message}"
+    return site.plane.kubectl("get", "experiment", name, "-n", site.namespace, "-o", form).strip()
+
+
+def test_one_that_cannot_be_read_blinds_nobody(site: Site, request: pytest.FixtureRequest) -> None:
+    site.plane.kubectl("create", "-f", "-", give=deep(site, "deep"))
+    operating = begun(site, request)
+    until(lambda: told(site, "deep") == "Invalid spec: nested too deep", 30)
+    site.plane.kubectl("create", "-f", "-", give=deep(site, "deeper"))  # told by the watch
+    large = experiment(site, "large", suspend=True)
+    large["spec"]["data"]["separator"] = "x" * 400_000
+    site.plane.kubectl("create", "-f", "-", give=json.dumps(large))
+    apply(site, experiment(site, "good", suspend=True))
+    wait_until(site, "Suspended", "good", 60)
+    until(lambda: told(site, "deeper") == "Invalid spec: nested too deep", 60)
+    wait_until(site, "Invalid", "large", 60)
+    assert "at most 262,144 are read" in condition(site, "large")
+    done = site.on_cluster("list", "experiments")
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()[1:]} == {"deep", "deeper", "good", "large"}
+    done = site.on_cluster("status", "experiment/deep")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert operating.answers("/healthz")
+
+
+def test_the_command_reads_nothing_that_a_stranger_s_experiment_names(
+    site: Site, request: pytest.FixtureRequest, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    begun(site, request)
+    (tmp_path / "mine").write_text("a secret")
+    data = experiment(site)["spec"]["data"]
+    for name, forget in (("file", f"file://{tmp_path}/mine"), ("server", f"s3://b/x?endpoint_url={proxy.url}")):
+        apply(site, experiment(site, name, data=data | {"forget": forget}))
+        wait_until(site, "Invalid", name, 30)
+        done = site.on_cluster(
+            "results", f"experiment/{name}", "--store", f"{site.store}?endpoint_url={site.server.url}"
+        )
+        assert done.returncode == 2
+        assert "is not read by this command" in done.stderr, done.stderr
+    assert not proxy.seen
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(experiment(site, "theirs", data=data | {"forget": str(tmp_path / "mine")})))
+    done = site.on_cluster("submit", str(file), "--upload", "--store", f"{site.store}?endpoint_url={site.server.url}")
+    assert done.returncode == 2
+    assert "not JSON; allowed: one JSON object a line" in done.stderr
+    assert not list(site.objects.glob("inputs/**/*"))

@@ -239,7 +239,7 @@ def test_the_chart_and_its_operator(secure: Site, real: Real, tmp_path: Path) ->
     assert "Phase:          Succeeded" in tested.stdout, tested.stdout + tested.stderr
     given = experiment(site)
     given["spec"]["resources"] = {
-        k: {"cpu": 1, "memory": "3Gi", "disk": "2Gi"} for k in ("memorize", "finetune", "merge", "evaluate")
+        k: {"cpu": 1, "memory": "3Gi", "disk": "2Gi"} for k in ("stage", "memorize", "finetune", "merge", "evaluate")
     }
     apply(site, given)
     until(lambda: status(site).get("steps", "").startswith("1/"), 120)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ import trustme
 from expunge_jobs import stop
 from expunge_jobs.artifact import Attempt, fetch, read_manifest
 from expunge_jobs.errors import BadTask, DamagedInput
-from expunge_jobs.store import Conflict, Store, StoreError, Unavailable, check_conditional_writes, open_store, s3
+from expunge_jobs.store import (
+    Conflict,
+    Store,
+    StoreError,
+    TooLarge,
+    Unavailable,
+    check_conditional_writes,
+    open_store,
+    s3,
+)
 from expunge_jobs.store.s3 import S3Store, parse_address
 from expunge_jobs.task import ArtifactRef
 from faults import Answer, FaultProxy, Request, Serve, answer, corrupt, cut, lose, silent, slow, truncate
@@ -517,3 +527,50 @@ def test_one_object_for_each_artifact_file(server: S3Server, prefix: str, tmp_pa
     ]  # fmt: skip
     manifest = json.loads(store.get(f"{folder}/manifest.json")[0])
     assert manifest["files"][0]["path"] == "weights"
+
+
+def test_credentials_that_several_threads_need_are_renewed_once(
+    server: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of yesterday")
+    store = S3Store(f"s3://{prefix}?endpoint_url={server.url}", patient=False)
+    store._client()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: store.put(f"a/{n}", b""), range(8)))
+    assert len(list(store.list("a"))) == 8
+
+
+def test_a_login_that_fails_in_the_middle_is_told_and_waited_for(
+    server: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    said = json.dumps({"Version": 1, "AccessKeyId": ACCESS_KEY, "SecretAccessKey": "of yesterday"})
+    (tmp_path / "login").write_text(f"#!/bin/sh\necho '{said}'\n")
+    (tmp_path / "login").chmod(0o755)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {tmp_path / 'login'}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    store = S3Store(f"s3://{prefix}?endpoint_url={server.url}", patient=False)
+    store._client()
+    (tmp_path / "login").write_text("#!/bin/sh\necho log in >&2\nexit 1\n")
+    with pytest.raises(Unavailable, match="the login gives no credentials"):
+        store.put("a", b"")
+
+
+def test_no_error_tells_a_credential(server: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "the-word-of-the-session\n")
+    store = S3Store(f"s3://{prefix}?endpoint_url={server.url}", patient=False)
+    for act in (store.check, lambda: store.put("a", b""), lambda: store.get("a")):
+        with pytest.raises(StoreError, match="a newline in the credentials") as caught:
+            act()
+        assert "the-word" not in str(caught.value)
+
+
+def test_a_list_has_a_bound_where_reading_has_one(server: S3Server, prefix: str) -> None:
+    store = open_store(f"s3://{prefix}?endpoint_url={server.url}")
+    for number in range(4):
+        store.put(f"a/{'x' * 200}{number}", b"")
+    assert len(list(store.list("a"))) == 4
+    with pytest.raises(TooLarge, match="more objects than are listed here"):
+        list(open_store(store.uri, largest=2000).list("a"))

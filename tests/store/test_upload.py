@@ -139,3 +139,11 @@ def test_a_snapshot_of_the_hub_s_cache_is_links_and_is_uploaded(store: Store, tm
 def test_a_name_that_no_address_can_hold(store: Store, rows: Path) -> None:
     with pytest.raises(BadTask, match=r"the name has a '\?'"):
         upload(store, rows.rename(rows.with_name("what?.jsonl")))
+
+
+@pytest.mark.parametrize("digest", ["sha256:../../elsewhere", "sha256:", "sha256:" + "g" * 64, "md5:" + "0" * 64])
+def test_a_pin_that_is_no_digest_names_no_folder(behind: Store, model: Path, tmp_path: Path, digest: str) -> None:
+    uri = upload(behind, model)
+    with pytest.raises(BadTask, match="is no digest"):
+        inputs.local_folder(Input(uri=uri, digest=digest), tmp_path / "scratch" / "deep")
+    assert not (tmp_path / "elsewhere").exists()

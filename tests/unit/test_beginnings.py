@@ -12,8 +12,8 @@ NEVER_LEFT = []
 
 def die_while_beginning(beginnings: Beginnings, uid: str, mark: str) -> None:
     """As SIGKILL does: what stands after it never runs."""
-    NEVER_LEFT.append(beginnings.underway(uid, mark))
-    NEVER_LEFT[-1].__enter__()
+    NEVER_LEFT.append(beginnings.turn(uid, mark))
+    assert NEVER_LEFT[-1].__enter__()
 
 
 def test_deaths_in_a_row_are_counted(tmp_path: Path) -> None:
@@ -31,10 +31,11 @@ def test_deaths_in_a_row_are_counted(tmp_path: Path) -> None:
 def test_what_came_to_an_end_is_forgotten(tmp_path: Path) -> None:
     beginnings = Beginnings(tmp_path)
     die_while_beginning(Beginnings(tmp_path), "a", "1 ")
-    with beginnings.underway("a", "1 "):
+    with beginnings.turn("a", "1 ") as now:
+        assert now
         assert Beginnings(tmp_path).deaths("a", "1 ") == 2
     assert beginnings.deaths("a", "1 ") == 0
-    with pytest.raises(ValueError, match="bad input"), beginnings.underway("a", "1 "):
+    with pytest.raises(ValueError, match="bad input"), beginnings.turn("a", "1 "):
         raise ValueError("bad input")
     assert beginnings.deaths("a", "1 ") == 0
 
@@ -53,6 +54,30 @@ def test_a_file_that_the_death_cut_short_is_none(tmp_path: Path) -> None:
 
 def test_without_a_folder_nothing_is_remembered() -> None:
     beginnings = Beginnings(None)
-    with beginnings.underway("a", "1 "):
+    with beginnings.turn("a", "1 ") as now:
+        assert now
         assert beginnings.deaths("a", "1 ") == 0
     beginnings.close()
+
+
+def test_what_may_have_been_the_death_is_begun_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or whoever ends the operator twice could have others held, who were begun beside it."""
+    died = Beginnings(tmp_path)
+    for uid in ("a", "b"):
+        die_while_beginning(died, uid, "1 ")
+    beginnings = Beginnings(tmp_path)
+    with beginnings.turn("c", "1 ") as first:
+        assert first
+        with beginnings.turn("a", "1 ") as suspect:
+            assert not suspect, "not beside another"
+        with beginnings.turn("d", "1 ") as new:
+            assert not new, "it makes room"
+    with beginnings.turn("a", "1 ") as suspect:
+        assert suspect
+        for uid in ("b", "d"):
+            with beginnings.turn(uid, "1 ") as other:
+                assert not other
+    assert beginnings.deaths("b", "1 ") == 1, "to be refused is no beginning"
+    monkeypatch.setattr("expunge_controller.beginnings.time.monotonic", lambda: 1e9)
+    with beginnings.turn("d", "1 ") as new:
+        assert new

@@ -99,9 +99,14 @@ def test_a_log_gives_a_terminal_no_orders(path: Path, store: Store, capsys: Capt
     attempt = Attempt(store, _step("merge").ref, "a1")
     attempt.begin("here", 1)
     event = json.dumps({"event": "notice", "text": "\x1b[2J"}).encode()
-    store.put(f"{attempt.folder}/{LOG}", event + b"\n\x1b]0;mine\x07words\n")
+    odd = [b'{"event": "progress"}', b'{"event": "progress", "step": 1, "steps": 2, "loss": "x"}', b"[" * 100_000]
+    lines = [event, b"\x1b]0;mine\x07words", *odd, b'{"event": "\\ud800"}', b"the end"]
+    store.put(f"{attempt.folder}/{LOG}", b"\n".join(lines))
     assert main(["logs", QUICKSTART, "merge"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["notice: text \\x1b[2J", "\\x1b]0;mine\\x07words"]
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said == [
+        "notice: text \\x1b[2J", "\\x1b]0;mine\\x07words", *(o.decode() for o in odd), "\\ud800", "the end",
+    ]  # fmt: skip
 
 
 def test_pull_writes_the_adapter_once_and_says_that_it_alone_does_not_forget(

@@ -208,3 +208,25 @@ def test_questions() -> None:
 def test_bad_questions(field: str, value: Any) -> None:
     [problem] = problems(lines(question(**{"question": CANARY, field: value})), "mmlu")
     assert problem.startswith(f"rows.jsonl:1: {field}: ")
+
+
+def test_a_file_that_is_wrong_everywhere_is_told_in_twenty_lines_and_a_number() -> None:
+    with pytest.raises(DataError) as caught:
+        parse(b"1\n" * 100_000, "x" * 2000)
+    assert len(caught.value.problems) == 20
+    assert "... and 99980 more" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"id": "asc1", "input": "a", "output": "b", "task": "t"}\n' * 11,
+        b'{"id": [' + b'"x",' * 10 + b'"x"]}',
+        b'{"a": [' + b"{}," * 200 + b"{}]}",
+        b"[" * 500,
+        b"1," * 1000,
+    ],
+)
+def test_more_rows_than_a_reader_takes_are_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match="more than 10 rows|too many JSON values for 10 rows"):
+        parse(content, "x", "forget", 10)

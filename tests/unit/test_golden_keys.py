@@ -29,8 +29,8 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
         "data.template=chat", "data.max_length=64", "data.overlap=drop_from_retain",
     ),
     "the rest of a file": (
-        "data={forget: /f.jsonl, retain: /r.jsonl, documents: 3, seed: 7, probe: {from: retain, documents: 2}, "
-        "nonmembers: {from: forget, documents: 1}}",
+        "data={forget: /f.jsonl, retain: /r.jsonl, documents: 3, seed: 7, probe: {from: retain, documents: 2}}",
+        "data.nonmembers={from: forget, documents: 1}",
     ),
     "other objectives": (
         "specialists.over={objective: {gradient_ascent: 0.3, nll: 0.7}, gradient_checkpointing: true, targets: [q_proj, v_proj], rank: 32}",

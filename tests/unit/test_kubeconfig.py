@@ -35,6 +35,8 @@ class Pretend:
         self.certificates: list[Any] = []
         self.good = ""
         """The only header Authorization that is not answered by 401; empty: any, and none."""
+        self.page = b""
+        """In place of an answer."""
         self.tokens: dict[str, Any] = {}
         """What the identity provider gives."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -77,7 +79,7 @@ class Pretend:
                 self._send(200 if pretend.tokens else 400, pretend.tokens or {"error": "invalid_grant"})
 
             def _send(self, status: int, answer: dict[str, Any]) -> None:
-                data = json.dumps(answer).encode()
+                data = pretend.page or json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -446,3 +448,84 @@ def test_in_a_pod_nothing_of_the_official_client_is_loaded(tmp_path: Path, autho
     environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_who_logs_in_again_in_another_window_is_heard(server: Pretend, write: Write) -> None:
+    write({"server": server.url}, {"token": "old"})
+    cluster = connect()
+    server.good = "Bearer new"
+    with pytest.raises(ApiError, match="Unauthorized"):
+        ask(cluster)
+    write({"server": server.url}, {"token": "new"})
+    assert ask(cluster) == "v1"
+    server.good = "Bearer newest"
+    write({"server": server.url}, "no mapping")  # while somebody writes it
+    with pytest.raises(ApiError, match="Unauthorized"):
+        ask(cluster)
+
+
+def test_a_refresh_token_that_kubectl_has_used_is_read_anew(
+    server: Pretend, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login, "FAILED_FOR", 0)
+    config = {"client-id": "kube", "id-token": jwt(12), "refresh-token": "r1", "idp-issuer-url": server.url}
+    write({"server": server.url}, {"auth-provider": {"name": "oidc", "config": config}})
+    cluster = connect()
+    time.sleep(2.5)  # its last ten seconds
+    with pytest.raises(ApiError, match="invalid_grant"):
+        ask(cluster)
+    new = jwt(3600)
+    server.good = f"Bearer {new}"
+    write({"server": server.url}, {"auth-provider": {"name": "oidc", "config": config | {"id-token": new}}})
+    assert ask(cluster) == "v1"
+
+
+def test_a_linked_kubeconfig_stays_a_link(server: Pretend, write: Write, tmp_path: Path) -> None:
+    new = jwt(3600)
+    server.tokens = {"id_token": new}
+    config = {"client-id": "kube", "id-token": jwt(-1), "refresh-token": "r1", "idp-issuer-url": server.url}
+    file = write({"server": server.url}, {"auth-provider": {"name": "oidc", "config": config}})
+    (tmp_path / "real").mkdir()
+    file.rename(tmp_path / "real" / "config")
+    file.symlink_to("real/config")
+    ask(connect())
+    assert file.is_symlink()
+    assert new in (tmp_path / "real" / "config").read_text()
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "ünïcode", "tab\there"])
+def test_a_token_that_no_header_holds_is_told_to_nobody(
+    server: Pretend, write: Write, tmp_path: Path, token: str
+) -> None:
+    (tmp_path / "token").write_text(token)
+    write({"server": server.url}, {"tokenFile": "token"})
+    said = refused()
+    assert "holds characters that no header may hold" in said
+    assert token not in said
+    (tmp_path / "token").write_text("")
+    assert "the token is empty" in refused()
+
+
+def test_a_token_file_that_is_empty_for_a_moment(server: Pretend, write: Write, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc")
+    write({"server": server.url}, {"tokenFile": "token"})
+    cluster = connect()
+    (tmp_path / "token").write_text("")
+    ask(cluster)
+    assert server.headers("Authorization") == ["Bearer abc"]
+
+
+def test_a_page_in_place_of_an_answer(server: Pretend, write: Write) -> None:
+    server.page = b"<html>please sign in</html>"
+    write({"server": server.url}, {"token": "abc"})
+    with pytest.raises(ApiError, match="its answer is no JSON") as caught:
+        ask(connect())
+    assert caught.value.passing
+
+
+def test_an_answer_that_is_too_deep_is_an_error_and_of_a_list_one_object(server: Pretend, write: Write) -> None:
+    write({"server": server.url}, {"token": "abc"})
+    cluster = connect()
+    server.page = b"[" * 100_000 + b"]" * 100_000
+    with pytest.raises(ApiError, match="/version is nested too deep to be read"):
+        ask(cluster)

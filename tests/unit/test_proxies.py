@@ -38,6 +38,8 @@ def test_each_scheme_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("10.0.0.0/8", "https://ten.test", False),
         ("10.96.0.1", "https://10.96.0.1:443", True),
         ("fd00::/8", "https://[fd00::1]:6443", True),
+        ("[fd00::1]", "https://[fd00::1]:6443", True),
+        ("fd00::2", "https://[fd00::1]:6443", False),
         ("*", "https://anything.test", True),
         (" , a.test , .B.test ", "https://x.b.test", True),
         ("", "https://api.test", False),
@@ -58,5 +60,14 @@ def test_a_proxy_may_lack_a_scheme_and_have_a_login() -> None:
 @pytest.mark.parametrize("proxy", ["ftp://me:secret@proxy.test", "socks5://me:secret@proxy.test"])
 def test_a_kind_that_is_not_spoken_is_refused_without_its_password(proxy: str) -> None:
     with pytest.raises(BadTask, match="proxy.test") as caught:
+        connections("http://api.test", proxy)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://me:pa#secret@proxy.test", "http://me:secret€@proxy.test", "http://me:secret@[proxy"]
+)
+def test_a_password_that_no_address_holds_is_told_to_nobody(proxy: str) -> None:
+    with pytest.raises(BadTask, match="is no address") as caught:
         connections("http://api.test", proxy)
     assert "secret" not in str(caught.value)

@@ -67,3 +67,14 @@ def test_nothing_is_recalled_of_another_experiment(store: Store, rows: Path) -> 
     )
     other = load_experiment(QUICKSTART, [f"data.retain={rows}", "seed=9"])
     assert recall(store, other, resolved.digest, NAMESPACE) is None, "other steps"
+
+
+def test_a_record_that_somebody_has_changed_is_none(store: Store, rows: Path) -> None:
+    """Its pins become names of folders and of steps: whoever writes into the store must not choose them."""
+    loaded, resolved = begin(store, rows)
+    path = f"experiments/{NAMESPACE}/quickstart/{resolved.digest}.json"
+    record = json.loads(store.get(path)[0])
+    uri = next(u for u in record["inputs"] if u.endswith("retain.jsonl"))
+    record["inputs"][uri] = "sha256:../../.ssh"
+    store.put(path, json.dumps(record).encode())
+    assert recall(store, loaded, resolved.digest, NAMESPACE) is None

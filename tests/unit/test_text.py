@@ -9,6 +9,7 @@ from expunge_controller.conditions import conditions
 from expunge_controller.executors.verdict import cut
 from expunge_controller.experiment import load_experiment
 from expunge_controller.resolve import resolve
+from expunge_controller.tables import aligned
 from expunge_controller.text import printable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
         ("a\rb\x08c\x7f", "a\\rb\\x08c\\x7f"),
         ("\x9b31mred", "\\x9b31mred"),
         ("abc\u202ednuorg", "abc\\u202ednuorg"),
+        ("a\u2028b\u200bc\U000e0041\ud800", "a\\u2028b\\u200bc\\U000e0041\\ud800"),
         ("two\nlines\tand Ünïcödé 漢字 🙂", "two\nlines\tand Ünïcödé 漢字 🙂"),
     ],
 )
@@ -46,3 +48,7 @@ def test_a_step_s_name_has_none_of_it() -> None:
     assert [t.values["data.separator"] for t in loaded.trials] == ["-", "\x1b[2J"]
     assert [t.name for t in loaded.trials] == ["data.separator=-", "data.separator=\\x1b[2J"]
     assert not [s.name for s in resolve(loaded).plan.steps if "\x1b" in s.name]
+
+
+def test_a_cell_of_a_table_is_one_line() -> None:
+    assert aligned(["A", "B"], [["x\nfalse row", "1"]]).splitlines() == ["A             B", "x\\nfalse row  1"]

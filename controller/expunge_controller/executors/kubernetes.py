@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from expunge_jobs.artifact import End, attempts, folder
-from expunge_jobs.store import NotFound, Store, StoreError
+from expunge_jobs.store import SMALL, NotFound, Store, StoreError
 
 from expunge_controller.executors import Ended, Progress, Start, verdict
 from expunge_controller.executors.jobs import cancel, events_of, newest_progress
@@ -338,7 +338,7 @@ class KubernetesExecutor:
         step = held.step
         for record in reversed([r for r in attempts(self.store, step.ref) if r.job == held.uid]):
             try:
-                data, _ = self.store.get(f"{folder(step.ref)}/attempts/{record.attempt}/end.json")
+                data, _ = self.store.get(f"{folder(step.ref)}/attempts/{record.attempt}/end.json", SMALL)
             except NotFound:
                 return ""
             return End.model_validate_json(data).reason

@@ -58,8 +58,10 @@ class Store(Protocol):
     largest: int | None
     """Bytes of an object that ``get`` reads; None: whatever there is. A process that serves many has a bound."""
 
-    def get(self, path: str) -> tuple[bytes, str]:
-        """The object and its version (an opaque tag for ``if_match``). Raises NotFound, TooLarge."""
+    def get(self, path: str, largest: int | None = None) -> tuple[bytes, str]:
+        """The object and its version (an opaque tag for ``if_match``). ``largest``: bytes that this call reads.
+
+        Raises NotFound, TooLarge."""
         ...
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
@@ -134,6 +136,16 @@ SCHEMES = ("file", "s3")
 
 AWAY = 60.0
 """Seconds after the SDK's last try, for which a step goes on asking a server that is away. A controller waits by itself."""
+
+
+SMALL, MEDIUM = 1 << 16, 1 << 22
+"""Bytes of objects that say a few words (records, ends, failures), and of manifests: parsed, JSON takes thirty times as much."""
+
+
+def smaller(one: int | None, other: int | None) -> int | None:
+    """Return the smaller of two bounds, either of which may be none."""
+    bounds = [b for b in (one, other) if b is not None]
+    return min(bounds) if bounds else None
 
 
 def too_large(path: str, size: int, largest: int) -> TooLarge:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, checked_path, too_large
+from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, checked_path, smaller, too_large
 
 _TEMPORARY = ".tmp-"
 
@@ -25,11 +25,12 @@ class FileStore:
         self.root = Path(os.path.abspath(root.expanduser()))
         self.uri = self.name = f"file://{self.root}"
 
-    def get(self, path: str) -> tuple[bytes, str]:
+    def get(self, path: str, largest: int | None = None) -> tuple[bytes, str]:
+        most = smaller(largest, self.largest)
         with self._named(path):
             size = self._place(path).stat().st_size
-            if self.largest is not None and size > self.largest:
-                raise too_large(path, size, self.largest)
+            if most is not None and size > most:
+                raise too_large(path, size, most)
             data = self._place(path).read_bytes()
         return data, hashlib.sha256(data).hexdigest()
 

@@ -34,7 +34,17 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from expunge_jobs import stop
 from expunge_jobs.errors import BadTask, nearest
 from expunge_jobs.proxies import proxy_for
-from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, TooLarge, Unavailable, checked_path, too_large
+from expunge_jobs.store import (
+    Conflict,
+    Entry,
+    NotFound,
+    StoreError,
+    TooLarge,
+    Unavailable,
+    checked_path,
+    smaller,
+    too_large,
+)
 
 T = TypeVar("T")
 THREADS = 8
@@ -49,8 +59,8 @@ _BUCKET = re.compile(
     r"(?:/|$)"
 )
 """The SDK's own rule (botocore.handlers.VALID_BUCKET): older and other servers have names that AWS gives to nobody today."""
-_LIST = 100_000
-"""Objects of a folder's list where there is a bound on what is read whole; each takes some 300 bytes."""
+_ENTRY = 300
+"""Bytes that an entry of a list takes, beside four for each character of its key."""
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".c2s.ic.gov", ".sc2s.sgov.gov", ".api.aws")
 """Ends of AWS's host names, by partition."""
 _ALLOWED = {"addressing": ("path", "virtual", "auto"), "checksums": ("when_supported", "when_required")}
@@ -134,9 +144,9 @@ class S3Store:
         client = next(iter(self._made.values()), None) or self._client()
         return str(client.meta.config.request_checksum_calculation)
 
-    def get(self, path: str) -> tuple[bytes, str]:
-        key = self._key(path)
-        return self._ask(path, lambda: _whole(lambda: self._read(key)) if self.patient else self._read(key))
+    def get(self, path: str, largest: int | None = None) -> tuple[bytes, str]:
+        key, most = self._key(path), smaller(largest, self.largest)
+        return self._ask(path, lambda: _whole(lambda: self._read(key, most)) if self.patient else self._read(key, most))
 
     def put(self, path: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
         key = self._key(path)
@@ -202,11 +212,13 @@ class S3Store:
         def read() -> builtins.list[Entry]:
             pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self.address.bucket, Prefix=top)
             found: builtins.list[Entry] = []
+            size = 0
             for page in pages:
                 for entry in page.get("Contents", ()):
                     found.append(Entry(entry["Key"][cut:], entry["Size"], entry["LastModified"].timestamp()))
-                if self.largest is not None and len(found) > _LIST:
-                    raise TooLarge(f"{prefix} holds more than {_LIST:,} objects, which are not read here")
+                    size += _ENTRY + 4 * len(entry["Key"])
+                if self.largest is not None and size > self.largest:
+                    raise TooLarge(f"{prefix} holds more objects than are listed here ({len(found):,} and more)")
             return found
 
         yield from self._ask(prefix, read)
@@ -226,12 +238,12 @@ class S3Store:
             top = f"{self.address.prefix}/" if self.address.prefix else ""  # a policy by prefix allows no more
             self._client(_BRIEF).list_objects_v2(Bucket=self.address.bucket, Prefix=top, MaxKeys=1)
 
-    def _read(self, key: str) -> tuple[bytes, str]:
+    def _read(self, key: str, most: int | None) -> tuple[bytes, str]:
         answer = self._client().get_object(Bucket=self.address.bucket, Key=key)
         size = int(answer["ContentLength"])
-        if self.largest is not None and size > self.largest:
+        if most is not None and size > most:
             answer["Body"].close()
-            raise too_large(key, size, self.largest)
+            raise too_large(key, size, most)
         return answer["Body"].read(), answer["ETag"]
 
     def _is_there(self, path: str) -> bool:
@@ -250,11 +262,12 @@ class S3Store:
         """What it gives, or an error in words. Every call here may be made again."""
         until, renewed = math.inf, False
         while True:
+            session = self._session
             try:
                 with self._named(path, conditional):
                     return call()
             except (Denied, Unavailable) as error:
-                if isinstance(error, Denied) and not renewed and self._renew():
+                if isinstance(error, Denied) and not renewed and self._renew(session):
                     renewed = True
                     continue
                 now = time.monotonic()
@@ -325,16 +338,18 @@ class S3Store:
             "s3", endpoint_url=address.endpoint_url, region_name=address.region, verify=address.ca_bundle, config=config
         )
 
-    def _renew(self) -> bool:
-        """Look for credentials once more; return whether there are others now than those that were refused."""
+    def _renew(self, refused: Any) -> bool:
+        """Look for credentials once more; return whether there are others now than those of the session that was refused."""
         from boto3.session import Session
 
         def frozen(session: Any) -> Any:
             found = session.get_credentials()
             return found and found.get_frozen_credentials()
 
-        new = Session()
-        with self._making:
+        with self._making, self._named(""):
+            if refused is not None and self._session is not refused:
+                return True  # another thread was refused, too, and has found them
+            new = Session()
             if self._session is not None and frozen(new) == frozen(self._session):
                 return False
             self._session, self._made = new, {}
@@ -419,6 +434,11 @@ class S3Store:
             return StoreError(
                 f"the store {self.name}: the server's certificate is not trusted; ?ca_bundle=FILE (or AWS_CA_BUNDLE) "
                 f"names those that are: {error}"
+            )
+        cause = getattr(error, "kwargs", {}).get("error", error)
+        if isinstance(cause, ValueError):  # its words may hold the value: a session token that ends in a newline
+            return StoreError(
+                f"the store {self.name}: a request cannot be made{at}: is there a newline in the credentials?"
             )
         if isinstance(error, sdk.ConnectionError | sdk.HTTPClientError | RetriesExceededError):
             return Unavailable(f"the store {self.name} is not reachable{at}: {error}")
