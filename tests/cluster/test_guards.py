@@ -14,6 +14,7 @@ import yaml
 from cluster import ControlPlane
 from expunge_jobs.store import open_store
 from faults import FaultProxy, silent
+from hub import COMMIT, Hub
 from operating import Operating, apply, events, experiment, install_definition, status, wait_until
 from s3server import BUCKET, S3Server
 from testsite import Site, until
@@ -186,3 +187,30 @@ def test_the_command_reads_nothing_that_a_stranger_s_experiment_names(
     assert done.returncode == 2
     assert "not JSON; allowed: one JSON object a line" in done.stderr
     assert not list(site.objects.glob("inputs/**/*"))
+
+
+def test_a_hub_that_is_away_is_waited_for(site: Site, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    hub = Hub("org/tiny", tmp_path / "hub", private=False)
+    request.addfinalizer(hub.stop)
+    hub.away = 503
+    site.environment["HF_ENDPOINT"] = hub.url
+    begun(site, request)
+    apply(site, model_of_the_hub(site, "waits", "hf://org/tiny"))
+    until(lambda: "answers 503" in condition(site, "waits"), 30)
+    assert status(site, "waits")["phase"] == "Running"
+    apply(site, model_of_the_hub(site, "pinned", f"hf://org/tiny@{COMMIT}"))
+    wait_until(site, "Suspended", "pinned", 30)
+    hub.away = None
+    wait_until(site, "Suspended", "waits", 60)
+    hub.private = True
+    apply(site, model_of_the_hub(site, "private", "hf://org/tiny"))
+    wait_until(site, "Invalid", "private", 30)
+    assert "name its commit" in condition(site, "private")
+    assert not any(hub.tokens), "the operator has no token"
+
+
+def model_of_the_hub(site: Site, name: str, model: str) -> dict[str, Any]:
+    given = experiment(site, name, model=model, suspend=True)
+    del given["spec"]["memorize"]
+    return given
