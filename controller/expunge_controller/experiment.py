@@ -18,19 +18,15 @@ from typing import Annotated, Any, Literal
 
 from expunge_jobs import plugins
 from expunge_jobs.errors import nearest
+from expunge_jobs.schema import Count, Float, Int, Model, Seed
 from expunge_jobs.task import (
     Architecture,
-    Count,
     Dtype,
     EvaluateSettings,
     FinetuneSettings,
-    Float,
-    Int,
     MemorizeSettings,
-    Model,
     NestedError,
     NestedErrors,
-    Seed,
     canonical,
 )
 from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator

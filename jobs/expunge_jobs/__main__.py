@@ -73,12 +73,12 @@ def _step(threads: int) -> int:
     import socket
     import uuid
 
-    from expunge_jobs import work
+    from expunge_jobs import events
     from expunge_jobs.artifact import Attempt, disturbed, find_damaged, mark_damaged, read_manifest
     from expunge_jobs.errors import DamagedInput, ExitCode, Preempted, Spent, StepError
+    from expunge_jobs.events import emit
     from expunge_jobs.store import AWAY, open_store
     from expunge_jobs.task import ArtifactRef, parse_task
-    from expunge_jobs.work import emit
 
     attempt: Attempt | None = None
     error: StepError
@@ -86,7 +86,7 @@ def _step(threads: int) -> int:
         try:
             task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
             _limit(task.kind)
-            store = open_store(os.environ.get("EXPUNGE_STORE", ""), AWAY)
+            store = open_store(os.environ.get("EXPUNGE_STORE", ""), AWAY, should_stop=stop.came)
             ref = ArtifactRef(kind=task.kind, key=task.key())
             if rank() == 0 and read_manifest(store, ref) is not None:
                 emit("done", note="already there")
@@ -100,7 +100,7 @@ def _step(threads: int) -> int:
                     _keep_log(attempt, float(seconds), until_the_end)
                 emit("start", kind=task.kind, key=ref.key, attempt=attempt.id)
             else:
-                work.silent = True
+                events.silent = True
             if before >= DISTURBED and rank() == 0:
                 raise Spent(
                     f"ended from outside {before} times in a row without getting on: see what disturbs its pods"
@@ -119,7 +119,7 @@ def _step(threads: int) -> int:
                 raise
             error = _unforeseen(raised)
         stop.ignore()
-        work.silent = False
+        events.silent = False
         emit("failed", reason=str(error), exit_code=int(error.exit_code))
         if attempt is not None:
             try:
@@ -136,25 +136,28 @@ def _step(threads: int) -> int:
 
 
 def _keep_log(attempt: Attempt, seconds: float, until_the_end: ExitStack) -> None:
-    from expunge_jobs import work
+    from expunge_jobs import events
     from expunge_jobs.log import LogParts
 
-    work.listeners.append(until_the_end.enter_context(LogParts(attempt, seconds)).take)
+    events.listeners.append(until_the_end.enter_context(LogParts(attempt, seconds)).take)
 
 
 def _try(task: Task, attempt: Attempt, threads: int) -> bool:
     """Make the artifact and publish it; whether this attempt was the first. In a team, one of it publishes."""
     import tempfile
 
+    from expunge_jobs.cache import ModelCache
     from expunge_jobs.errors import StepError
-    from expunge_jobs.work import CHECKPOINT_SECONDS, Work, emit
+    from expunge_jobs.events import emit
+    from expunge_jobs.work import CHECKPOINT_SECONDS, Work
 
     with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
         out, scratch = Path(folder, "out"), Path(folder, "scratch")
         out.mkdir()
         scratch.mkdir()
         seconds = float(os.environ.get("EXPUNGE_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
-        cache = Path(place) if (place := os.environ.get("EXPUNGE_MODEL_CACHE")) else None
+        place = os.environ.get("EXPUNGE_MODEL_CACHE")
+        cache = ModelCache(Path(place), lambda text: emit("notice", text=text), stop.check) if place else None
         work = Work(attempt.store, out, scratch, threads, attempt, seconds, cache)
         try:
             figures, versions, device = _run(task, work, threads)

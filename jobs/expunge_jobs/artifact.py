@@ -21,10 +21,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from expunge_jobs.cache import through_cache
+from expunge_jobs.cache import ModelCache
 from expunge_jobs.errors import DamagedInput, ExitCode
+from expunge_jobs.schema import Model
 from expunge_jobs.store import MEDIUM, SMALL, Conflict, NotFound, Store, sha256_of
-from expunge_jobs.task import ArtifactRef, Model, Task, canonical
+from expunge_jobs.task import ArtifactRef, Task, canonical
 
 
 class StoredFile(Model):
@@ -160,7 +161,7 @@ def checkpoints_of(store: Store, ref: ArtifactRef) -> list[str]:
     return [e.path for e in store.list(f"{folder(ref)}/attempts") if f"/{CHECKPOINTS}/" in e.path]
 
 
-def fetch(store: Store, ref: ArtifactRef, into: Path, cache: Path | None = None) -> Path:
+def fetch(store: Store, ref: ArtifactRef, into: Path, cache: ModelCache | None = None) -> Path:
     """The artifact's files (of ``ref.folder`` alone, if it names one) as a local folder, each checked; by way of ``cache``,
     a folder that outlives the step, if there is one.
 
@@ -184,7 +185,7 @@ def fetch(store: Store, ref: ArtifactRef, into: Path, cache: Path | None = None)
                     get = partial(store.get_file, path)
                     if cache is None:
                         get(place)
-                    elif through_cache(cache, file.sha256, place, get, lambda p: sha256_of(p) == file.sha256):
+                    elif cache.fetch(file.sha256, place, get, lambda p: sha256_of(p) == file.sha256):
                         return
                 found = sha256_of(place)
             except (NotFound, FileNotFoundError):

@@ -10,71 +10,67 @@ the reading whoever can write the claim can change it: all of them are trusted.
 from __future__ import annotations
 
 import fcntl
-import functools
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from expunge_jobs import stop
 from expunge_jobs.store import StoreError
 
 PATIENCE = 600.0
 """Seconds to wait for another that fetches the same; then it is fetched beside the cache."""
 
 
-def through_cache(
-    cache: Path, digest: str, place: Path, get: Callable[[Path], None], good: Callable[[Path], bool]
-) -> bool:
-    """Puts the file or folder of this digest at ``place``, as a link into the cache; ``get`` fetches it where the cache has
-    none that is ``good``. Whether it was found there, and good; what was fetched is still to be checked.
+@dataclass(frozen=True)
+class ModelCache:
+    """The cache in ``folder``. ``notice`` is told why it cannot be used; ``check_stop`` raises where a step is to end."""
 
-    A cache that cannot be written (full, read-only) is no error, but is said: it is then fetched to ``place`` itself.
-    """
-    held, new = cache / digest / "whole", cache / digest / "new"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if held.exists() and good(held):  # it came by rename: reading needs no lock
-            place.symlink_to(held)
-            return True
-        held.parent.mkdir(parents=True, exist_ok=True)
-        with (held.parent / "lock").open("ab") as lock:
-            _take(lock)
-            if not held.exists() or not good(held):
-                shutil.rmtree(new, ignore_errors=True)  # of one that was killed
-                new.mkdir()
-                get(new / "whole")
-                if held.is_dir() and not held.is_symlink():
-                    shutil.rmtree(held)
-                (new / "whole").replace(held)
-                new.rmdir()
-        place.symlink_to(held)
-        return False
-    except (OSError, StoreError) as error:
-        why = getattr(error, "strerror", None) or error  # without the file's name: once is enough
-        _say(f"the model cache {cache} cannot be used ({why}): fetched without it")
-    get(place)
-    return False
+    folder: Path
+    notice: Callable[[str], None] = lambda text: None
+    check_stop: Callable[[], None] = lambda: None
 
+    def fetch(self, digest: str, place: Path, get: Callable[[Path], None], good: Callable[[Path], bool]) -> bool:
+        """Put the file or folder of this digest at ``place``, as a link into the cache.
 
-@functools.cache
-def _say(text: str) -> None:
-    """Once, however many files there are."""
-    from expunge_jobs.work import emit  # which imports this module
-
-    emit("notice", text=text)
-
-
-def _take(lock: IO[bytes]) -> None:
-    """By asking again and again: a wait in the kernel, in a thread that is no main thread, would hear no SIGTERM."""
-    end = time.monotonic() + PATIENCE
-    while True:
+        ``get`` fetches it where the cache has none that is ``good``. Return whether it was found there, and good; what was
+        fetched is still to be checked. A cache that cannot be written (full, read-only) is no error, but a notice: it is then
+        fetched to ``place`` itself.
+        """
+        held, new = self.folder / digest / "whole", self.folder / digest / "new"
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if stop.came():
-                raise stop.Terminated from None
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
+            if held.exists() and good(held):  # it came by rename: reading needs no lock
+                place.symlink_to(held)
+                return True
+            held.parent.mkdir(parents=True, exist_ok=True)
+            with (held.parent / "lock").open("ab") as lock:
+                self._take(lock)
+                if not held.exists() or not good(held):
+                    shutil.rmtree(new, ignore_errors=True)  # of one that was killed
+                    new.mkdir()
+                    get(new / "whole")
+                    if held.is_dir() and not held.is_symlink():
+                        shutil.rmtree(held)
+                    (new / "whole").replace(held)
+                    new.rmdir()
+            place.symlink_to(held)
+            return False
+        except (OSError, StoreError) as error:
+            why = getattr(error, "strerror", None) or error  # without the file's name: once is enough
+            self.notice(f"the model cache {self.folder} cannot be used ({why}): fetched without it")
+        get(place)
+        return False
+
+    def _take(self, lock: IO[bytes]) -> None:
+        """By asking again and again: a wait in the kernel, in a thread that is no main thread, would hear no SIGTERM."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.check_stop()
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)

@@ -25,8 +25,8 @@ from pydantic import ValidationError
 from expunge_jobs import stop
 from expunge_jobs.artifact import CHECKPOINTS, Attempt, checkpoints_of
 from expunge_jobs.errors import StepError
+from expunge_jobs.schema import Model
 from expunge_jobs.store import StoreError, sha256_of
-from expunge_jobs.task import Model
 from expunge_jobs.team import Team
 
 State = dict[str, Any]

@@ -19,6 +19,7 @@ from expunge_jobs.data import Document, Item, Question, Row, load
 from expunge_jobs.encode import Encoded, Encoder
 from expunge_jobs.metrics import EvaluatedRow
 from expunge_jobs.model import batches, end_token, load_for_evaluation, logits_at
+from expunge_jobs.scores import compute_all
 from expunge_jobs.task import EvaluateTask, SetName
 from expunge_jobs.work import Work
 
@@ -41,7 +42,7 @@ def run(task: EvaluateTask, work: Work) -> dict[str, Any]:
         file.writelines(json.dumps(_compact(r), ensure_ascii=False) + "\n" for r in rows)
     receipt = evaluator.encoder.receipt()  # of this process's share
     summed = dict(zip(receipt, map(int, work.team.sum(list(receipt.values()))), strict=True))
-    return {"metrics": metrics.compute_all(rows), "rows": len(rows), **summed}
+    return {"metrics": compute_all(rows), "rows": len(rows), **summed}
 
 
 class Evaluator:

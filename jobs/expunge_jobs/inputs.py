@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from expunge_jobs import builtin, hub
-from expunge_jobs.cache import through_cache
+from expunge_jobs.cache import ModelCache
 from expunge_jobs.errors import BadTask, nearest
 from expunge_jobs.store import AWAY, NotFound, Store, sha256_of
 from expunge_jobs.task import Input
@@ -35,9 +36,9 @@ def scheme(uri: str) -> str:
     return found
 
 
-def read(uri: str, patient: bool = False, largest: int | None = None) -> bytes:
-    """Return the bytes of a data file. ``patient``: wait for a server that is away. ``largest``: bytes of an object in a
-    bucket that are read at most.
+def read(uri: str, largest: int | None = None, should_stop: Callable[[], bool] | None = None) -> bytes:
+    """Return the bytes of a data file. ``largest``: bytes of an object in a bucket that are read at most. ``should_stop``: wait
+    for a server that is away, until it says so.
 
     Raises:
         BadTask: missing, a folder, not readable, or a scheme that holds no data files.
@@ -50,7 +51,7 @@ def read(uri: str, patient: bool = False, largest: int | None = None) -> bytes:
     if kind == "hf":
         raise BadTask(f"{uri}: data files are read from file://, s3:// or builtin://; hf:// is for models")
     if kind == "s3":
-        store, name = _apart(uri, patient, largest)
+        store, name = _apart(uri, should_stop, largest)
         try:
             return _whole(uri, store.get(name)[0])
         except NotFound:
@@ -73,7 +74,7 @@ def _whole(name: str, content: bytes) -> bytes:
     return content
 
 
-def _apart(uri: str, patient: bool, largest: int | None = None) -> tuple[Store, str]:
+def _apart(uri: str, should_stop: Callable[[], bool] | None = None, largest: int | None = None) -> tuple[Store, str]:
     """The store of the folder that an ``s3://`` input lies in, and the input's name there."""
     from dataclasses import replace
 
@@ -83,7 +84,10 @@ def _apart(uri: str, patient: bool, largest: int | None = None) -> tuple[Store, 
     parent, _, name = address.prefix.rpartition("/")
     if not name:
         raise BadTask(f"{uri}: names no object; allowed: s3://bucket/path?option=value")
-    return S3Store(str(replace(address, prefix=parent)), patient, AWAY if patient else 0.0, largest), name
+    folder = str(replace(address, prefix=parent))
+    if should_stop is None:
+        return S3Store(folder, patient=False, largest=largest), name
+    return S3Store(folder, away=AWAY, largest=largest, should_stop=should_stop), name
 
 
 def stored_digest(uri: str) -> str:
@@ -92,7 +96,7 @@ def stored_digest(uri: str) -> str:
     Raises:
         BadTask: it is not where `expunge upload` puts such folders, or nothing is there.
     """
-    store, name = _apart(uri, patient=False)
+    store, name = _apart(uri)
     place = re.search(rf"/{STORED}/([0-9a-f]{{64}})$", store.name)
     if place is None:
         raise BadTask(f"{uri}: a folder in a bucket is read only from where `expunge upload` puts it")
@@ -101,13 +105,13 @@ def stored_digest(uri: str) -> str:
     return f"sha256:{place.group(1)}"
 
 
-def read_checked(ref: Input) -> bytes:
-    """The bytes of a pinned data file.
+def read_checked(ref: Input, should_stop: Callable[[], bool]) -> bytes:
+    """The bytes of a pinned data file; ``should_stop`` as in ``read``.
 
     Raises:
         BadTask: it is not what was pinned.
     """
-    content = read(ref.uri, patient=True)
+    content = read(ref.uri, should_stop=should_stop)
     if f"sha256:{hashlib.sha256(content).hexdigest()}" != ref.digest:
         raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
     return content
@@ -184,7 +188,9 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
-def local_folder(ref: Input, scratch: Path, cache: Path | None = None) -> Path:
+def local_folder(
+    ref: Input, scratch: Path, cache: ModelCache | None = None, should_stop: Callable[[], bool] = lambda: False
+) -> Path:
     """The folder of a pinned model or adapter; a hub model comes from, or goes through, the hub's own cache, one in a
     bucket is copied below ``scratch``, by way of ``cache`` if there is one.
 
@@ -199,10 +205,11 @@ def local_folder(ref: Input, scratch: Path, cache: Path | None = None) -> Path:
         if not re.fullmatch("[0-9a-f]{64}", digest):  # a folder's name from here on
             raise BadTask(f"'{ref.digest}' is no digest; allowed: sha256: and 64 hex digits")
         folder = scratch / digest
+        fetch = partial(_fetch, ref.uri, should_stop)
         if cache:
-            through_cache(cache, digest, folder, partial(_fetch, ref.uri), partial(_is, ref.digest))
+            cache.fetch(digest, folder, fetch, partial(_is, ref.digest))
         else:
-            _fetch(ref.uri, folder)
+            fetch(folder)
     if folder_digest(folder) != ref.digest:
         raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
     return folder
@@ -215,8 +222,8 @@ def _is(digest: str, folder: Path) -> bool:
         return False
 
 
-def _fetch(uri: str, into: Path) -> None:
-    store, name = _apart(uri, patient=True)
+def _fetch(uri: str, should_stop: Callable[[], bool], into: Path) -> None:
+    store, name = _apart(uri, should_stop)
     into.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda path: store.get_file(path, into / Path(path).name), [e.path for e in store.list(name)]))

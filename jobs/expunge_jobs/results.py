@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from expunge_jobs import metrics, plugins
+from expunge_jobs import plugins
 from expunge_jobs.artifact import folder, read_manifest
 from expunge_jobs.errors import DamagedInput
 from expunge_jobs.metrics import EvaluatedRow
+from expunge_jobs.scores import compute_all
 from expunge_jobs.statistics import Interval, mean_interval
 from expunge_jobs.store import Store
 from expunge_jobs.task import ArtifactRef
@@ -100,7 +101,7 @@ def figures(store: Store, key: str) -> tuple[dict[str, float | None], dict[str, 
     names = plugins.names("metrics")
     if any(n not in stored or stored[n]["version"] != plugins.version("metrics", n) for n in names):
         data, _ = store.get(f"{folder(ref)}/attempts/{manifest.attempt}/rows.jsonl")
-        stored = metrics.compute_all([EvaluatedRow(**json.loads(line)) for line in data.decode().splitlines()])
+        stored = compute_all([EvaluatedRow(**json.loads(line)) for line in data.decode().splitlines()])
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
     for name in names:

@@ -12,22 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from expunge_jobs import inputs
-from expunge_jobs.task import ArtifactRef, Input, StageTask
+from expunge_jobs.task import STAGED, StageTask
 from expunge_jobs.work import Work
-
-FOLDER = "model"
-
-
-def staged(source: Input) -> ArtifactRef:
-    """Where the copy of this input lies, if it has been made."""
-    return ArtifactRef(kind="stage", key=StageTask(source=source).key(), folder=FOLDER)
 
 
 def run(task: StageTask, work: Work) -> dict[str, Any]:
     """Download and check; returns the receipt's figures."""
     folder = inputs.local_folder(task.source, work.scratch)
     inputs.check_folder(folder)
-    out = work.out / FOLDER
+    out = work.out / STAGED
     out.mkdir()
     files = inputs.model_files(folder)
     for number, file in enumerate(files, 1):

@@ -74,3 +74,9 @@ def ignore() -> None:
 def came() -> bool:
     """Whether the step is to end."""
     return _came
+
+
+def check() -> None:
+    """Raise ``Terminated`` if the step is to end."""
+    if _came:
+        raise Terminated

@@ -14,7 +14,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     TypeAdapter,
@@ -24,6 +23,7 @@ from pydantic import (
 
 from expunge_jobs import plugins
 from expunge_jobs.errors import BadTask
+from expunge_jobs.schema import Count, Float, Int, Model, Positive, Seed
 
 TASK_FORMAT = 1
 """The version of this file's JSON; a task with a newer one is refused by name."""
@@ -33,30 +33,6 @@ KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate
 
 Kind = Literal["stage", "memorize", "finetune", "merge", "evaluate", "report"]
 Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("found a truth value where a number belongs")
-    return value
-
-
-def _no_minus_zero(value: float) -> float:
-    return value + 0.0  # -0.0 equals 0.0, so it makes the same key
-
-
-# YAML readers differ on `1e-4` (a string to some) and everything accepts `true` as 1: one road for every number.
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_no_minus_zero)]
-Positive = Annotated[Float, Field(gt=0)]
-Count = Annotated[Int, Field(ge=1)]
-Seed = Annotated[Int, Field(ge=0, lt=2**63)]
-
-
-class Model(BaseModel):
-    """Base of everything here: immutable, no unknown fields, no NaN or infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Input(Model):
@@ -279,6 +255,15 @@ class StageTask(_Task):
         if not self.source.uri.startswith("hf://"):
             raise ValueError(f"stage copies from hf://, found {self.source.uri}")
         return self
+
+
+STAGED = "model"
+"""The folder of a stage's artifact."""
+
+
+def staged(source: Input) -> ArtifactRef:
+    """Return where the copy of this input lies, if it has been made."""
+    return ArtifactRef(kind="stage", key=StageTask(source=source).key(), folder=STAGED)
 
 
 class MemorizeTask(_Task):

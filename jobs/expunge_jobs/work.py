@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from expunge_jobs import inputs
+from expunge_jobs import inputs, stop
 from expunge_jobs.artifact import Attempt, Manifest, fetch, read_manifest
+from expunge_jobs.cache import ModelCache
 from expunge_jobs.errors import DamagedInput
+from expunge_jobs.events import emit
 from expunge_jobs.store import Store
-from expunge_jobs.task import ArtifactRef, Input
+from expunge_jobs.task import ArtifactRef, Input, staged
 from expunge_jobs.team import Team
 
 if TYPE_CHECKING:
@@ -23,32 +22,13 @@ CHECKPOINT_SECONDS = 300.0
 """Training that a kill may cost, by default."""
 
 
-listeners: list[Callable[[str], None]] = []
-"""Who else is told what a step says."""
-
-
-silent = False
-"""Whether another process of the team speaks for this one."""
-
-
-def emit(event: str, **fields: Any) -> None:
-    """One JSON line on stdout: how a step tells whoever started it what it is doing."""
-    if silent:
-        return
-    line = json.dumps({"event": event, **fields})
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-    for listener in listeners:
-        listener(line)
-
-
 class Work:
     """A step's surroundings. Everything below ``out`` becomes the artifact; ``scratch`` goes when the step ends.
     Without an ``attempt`` no checkpoint is written or read. ``cache`` is a folder that outlives the step (see cache.py)."""
 
     def __init__(
         self, store: Store, out: Path, scratch: Path, threads: int = 1, attempt: Attempt | None = None,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS, cache: Path | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS, cache: ModelCache | None = None,
     ) -> None:  # fmt: skip
         self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
         self.attempt, self.checkpoint_seconds, self.cache = attempt, checkpoint_seconds, cache
@@ -64,16 +44,13 @@ class Work:
         """
         if isinstance(ref, ArtifactRef):
             return fetch(self.store, ref, self.scratch, self.cache)
-        if inputs.scheme(ref.uri) == "hf":
-            from expunge_jobs.stage import staged
-
-            if read_manifest(self.store, copy := staged(ref)) is not None:
-                return fetch(self.store, copy, self.scratch, self.cache)
-        return inputs.local_folder(ref, self.scratch, self.cache)
+        if inputs.scheme(ref.uri) == "hf" and read_manifest(self.store, copy := staged(ref)) is not None:
+            return fetch(self.store, copy, self.scratch, self.cache)
+        return inputs.local_folder(ref, self.scratch, self.cache, stop.came)
 
     def read(self, ref: Input) -> bytes:
         """The bytes of a data file, checked against its digest."""
-        return inputs.read_checked(ref)
+        return inputs.read_checked(ref, stop.came)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
         """The receipt of a needed artifact.

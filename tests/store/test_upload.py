@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from expunge_controller.upload import upload
 from expunge_jobs import inputs
+from expunge_jobs.cache import ModelCache
 from expunge_jobs.errors import BadTask
 from expunge_jobs.store import Store
 from expunge_jobs.task import Input
@@ -74,7 +75,7 @@ def test_a_model_comes_through_a_cache_and_damage_there_costs_a_download(
 
     def downloads(scratch: str) -> int:
         before = len(proxy.seen)
-        folder = inputs.local_folder(pinned, tmp_path / scratch, tmp_path / "cache")
+        folder = inputs.local_folder(pinned, tmp_path / scratch, ModelCache(tmp_path / "cache"))
         assert inputs.folder_digest(folder) == pinned.digest
         return sum(r.method == "GET" and "list-type" not in r.path for r in proxy.seen[before:])
 

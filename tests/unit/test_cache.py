@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from expunge_jobs import cache, stop
 from expunge_jobs.artifact import Attempt, fetch
-from expunge_jobs.cache import through_cache
+from expunge_jobs.cache import ModelCache
 from expunge_jobs.store import Store, open_store
 from expunge_jobs.task import ArtifactRef, Input, StageTask
 
@@ -39,16 +39,16 @@ def test_several_at_once_fetch_it_once(tmp_path: Path) -> None:
     source = Source(0.1)
     places = [tmp_path / str(n) / "model.safetensors" for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda place: through_cache(tmp_path / "cache", DIGEST, place, source, good), places))
+        list(pool.map(lambda place: ModelCache(tmp_path / "cache").fetch(DIGEST, place, source, good), places))
     assert source.count == 1
     assert all(p.is_symlink() and p.read_bytes() == CONTENT for p in places)
 
 
 def test_what_is_damaged_in_it_is_fetched_again(tmp_path: Path) -> None:
     source = Source()
-    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", source, good)
+    ModelCache(tmp_path / "cache").fetch(DIGEST, tmp_path / "one", source, good)
     (tmp_path / "cache" / DIGEST / "whole").write_bytes(b"foreign")
-    through_cache(tmp_path / "cache", DIGEST, tmp_path / "two", source, good)
+    ModelCache(tmp_path / "cache").fetch(DIGEST, tmp_path / "two", source, good)
     assert source.count == 2
     assert (tmp_path / "two").read_bytes() == CONTENT
 
@@ -57,17 +57,18 @@ def test_what_a_killed_step_left_is_cleared(tmp_path: Path) -> None:
     left = tmp_path / "cache" / DIGEST / "new" / ".whole.0123"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
-    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source(), good)
+    ModelCache(tmp_path / "cache").fetch(DIGEST, tmp_path / "one", Source(), good)
     assert not left.exists()
     assert (tmp_path / "one").read_bytes() == CONTENT
 
 
 def test_a_cache_that_cannot_be_written_is_gone_round_and_that_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source(), good)
-    assert f"the model cache {tmp_path / 'cache'} cannot be used" in capsys.readouterr().out
+    said: list[str] = []
+    ModelCache(tmp_path / "cache", said.append).fetch(DIGEST, tmp_path / "one", Source(), good)
+    assert f"the model cache {tmp_path / 'cache'} cannot be used" in said[0]
     assert not (tmp_path / "one").is_symlink()
     assert (tmp_path / "one").read_bytes() == CONTENT
 
@@ -77,12 +78,12 @@ def test_nobody_waits_for_ever_for_another(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "cache" / DIGEST).mkdir(parents=True)
     with (tmp_path / "cache" / DIGEST / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        through_cache(tmp_path / "cache", DIGEST, tmp_path / "one", Source(), good)
+        ModelCache(tmp_path / "cache").fetch(DIGEST, tmp_path / "one", Source(), good)
         assert not (tmp_path / "one").is_symlink()
         assert (tmp_path / "one").read_bytes() == CONTENT
         monkeypatch.setattr(stop, "_came", True)
         with pytest.raises(stop.Terminated):
-            through_cache(tmp_path / "cache", DIGEST, tmp_path / "two", Source(), good)
+            ModelCache(tmp_path / "cache", check_stop=stop.check).fetch(DIGEST, tmp_path / "two", Source(), good)
 
 
 def test_an_artifact_comes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,7 @@ def test_an_artifact_comes_through_it(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "out" / "model" / "model.safetensors").write_bytes(CONTENT)
     Attempt(store, ref, "one").publish(task, tmp_path / "out", {}, {}, "cpu", 1)
     monkeypatch.setattr(type(store), "local_path", _nowhere)
-    folder = fetch(store, ref, tmp_path / "scratch", tmp_path / "cache")
+    folder = fetch(store, ref, tmp_path / "scratch", ModelCache(tmp_path / "cache"))
     assert (folder / "model.safetensors").resolve() == tmp_path / "cache" / DIGEST / "whole"
 
 

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from expunge_jobs import metrics
 from expunge_jobs.data import parse
 from expunge_jobs.metrics import EvaluatedRow, Missing, collapse, extraction, membership, probe, row_score, semeval
+from expunge_jobs.scores import compute_all
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import row
@@ -67,7 +67,7 @@ def test_other_tasks_count_over_the_cells_that_exist() -> None:
     figures = semeval.compute(rows)
     assert figures["task_aggregate"] == pytest.approx(3 / (1 / 0.6 + 1 / 0.6 + 1 / 0.3))
     assert figures["aggregate_cells"] == 3
-    everything = metrics.compute_all(rows)
+    everything = compute_all(rows)
     assert set(everything["regurgitation"]["values"]) >= {"regurgitation/forget/Poems", "regurgitation/retain/Poems"}
     assert everything["knowledge"]["values"]["knowledge/retain/Code"] == 0.3
 
@@ -86,7 +86,7 @@ def test_harmonic_mean(values: list[float]) -> None:
 
 def test_cells_are_named_and_summed_up() -> None:
     rows = [row("forget", "sc", "Task1", s) for s in (0.2, 0.4)] + [row("forget", "sc", "Task2", 0.9)]
-    figures = metrics.compute_all(rows)["regurgitation"]
+    figures = compute_all(rows)["regurgitation"]
     assert figures["values"]["regurgitation/forget/Task1"] == pytest.approx(0.3)
     assert figures["values"]["regurgitation/forget"] == pytest.approx(0.5)
     assert figures["values"]["regurgitation/retain"] is None
@@ -140,14 +140,14 @@ def test_final_is_null_with_the_reason(missing: str) -> None:
         "mmlu": [row("mmlu", "choice", "law", 1.0)],
     }
     rows = [r for name, part in parts.items() if name != missing for r in part]
-    figures = metrics.compute_all(rows)["semeval"]
+    figures = compute_all(rows)["semeval"]
     assert figures["values"]["final"] is None
     assert figures["reasons"]["final"].startswith(f"{missing}: ")
     assert all(other not in figures["reasons"]["final"].replace(missing, "") for other in parts if other != missing)
 
 
 def test_nothing_at_all_is_missing_with_reasons() -> None:
-    for name, figures in metrics.compute_all([]).items():
+    for name, figures in compute_all([]).items():
         numbers = {k: v for k, v in figures["values"].items() if k != "aggregate_cells"}
         assert set(numbers.values()) == {None}, name
         assert all(figures["reasons"][k].strip() for k in numbers)
@@ -218,7 +218,7 @@ def test_longest_repeat(words: list[str]) -> None:
 
 
 def test_figures_are_plain_json_with_versions() -> None:
-    figures = metrics.compute_all(twelve())
+    figures = compute_all(twelve())
     assert set(figures) >= {"semeval", "regurgitation", "knowledge", "membership", "extraction", "collapse", "probe"}
     assert all(isinstance(f["version"], int) and set(f) == {"version", "values", "reasons"} for f in figures.values())
     assert all(set(f["reasons"]) == {k for k, v in f["values"].items() if v is None} for f in figures.values())

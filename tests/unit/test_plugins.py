@@ -20,7 +20,7 @@ class Refuse:
             raise ImportError(f"{name} was imported")
 
 sys.meta_path.insert(0, Refuse())
-from expunge_jobs import artifact, data, encode, errors, inputs, metrics, plugins, store, task, work
+from expunge_jobs import artifact, data, encode, errors, inputs, plugins, scores, store, task, work
 from expunge_jobs.store import file
 from expunge_jobs import __main__, builtin
 for family in plugins.FAMILIES:
@@ -28,7 +28,7 @@ for family in plugins.FAMILIES:
         plugins.load(family, name), plugins.version(family, name), plugins.description(family, name)
 task.FinetuneSettings(objective={"npo": 0.4, "nll": 0.4, "kl": 0.2, "gradient_ascent": 0})
 builtin.read("builtin://people/forget")
-metrics.compute_all([])
+scores.compute_all([])
 assert not {"torch", "transformers", "peft"} & set(sys.modules)
 """
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from expunge_jobs import plugins
-
 
 @dataclass(slots=True)
 class EvaluatedRow:
@@ -49,19 +47,6 @@ class Missing:
 
 Figures = dict[str, float | Missing]
 Rows = Sequence[EvaluatedRow]
-
-
-def compute_all(rows: Rows) -> dict[str, Any]:
-    """Every metric's figures as JSON: {metric: {"version", "values": {figure: number or null}, "reasons": {...}}}."""
-    out = {}
-    for name in plugins.names("metrics"):
-        figures = plugins.load("metrics", name).compute(rows)
-        out[name] = {
-            "version": plugins.version("metrics", name),
-            "values": {k: None if isinstance(v, Missing) else v for k, v in figures.items()},
-            "reasons": {k: v.reason for k, v in figures.items() if isinstance(v, Missing)},
-        }
-    return out
 
 
 def cells(rows: Rows, kind: str) -> dict[tuple[str, str], list[float]]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from expunge_jobs.store import Conflict, Entry, NotFound, StoreError, checked_path, smaller, too_large
+from expunge_jobs.store.protocol import Conflict, Entry, NotFound, StoreError, checked_path, smaller, too_large
 
 _TEMPORARY = ".tmp-"
 

@@ -31,10 +31,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from expunge_jobs import stop
 from expunge_jobs.errors import BadTask, nearest
 from expunge_jobs.proxies import proxy_for
-from expunge_jobs.store import (
+from expunge_jobs.store.protocol import (
     Conflict,
     Entry,
     NotFound,
@@ -129,10 +128,19 @@ def parse_address(uri: str) -> Address:
 
 class S3Store:
     """Objects below a bucket's prefix. Safe to use from several threads. ``patient``: try more than twice. ``away``: so many
-    seconds after the last of these tries a server that gives no answer is asked again, before that is said."""
+    seconds after the last of these tries a server that gives no answer is asked again, before that is said; or until
+    ``should_stop``."""
 
-    def __init__(self, uri: str, patient: bool = True, away: float = 0.0, largest: int | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        patient: bool = True,
+        away: float = 0.0,
+        largest: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.address, self.patient, self.away, self.largest = parse_address(uri), patient, away, largest
+        self._should_stop = should_stop
         self.uri, self.name = str(self.address), self.address.name
         self._made: dict[int, Any] = {}
         self._session: Any = None
@@ -273,7 +281,7 @@ class S3Store:
                 now = time.monotonic()
                 until = min(until, now + self.away)
                 # At SIGTERM there is more to say, and little time.
-                if now >= until or stop.came() or not isinstance(error, Unavailable):
+                if now >= until or self._should_stop() or not isinstance(error, Unavailable):
                     raise
                 time.sleep(random.uniform(0.5, 1.5))
                 renewed = False

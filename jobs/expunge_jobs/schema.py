@@ -1,0 +1,31 @@
+"""What every type that travels as JSON or YAML has in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("found a truth value where a number belongs")
+    return value
+
+
+def _no_minus_zero(value: float) -> float:
+    return value + 0.0  # -0.0 equals 0.0, so it makes the same key
+
+
+# YAML readers differ on `1e-4` (a string to some) and everything accepts `true` as 1: one road for every number.
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_no_minus_zero)]
+Positive = Annotated[Float, Field(gt=0)]
+Count = Annotated[Int, Field(ge=1)]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
+
+
+class Model(BaseModel):
+    """Base of everything here: immutable, no unknown fields, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
