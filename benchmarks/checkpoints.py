@@ -11,12 +11,12 @@ from pathlib import Path
 
 from expunge_controller.experiment import load_experiment
 from expunge_controller.resolve import resolve
-from expunge_jobs import memorize
-from expunge_jobs.artifact import Attempt, checkpoints_of
-from expunge_jobs.checkpoint import Checkpoints
+from expunge_jobs.artifacts.attempts import Attempt, checkpoints_of
+from expunge_jobs.runtime.checkpoints import Checkpoints
+from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, Work
+from expunge_jobs.steps import memorize
 from expunge_jobs.store import open_store
-from expunge_jobs.task import ArtifactRef, MemorizeTask
-from expunge_jobs.work import CHECKPOINT_SECONDS, Work
+from expunge_jobs.tasks.tasks import ArtifactRef, MemorizeTask
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 ROUNDS, EPOCHS, EACH, NEVER = 3, 4, 1.0, 1e9

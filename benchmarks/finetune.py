@@ -25,17 +25,19 @@ from typing import Any
 import torch
 from expunge_controller.experiment import load_experiment
 from expunge_controller.resolve import resolve
-from expunge_jobs import finetune, memorize, model
 from expunge_jobs.__main__ import _prepare_torch
-from expunge_jobs.artifact import Attempt
-from expunge_jobs.checkpoint import Checkpoints
-from expunge_jobs.data import Row, load
-from expunge_jobs.encode import Encoded, Encoder
-from expunge_jobs.inputs import read_checked
+from expunge_jobs.artifacts.attempts import Attempt
+from expunge_jobs.data.rows import Row, load
+from expunge_jobs.inputs.pinning import read_checked
+from expunge_jobs.modeling import loading
+from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.objectives import RowOutput
+from expunge_jobs.runtime import distributed
+from expunge_jobs.runtime.checkpoints import Checkpoints
+from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, Work
+from expunge_jobs.steps import finetune, memorize
 from expunge_jobs.store import open_store
-from expunge_jobs.task import Architecture, ArtifactRef, FinetuneTask
-from expunge_jobs.work import CHECKPOINT_SECONDS, Work
+from expunge_jobs.tasks.tasks import Architecture, ArtifactRef, FinetuneTask
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
@@ -102,15 +104,15 @@ class Lab:
             tie_word_embeddings=False, bos_token_id=None, eos_token_id=end, pad_token_id=end,
         )  # fmt: skip
         torch.manual_seed(0)
-        with torch.device(model.device()):
+        with torch.device(distributed.device()):
             made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         made.requires_grad_(False)
         return made.eval()
 
     @contextmanager
-    def adapter(self) -> Iterator[model.Lora]:
+    def adapter(self) -> Iterator[loading.Lora]:
         """The base with a fresh adapter, which goes at the end."""
-        lora = model.attach_lora(self.base, self.task.settings, self.task.seed)
+        lora = loading.attach_lora(self.base, self.task.settings, self.task.seed)
         try:
             yield lora
         finally:
@@ -194,9 +196,9 @@ class Lab:
 
     def _padded(self, wrapped: Any, rows: Sequence[Encoded]) -> list[RowOutput]:
         longest = max(len(r.ids) for r in rows)
-        ids = torch.stack([pad(torch.tensor(r.ids), (0, longest - len(r.ids))) for r in rows]).to(model.device())
+        ids = torch.stack([pad(torch.tensor(r.ids), (0, longest - len(r.ids))) for r in rows]).to(distributed.device())
         mask = torch.stack([pad(torch.ones(len(r.ids), dtype=torch.long), (0, longest - len(r.ids))) for r in rows]).to(
-            model.device()
+            distributed.device()
         )
         with torch.no_grad(), wrapped.disable_adapter():
             reference = wrapped(input_ids=ids, attention_mask=mask).logits.float()

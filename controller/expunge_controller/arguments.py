@@ -53,7 +53,7 @@ _HELP = {
 def _parser() -> argparse.ArgumentParser:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
-            from expunge_jobs.errors import nearest
+            from expunge_jobs.core.errors import nearest
 
             word = message.partition("invalid choice: '")[2].partition("'")[0]
             hint = nearest(word, [*_HELP, "presets", "objectives", "methods", "metrics", "experiments"]) if word else ""

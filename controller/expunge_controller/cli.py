@@ -35,7 +35,7 @@ GRACE = 10.0
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code of one command."""
-    from expunge_jobs.errors import StepError
+    from expunge_jobs.core.errors import StepError
 
     arguments = parse(argv)
     # After parsing: --help loads nothing but argparse.
@@ -186,7 +186,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _run_loaded(arguments: argparse.Namespace, store: Store, resolved: Resolved, spec: Spec) -> int:
-    from expunge_jobs.results import collect
+    from expunge_jobs.results.summary import collect
     from expunge_jobs.store import check_conditional_writes
 
     from expunge_controller import tables
@@ -320,7 +320,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from expunge_jobs.results import collect
+    from expunge_jobs.results.summary import collect
 
     from expunge_controller import tables
 

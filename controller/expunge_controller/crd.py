@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from expunge_jobs.hub import NAME_PATTERN, REVISION_PATTERN
+from expunge_jobs.inputs.hub import NAME_PATTERN, REVISION_PATTERN
 
 from expunge_controller.experiment import API_VERSION, RESERVED, Finetune, Spec
 from expunge_controller.presets import PRESETS

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge_jobs.errors import StepError
+from expunge_jobs.core.errors import StepError
 from expunge_jobs.store import check_conditional_writes
 from expunge_jobs.store.s3 import S3Store
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from expunge_jobs.errors import nearest
-from expunge_jobs.task import NestedErrors
+from expunge_jobs.core.errors import nearest
+from expunge_jobs.tasks.tasks import NestedErrors
 from pydantic import BaseModel, ValidationError
 
 MAX_NODES = 20_000

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from expunge_jobs import plugins
-from expunge_jobs.errors import nearest
-from expunge_jobs.schema import Count, Float, Int, Model, Seed
-from expunge_jobs.task import (
+from expunge_jobs.core.errors import nearest
+from expunge_jobs.core.schema import Count, Float, Int, Model, Seed
+from expunge_jobs.tasks.tasks import (
     Architecture,
     Dtype,
     EvaluateSettings,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from expunge_jobs.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, nearest
 
 from expunge_controller.document import ExperimentError
 from expunge_controller.kubeapi import ApiError, Cluster

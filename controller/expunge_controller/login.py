@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
 
-from expunge_jobs.proxies import connections
+from expunge_jobs.core.proxies import connections
 
 from expunge_controller.kubeapi import ApiError
 

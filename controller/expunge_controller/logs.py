@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from expunge_jobs.artifact import attempts, read_log
-from expunge_jobs.errors import nearest
+from expunge_jobs.artifacts.attempts import attempts, read_log
+from expunge_jobs.core.errors import nearest
 from expunge_jobs.store import Store
 
 from expunge_controller.document import ExperimentError

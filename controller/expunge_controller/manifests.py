@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from expunge_jobs.errors import ExitCode
+from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.store import open_store
 
 from expunge_controller.document import ExperimentError

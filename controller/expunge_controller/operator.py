@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from expunge_jobs.artifact import read_manifest
-from expunge_jobs.hub import public_hub
+from expunge_jobs.artifacts.attempts import read_manifest
+from expunge_jobs.inputs.hub import public_hub
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
 from expunge_controller.beginnings import DEATHS, Beginnings

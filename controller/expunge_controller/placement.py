@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from expunge_jobs.schema import Count, Int, Model
+from expunge_jobs.core.schema import Count, Int, Model
 from pydantic import Field, StringConstraints, model_validator
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)$")]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from expunge_jobs import plugins
-from expunge_jobs.task import (
+from expunge_jobs.tasks.tasks import (
     KIND_VERSIONS,
     AdapterRef,
     ArtifactRef,

@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from expunge_jobs.artifact import fetch
-from expunge_jobs.errors import StepError, nearest
+from expunge_jobs.artifacts.attempts import fetch
+from expunge_jobs.core.errors import StepError, nearest
 from expunge_jobs.store import Store
-from expunge_jobs.task import ArtifactRef
+from expunge_jobs.tasks.tasks import ArtifactRef
 
 from expunge_controller.document import ExperimentError
 from expunge_controller.plan import ModelRow, Plan
@@ -41,7 +41,7 @@ def pull(store: Store, plan: Plan, trial: str | None, to: Path, full: bool) -> l
                 "An adapter alone does not forget: its base still knows everything. --full writes the merged model.",
             ]
     # The model needs torch, which the controller never loads: the jobs package writes it.
-    words = [sys.executable, "-m", "expunge_jobs.export", store.uri, row.ref.model_dump_json(), str(to)]
+    words = [sys.executable, "-m", "expunge_jobs.steps.fold", store.uri, row.ref.model_dump_json(), str(to)]
     done = subprocess.run(words, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if done.returncode:
         raise ExperimentError(

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from expunge_jobs import data as rows_of
-from expunge_jobs import inputs
-from expunge_jobs.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.data import rows as rows_of
+from expunge_jobs.inputs import pinning
 from expunge_jobs.store import Store
 
 from expunge_controller.conditions import FINAL
@@ -201,7 +201,7 @@ def _reachable(loaded: Loaded, store: Store | None) -> Any:
 def _check_rows(loaded: Loaded, path: KeyPath, uri: str) -> None:
     """Refuse to upload a file that holds no rows: the experiment may be a stranger's, and name any file of this user's."""
     try:
-        rows_of.parse(inputs.read(uri), rows_of.address(uri), str(path[1]))
+        rows_of.parse(pinning.read(uri), rows_of.address(uri), str(path[1]))
     except rows_of.DataError as error:
         raise ExperimentError(error.problems) from None
     except BadTask as error:

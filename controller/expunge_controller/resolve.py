@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expunge_jobs import data as rows
-from expunge_jobs import inputs
-from expunge_jobs.errors import BadTask
-from expunge_jobs.hub import Hub, own_hub
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.data import rows
+from expunge_jobs.inputs import pinning
+from expunge_jobs.inputs.hub import Hub, own_hub
 from expunge_jobs.store import NotFound, Store, TooLarge
-from expunge_jobs.task import EvaluateTask, Input, TaskData, canonical
+from expunge_jobs.tasks.tasks import EvaluateTask, Input, TaskData, canonical
 
 from expunge_controller.document import Document, ExperimentError, KeyPath
 from expunge_controller.experiment import Loaded
@@ -61,9 +61,9 @@ def resolve(
         for path, uri in asked.files.items():
             resolver.file(path, uri)
         for path, uri in asked.models.items():
-            resolver.folder(path, uri, inputs.check_model_folder)
+            resolver.folder(path, uri, pinning.check_model_folder)
         for path, uri in asked.adapters.items():
-            resolver.folder(path, uri, inputs.check_adapter_folder)
+            resolver.folder(path, uri, pinning.check_adapter_folder)
     resolver.check()
     plan = make_plan(loaded, resolver.pins, stage)
     seen: dict[str, TaskData] = {}
@@ -156,7 +156,7 @@ class _Resolver:
             return
         self._asked.add(uri)
         try:
-            self._content[uri] = inputs.read(uri, largest=self._left())
+            self._content[uri] = pinning.read(uri, largest=self._left())
         except (BadTask, TooLarge) as error:
             said = str(error)
             if isinstance(error, TooLarge):
@@ -176,13 +176,13 @@ class _Resolver:
             return
         self._asked.add(uri)
         try:
-            if inputs.scheme(uri) == "hf":
+            if pinning.scheme(uri) == "hf":
                 self.pins[uri] = f"commit:{self.hub.commit(uri)}"
-            elif inputs.scheme(uri) == "s3":
-                self.pins[uri] = inputs.stored_digest(uri)
+            elif pinning.scheme(uri) == "s3":
+                self.pins[uri] = pinning.stored_digest(uri)
             else:
                 folder = Path(uri.removeprefix("file://"))
-                self.pins[uri] = inputs.folder_digest(folder)
+                self.pins[uri] = pinning.folder_digest(folder)
                 check(folder)
         except BadTask as error:
             text = str(error) if rows.address(uri) in str(error) else f"{rows.address(uri)}: {error}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from expunge_jobs.artifact import find_damaged, give_up_damaged, mark_damaged, now
+from expunge_jobs.artifacts.attempts import find_damaged, give_up_damaged, mark_damaged, now
 from expunge_jobs.store import SMALL, Store, Unavailable
 
 from expunge_controller.executors import Ended, Executor, Progress, Start

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from expunge_jobs.errors import StepError
+from expunge_jobs.core.errors import StepError
 from pydantic import TypeAdapter
 
 from expunge_controller.document import ExperimentError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from expunge_jobs.results import Result, Row, by_model, verdict
+from expunge_jobs.results.summary import Result, Row, by_model, verdict
 
 from expunge_controller.plan import Plan
 from expunge_controller.state import StepStatus

@@ -16,16 +16,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expunge_jobs import stop
-from expunge_jobs.team import launched, rank
+from expunge_jobs.runtime import shutdown
+from expunge_jobs.runtime.distributed import launched, rank
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from expunge_jobs.artifact import Attempt
-    from expunge_jobs.errors import StepError
-    from expunge_jobs.task import Task
-    from expunge_jobs.work import Work
+    from expunge_jobs.artifacts.attempts import Attempt
+    from expunge_jobs.core.errors import StepError
+    from expunge_jobs.runtime.context import Work
+    from expunge_jobs.tasks.tasks import Task
 
 WITHOUT_TORCH = ("stage", "report")
 """Kinds that compute nothing."""
@@ -36,7 +36,7 @@ DISTURBED = 10
 def main() -> int:
     """The exit code (see ``errors.ExitCode``)."""
     # First of all: as pid 1 of a container an unhandled TERM would be ignored, and imports take seconds.
-    signal.signal(signal.SIGTERM, stop.on_term)
+    signal.signal(signal.SIGTERM, shutdown.on_term)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.environ.get("EXPUNGE_DIE_WITH_STDIN") == "1":
         _die_with_stdin()
@@ -49,11 +49,11 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         if os.environ.get("EXPUNGE_PROCESSES", "1") != "1" and not launched():
-            from expunge_jobs.launch import launch
+            from expunge_jobs.runtime.launch import launch
 
             return launch(int(os.environ["EXPUNGE_PROCESSES"]))
         return _step(int(threads))
-    except stop.Terminated:  # before or after the step itself: there is nothing to tidy
+    except shutdown.Terminated:  # before or after the step itself: there is nothing to tidy
         return 143
 
 
@@ -73,12 +73,12 @@ def _step(threads: int) -> int:
     import socket
     import uuid
 
-    from expunge_jobs import events
-    from expunge_jobs.artifact import Attempt, disturbed, find_damaged, mark_damaged, read_manifest
-    from expunge_jobs.errors import DamagedInput, ExitCode, Preempted, Spent, StepError
-    from expunge_jobs.events import emit
+    from expunge_jobs.artifacts.attempts import Attempt, disturbed, find_damaged, mark_damaged, read_manifest
+    from expunge_jobs.core.errors import DamagedInput, ExitCode, Preempted, Spent, StepError
+    from expunge_jobs.runtime import events
+    from expunge_jobs.runtime.events import emit
     from expunge_jobs.store import AWAY, open_store
-    from expunge_jobs.task import ArtifactRef, parse_task
+    from expunge_jobs.tasks.tasks import ArtifactRef, parse_task
 
     attempt: Attempt | None = None
     error: StepError
@@ -86,7 +86,7 @@ def _step(threads: int) -> int:
         try:
             task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
             _limit(task.kind)
-            store = open_store(os.environ.get("EXPUNGE_STORE", ""), AWAY, should_stop=stop.came)
+            store = open_store(os.environ.get("EXPUNGE_STORE", ""), AWAY, should_stop=shutdown.came)
             ref = ArtifactRef(kind=task.kind, key=task.key())
             if rank() == 0 and read_manifest(store, ref) is not None:
                 emit("done", note="already there")
@@ -108,7 +108,7 @@ def _step(threads: int) -> int:
             won = _try(task, attempt, threads)
             emit("done", **({} if won else {"note": "another attempt was first"}))
             return ExitCode.DONE
-        except stop.Terminated:
+        except shutdown.Terminated:
             error = _stopped()
         except StepError as raised:
             error = raised
@@ -118,7 +118,7 @@ def _step(threads: int) -> int:
             if os.environ.get("EXPUNGE_DEBUG") == "1":
                 raise
             error = _unforeseen(raised)
-        stop.ignore()
+        shutdown.ignore()
         events.silent = False
         emit("failed", reason=str(error), exit_code=int(error.exit_code))
         if attempt is not None:
@@ -136,8 +136,8 @@ def _step(threads: int) -> int:
 
 
 def _keep_log(attempt: Attempt, seconds: float, until_the_end: ExitStack) -> None:
-    from expunge_jobs import events
-    from expunge_jobs.log import LogParts
+    from expunge_jobs.runtime import events
+    from expunge_jobs.runtime.log_upload import LogParts
 
     events.listeners.append(until_the_end.enter_context(LogParts(attempt, seconds)).take)
 
@@ -146,10 +146,10 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
     """Make the artifact and publish it; whether this attempt was the first. In a team, one of it publishes."""
     import tempfile
 
-    from expunge_jobs.cache import ModelCache
-    from expunge_jobs.errors import StepError
-    from expunge_jobs.events import emit
-    from expunge_jobs.work import CHECKPOINT_SECONDS, Work
+    from expunge_jobs.artifacts.cache import ModelCache
+    from expunge_jobs.core.errors import StepError
+    from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, Work
+    from expunge_jobs.runtime.events import emit
 
     with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
         out, scratch = Path(folder, "out"), Path(folder, "scratch")
@@ -157,7 +157,7 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
         scratch.mkdir()
         seconds = float(os.environ.get("EXPUNGE_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
         place = os.environ.get("EXPUNGE_MODEL_CACHE")
-        cache = ModelCache(Path(place), lambda text: emit("notice", text=text), stop.check) if place else None
+        cache = ModelCache(Path(place), lambda text: emit("notice", text=text), shutdown.check) if place else None
         work = Work(attempt.store, out, scratch, threads, attempt, seconds, cache)
         try:
             figures, versions, device = _run(task, work, threads)
@@ -169,7 +169,7 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
             raise
         except BaseException:
             # Torn out of an import, Terminated may arrive here as any error: a library's module was left half loaded.
-            if stop.came():
+            if shutdown.came():
                 raise _stopped() from None
             raise
 
@@ -178,18 +178,18 @@ def _limit(kind: str) -> None:
     """End the step at its own limits, in its own words: a cluster's kill would leave none, and be tried again."""
     import tempfile
 
-    from expunge_jobs import disk
+    from expunge_jobs.runtime import limits
 
     if deadline := os.environ.get("EXPUNGE_DEADLINE"):
-        stop.after(float(deadline), f"took longer than {deadline} s: raise resources.{kind}.deadline")
+        shutdown.after(float(deadline), f"took longer than {deadline} s: raise resources.{kind}.deadline")
     if most := os.environ.get("EXPUNGE_DISK"):
-        disk.watch(Path(tempfile.gettempdir()), int(most), f"raise resources.{kind}.disk")
+        limits.watch(Path(tempfile.gettempdir()), int(most), f"raise resources.{kind}.disk")
 
 
 def _stopped() -> StepError:
-    from expunge_jobs.errors import Preempted, Spent
+    from expunge_jobs.core.errors import Preempted, Spent
 
-    return Spent(why) if (why := stop.spent()) else Preempted("stopped by SIGTERM")
+    return Spent(why) if (why := shutdown.spent()) else Preempted("stopped by SIGTERM")
 
 
 def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[str, str], str]:
@@ -197,7 +197,7 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
     import warnings
     from importlib.metadata import version
 
-    from expunge_jobs import team
+    from expunge_jobs.runtime import distributed
 
     # Libraries warn about their own future; a step's log is for what its user can act on.
     warnings.filterwarnings("ignore")
@@ -205,9 +205,9 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
     libraries = ["expunge"]
     if task.kind not in WITHOUT_TORCH:
         device = _prepare_torch(threads)
-        work.team = team.join()
+        work.team = distributed.join()
         libraries += ["torch", "transformers", "peft", "accelerate", "tokenizers"]
-    program = importlib.import_module(f"expunge_jobs.{task.kind}")
+    program = importlib.import_module(f"expunge_jobs.steps.{task.kind}")
     figures = program.run(task, work)
     work.team.leave()
     versions = {n: version(n) for n in libraries}
@@ -219,7 +219,7 @@ def _prepare_torch(threads: int) -> str:
     """The name of the device that it will compute on."""
     import torch
 
-    from expunge_jobs.errors import BadTask
+    from expunge_jobs.core.errors import BadTask
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
@@ -239,7 +239,7 @@ def _unforeseen(raised: Exception) -> StepError:
     """An error nobody thought of, without its message: that may quote a row. EXPUNGE_DEBUG=1 shows it whole."""
     import traceback
 
-    from expunge_jobs.errors import StepError
+    from expunge_jobs.core.errors import StepError
 
     if "out of memory" in str(raised).lower() or type(raised).__name__ == "OutOfMemoryError":
         return StepError("out of memory: lower batch_size, or give the step more memory")

@@ -13,7 +13,7 @@ import pkgutil
 from functools import cache
 from types import ModuleType
 
-from expunge_jobs.errors import nearest
+from expunge_jobs.core.errors import nearest
 
 FAMILIES = {"objectives": "objective", "merge_methods": "merge method", "metrics": "metric"}
 

@@ -169,7 +169,7 @@ def test_installed_upgraded_uninstalled_and_installed_again(plane: ControlPlane,
 
 
 NEWER = """
-from expunge_jobs import task
+from expunge_jobs.tasks import tasks as task
 task.KIND_VERSIONS["merge"] += 1
 from expunge_controller.serve import main
 raise SystemExit(main())

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from chart import of_kind, rendered
 from cluster import ControlPlane
-from expunge_jobs import builtin
+from expunge_jobs.inputs import builtin
 from faults import FaultProxy, cut
 from kubernetes import client
 from node import Node

@@ -11,7 +11,7 @@ from typing import Any
 
 import images
 import pytest
-from expunge_jobs import inputs
+from expunge_jobs.inputs import pinning
 from images import BASE, ROOT, buildah
 from samples import task
 
@@ -79,7 +79,7 @@ def test_the_controller_runs(container: str) -> None:
 def test_a_step_runs_as_somebody_without_a_name(container: str, tmp_path: Path) -> None:
     architecture = {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64}
     uris = {n: f"builtin://people/{n}?documents=2" for n in ("forget", "retain")}
-    digests = {n: hashlib.sha256(inputs.read(uri)).hexdigest() for n, uri in uris.items()}
+    digests = {n: hashlib.sha256(pinning.read(uri)).hexdigest() for n, uri in uris.items()}
     small = task(
         "memorize", architecture=architecture, settings={"epochs": 1},
         data={"sets": {n: {"input": {"uri": uris[n], "digest": f"sha256:{digests[n]}"}} for n in uris}},

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs.work import Work
+from expunge_jobs.runtime.context import Work
 
 ON_A_GPU = ("test_resume",)
 
@@ -54,7 +54,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory, words: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(base_folder: Path) -> Any:
-    from expunge_jobs.model import load_base
+    from expunge_jobs.modeling.loading import load_base
 
     return load_base(base_folder, "checkpoint")[0]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import tiny
-from expunge_jobs.data import Row
-from expunge_jobs.errors import BadTask
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.data.rows import Row
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs import evaluate
-from expunge_jobs.evaluate import extraction_strength
-from expunge_jobs.model import load_base
-from expunge_jobs.task import EvaluateSettings, EvaluateTask
-from expunge_jobs.work import Work
+from expunge_jobs.modeling.loading import load_base
+from expunge_jobs.runtime.context import Work
+from expunge_jobs.steps import evaluate
+from expunge_jobs.steps.evaluate import extraction_strength
+from expunge_jobs.tasks.tasks import EvaluateSettings, EvaluateTask
 from rouge_score import rouge_scorer
 
 NEW = 12

@@ -10,15 +10,22 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs import evaluate
-from expunge_jobs.data import Document, Question, Row
-from expunge_jobs.encode import Encoded
-from expunge_jobs.errors import BadTask
-from expunge_jobs.evaluate import Evaluator
-from expunge_jobs.inputs import folder_digest
-from expunge_jobs.model import Adapter, adapter_config, attach_lora, load_for_evaluation, lora_tensors, write_adapter
-from expunge_jobs.task import AdapterRef, EvaluateSettings, EvaluateTask, Input, ModelRef, TaskData
-from expunge_jobs.work import Work
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.data.rows import Document, Question, Row
+from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.modeling.encoding import Encoded
+from expunge_jobs.modeling.loading import (
+    Adapter,
+    adapter_config,
+    attach_lora,
+    load_for_evaluation,
+    lora_tensors,
+    write_adapter,
+)
+from expunge_jobs.runtime.context import Work
+from expunge_jobs.steps import evaluate
+from expunge_jobs.steps.evaluate import Evaluator
+from expunge_jobs.tasks.tasks import AdapterRef, EvaluateSettings, EvaluateTask, Input, ModelRef, TaskData
 
 IDS = tuple(range(5, 25))
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs import finetune
-from expunge_jobs.errors import BadTask
-from expunge_jobs.finetune import Trainer
-from expunge_jobs.inputs import folder_digest
-from expunge_jobs.model import Adapter, attach_lora
-from expunge_jobs.task import FinetuneSettings, FinetuneTask
-from expunge_jobs.work import Work
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.modeling.loading import Adapter, attach_lora
+from expunge_jobs.runtime.context import Work
+from expunge_jobs.steps import finetune
+from expunge_jobs.steps.finetune import Trainer
+from expunge_jobs.tasks.tasks import FinetuneSettings, FinetuneTask
 
 IDS = tuple(range(5, 25))
 
@@ -183,8 +183,8 @@ def test_a_start_model_with_an_adapter_is_the_reference(
     base_folder: Path, made: dict[str, Any], work: Work, tmp_path: Path
 ) -> None:
     """A second round of forgetting: the first adapter is folded in, and forgetting starts from there."""
-    from expunge_jobs.model import load_model
-    from expunge_jobs.task import AdapterRef, Input, ModelRef
+    from expunge_jobs.modeling.loading import load_model
+    from expunge_jobs.tasks.tasks import AdapterRef, Input, ModelRef
 
     folder = work.out / "adapter"
     adapter = Input(uri=f"file://{folder}", digest=folder_digest(folder))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs import evaluate, finetune, memorize, merge
-from expunge_jobs.inputs import folder_digest
-from expunge_jobs.model import Adapter, load_base
-from expunge_jobs.task import (
+from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.modeling.loading import Adapter, load_base
+from expunge_jobs.steps import evaluate, finetune, memorize, merge
+from expunge_jobs.tasks.tasks import (
     Architecture,
     EvaluateSettings,
     EvaluateTask,

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from expunge_controller.experiment import load_experiment
 from expunge_controller.resolve import resolve
-from expunge_jobs import inputs, stage
-from expunge_jobs.artifact import Attempt
-from expunge_jobs.errors import BadTask
+from expunge_jobs.artifacts.attempts import Attempt
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.inputs import pinning
+from expunge_jobs.runtime.context import Work
+from expunge_jobs.steps import stage
 from expunge_jobs.store import open_store
-from expunge_jobs.task import ArtifactRef, Input, StageTask
-from expunge_jobs.work import Work
+from expunge_jobs.tasks.tasks import ArtifactRef, Input, StageTask
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -39,7 +40,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_pinned_hub_model_is_the_cache_s_folder(hub: Path, tmp_path: Path) -> None:
-    assert inputs.local_folder(Input(uri="hf://org/name@v1", digest=f"commit:{COMMIT}"), tmp_path) == hub
+    assert pinning.local_folder(Input(uri="hf://org/name@v1", digest=f"commit:{COMMIT}"), tmp_path) == hub
 
 
 def test_the_key_holds_the_commit_and_not_the_revision(hub: Path) -> None:

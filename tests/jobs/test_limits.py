@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import tiny
-from expunge_jobs import disk, stop
-from expunge_jobs.artifact import Attempt, attempts, checkpoints_of, disturbed, read_log, read_manifest
-from expunge_jobs.errors import ExitCode
-from expunge_jobs.log import LogParts
+from expunge_jobs.artifacts.attempts import Attempt, attempts, checkpoints_of, disturbed, read_log, read_manifest
+from expunge_jobs.core.errors import ExitCode
+from expunge_jobs.runtime import limits, shutdown
+from expunge_jobs.runtime.log_upload import LogParts
 from expunge_jobs.store import Store, StoreError, open_store
 from expunge_jobs.store.file import FileStore
-from expunge_jobs.task import Architecture, ArtifactRef, MemorizeSettings, MemorizeTask
+from expunge_jobs.tasks.tasks import Architecture, ArtifactRef, MemorizeSettings, MemorizeTask
 
 
 class Step:
@@ -102,12 +102,12 @@ def test_torn_out_of_an_import_it_says_the_deadline_all_the_same(step: Step) -> 
 
 def test_a_swallowed_deadline_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("AGAIN_SECONDS", 0.05), ("_came", False), ("_spent", "")):
-        monkeypatch.setattr(stop, name, value)  # as they are now is how they are found again
+        monkeypatch.setattr(shutdown, name, value)  # as they are now is how they are found again
     before = signal.getsignal(signal.SIGALRM)
     try:
-        stop.after(0.05, "over")
+        shutdown.after(0.05, "over")
         for _ in range(2):
-            with pytest.raises(stop.Terminated):
+            with pytest.raises(shutdown.Terminated):
                 time.sleep(60)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -142,7 +142,7 @@ def test_disk_is_counted_as_du_counts_it(tmp_path: Path) -> None:
     du = subprocess.run(
         ["du", "--summarize", "--block-size=1", str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert disk.used(tmp_path) == int(du.stdout.split()[0]) > 100_000
+    assert limits.used(tmp_path) == int(du.stdout.split()[0]) > 100_000
 
 
 def test_disturbed_ten_times_without_getting_on_it_gives_up(step: Step) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs.errors import BadTask
-from expunge_jobs.model import attach_lora, lora_tensors
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.modeling.loading import attach_lora, lora_tensors
 from torch import Tensor
 
 

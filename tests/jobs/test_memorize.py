@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import tiny
-from expunge_jobs import memorize
-from expunge_jobs.task import Architecture, MemorizeSettings, MemorizeTask
+from expunge_jobs.steps import memorize
+from expunge_jobs.tasks.tasks import Architecture, MemorizeSettings, MemorizeTask
 
 EPOCHS = 60
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs import merge
-from expunge_jobs.errors import BadTask
-from expunge_jobs.inputs import folder_digest
-from expunge_jobs.model import Adapter, adapter_config, lora_targets, write_adapter
-from expunge_jobs.task import ArtifactRef, FinetuneTask, Input, MergeTask, ModelRef, TaskData, WeightedAdapter
-from expunge_jobs.work import Work
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.modeling.loading import Adapter, adapter_config, lora_targets, write_adapter
+from expunge_jobs.runtime.context import Work
+from expunge_jobs.steps import merge
+from expunge_jobs.tasks.tasks import ArtifactRef, FinetuneTask, Input, MergeTask, ModelRef, TaskData, WeightedAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

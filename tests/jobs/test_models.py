@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs.errors import BadTask
-from expunge_jobs.model import (
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.modeling.loading import (
     Adapter,
     adapter_config,
     attach_lora,

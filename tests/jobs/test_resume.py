@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import tiny
-from expunge_jobs import finetune, memorize, stop
-from expunge_jobs.artifact import Attempt, checkpoints_of, fetch
-from expunge_jobs.checkpoint import Checkpoints
-from expunge_jobs.errors import BadTask, ExitCode, StepError
+from expunge_jobs.artifacts.attempts import Attempt, checkpoints_of, fetch
+from expunge_jobs.core.errors import BadTask, ExitCode, StepError
+from expunge_jobs.runtime import shutdown
+from expunge_jobs.runtime.checkpoints import Checkpoints
+from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.distributed import Team
+from expunge_jobs.steps import finetune, memorize
 from expunge_jobs.store import Store, StoreError, open_store
-from expunge_jobs.task import Architecture, ArtifactRef, FinetuneTask, MemorizeSettings, MemorizeTask, Task
-from expunge_jobs.team import Team
-from expunge_jobs.work import Work
+from expunge_jobs.tasks.tasks import Architecture, ArtifactRef, FinetuneTask, MemorizeSettings, MemorizeTask, Task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -77,10 +78,10 @@ class Lab:
         with monkeypatch.context() as patch:
             patch.setattr(work, "progress", progress)
             patch.setattr(work, "notice", ran.notices.append)
-            patch.setattr(stop, "came", came)
+            patch.setattr(shutdown, "came", came)
             try:
                 self.program.run(task or self.task, work)
-            except stop.Terminated:
+            except shutdown.Terminated:
                 attempt.end("stopped by SIGTERM", ExitCode.PREEMPTED)
             except Killed:
                 pass

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import tiny
-from expunge_jobs.artifact import End, Manifest, attempts, checkpoints_of, fetch, read_manifest
-from expunge_jobs.errors import ExitCode
-from expunge_jobs.launch import outcome
+from expunge_jobs.artifacts.attempts import End, Manifest, attempts, checkpoints_of, fetch, read_manifest
+from expunge_jobs.core.errors import ExitCode
+from expunge_jobs.runtime.distributed import Team
+from expunge_jobs.runtime.launch import outcome
 from expunge_jobs.store import open_store
-from expunge_jobs.task import (
+from expunge_jobs.tasks.tasks import (
     Architecture,
     ArtifactRef,
     EvaluateSettings,
@@ -27,7 +28,6 @@ from expunge_jobs.task import (
     MemorizeTask,
     Task,
 )
-from expunge_jobs.team import Team
 from safetensors.torch import load_file
 
 TOLERANCE = 1e-4

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from expunge_jobs.artifact import Attempt
-from expunge_jobs.data import Row
-from expunge_jobs.encode import Encoded, Encoder
-from expunge_jobs.inputs import folder_digest
+from expunge_jobs.artifacts.attempts import Attempt
+from expunge_jobs.data.rows import Row
+from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.modeling.encoding import Encoded, Encoder
+from expunge_jobs.runtime.context import Work
 from expunge_jobs.store.file import FileStore
-from expunge_jobs.task import ArtifactRef, FinetuneSettings, Input, ModelRef, RowsRef, Task, TaskData
-from expunge_jobs.work import Work
+from expunge_jobs.tasks.tasks import ArtifactRef, FinetuneSettings, Input, ModelRef, RowsRef, Task, TaskData
 from torch import Tensor
 
 END = "<|end|>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from expunge_jobs import inputs
+from expunge_jobs.inputs import pinning
 from runs import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
 from s3server import BUCKET, S3Server
 
@@ -67,7 +67,7 @@ def test_a_store_that_cannot_be_used_is_told_at_once(tiny: Path, server: S3Serve
 def test_uploaded_rows_are_the_same_rows(tiny: Path, server: S3Server, tmp_path: Path) -> None:
     store = f"s3://{BUCKET}/uploaded?endpoint_url={server.url}"
     rows = tmp_path / "mine.jsonl"
-    rows.write_bytes(inputs.read("builtin://people/forget?documents=2"))
+    rows.write_bytes(pinning.read("builtin://people/forget?documents=2"))
     done = command("upload", str(rows), "--store", store, store=tmp_path)
     assert done.returncode == 0, done.stderr
     address = done.stdout.strip()

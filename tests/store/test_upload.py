@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from expunge_controller.upload import upload
-from expunge_jobs import inputs
-from expunge_jobs.cache import ModelCache
-from expunge_jobs.errors import BadTask
+from expunge_jobs.artifacts.cache import ModelCache
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.inputs import pinning
 from expunge_jobs.store import Store
-from expunge_jobs.task import Input
+from expunge_jobs.tasks.tasks import Input
 from faults import FaultProxy
 
 ROW = json.dumps({"id": "asc1", "input": "In the beginning", "output": "there was a row.", "task": "Task1"}) + "\n"
@@ -37,17 +37,17 @@ def model(tmp_path: Path) -> Path:
 def test_rows_are_the_same_rows(store: Store, rows: Path) -> None:
     uri = upload(store, rows)
     assert uri.startswith(f"{store.name}/inputs/")
-    assert inputs.read(uri).decode() == ROW
+    assert pinning.read(uri).decode() == ROW
     assert upload(store, rows) == uri
     assert len(list(store.list("inputs"))) == 1
 
 
 def test_a_model_is_the_same_model(store: Store, model: Path, tmp_path: Path) -> None:
     uri = upload(store, model)
-    digest = inputs.folder_digest(model)
+    digest = pinning.folder_digest(model)
     if uri.startswith("s3://"):
-        assert inputs.stored_digest(uri) == digest, "known without a download"
-    folder = inputs.local_folder(Input(uri=uri, digest=digest), tmp_path / "scratch")
+        assert pinning.stored_digest(uri) == digest, "known without a download"
+    folder = pinning.local_folder(Input(uri=uri, digest=digest), tmp_path / "scratch")
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
@@ -64,19 +64,19 @@ def test_a_model_that_is_not_what_its_address_says(behind: Store, model: Path, t
     (path,) = [e.path for e in behind.list("inputs") if e.path.endswith("config.json")]
     behind.put(path, b"{}")
     with pytest.raises(BadTask, match="has changed since the run was planned"):
-        inputs.local_folder(Input(uri=uri, digest=inputs.folder_digest(model)), tmp_path / "scratch")
+        pinning.local_folder(Input(uri=uri, digest=pinning.folder_digest(model)), tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("damage", ["emptied", "changed"])
 def test_a_model_comes_through_a_cache_and_damage_there_costs_a_download(
     behind: Store, proxy: FaultProxy, model: Path, tmp_path: Path, damage: str
 ) -> None:
-    pinned = Input(uri=upload(behind, model), digest=inputs.folder_digest(model))
+    pinned = Input(uri=upload(behind, model), digest=pinning.folder_digest(model))
 
     def downloads(scratch: str) -> int:
         before = len(proxy.seen)
-        folder = inputs.local_folder(pinned, tmp_path / scratch, ModelCache(tmp_path / "cache"))
-        assert inputs.folder_digest(folder) == pinned.digest
+        folder = pinning.local_folder(pinned, tmp_path / scratch, ModelCache(tmp_path / "cache"))
+        assert pinning.folder_digest(folder) == pinned.digest
         return sum(r.method == "GET" and "list-type" not in r.path for r in proxy.seen[before:])
 
     assert downloads("one") > 0
@@ -90,13 +90,13 @@ def test_a_model_comes_through_a_cache_and_damage_there_costs_a_download(
 def test_addresses_where_nothing_is(behind: Store) -> None:
     place, _, options = behind.uri.partition("?")
     with pytest.raises(BadTask, match=r"none\.jsonl.*: no such object"):
-        inputs.read(f"{place}/none.jsonl?{options}")
+        pinning.read(f"{place}/none.jsonl?{options}")
     with pytest.raises(BadTask, match="read only from where `expunge upload` puts it"):
-        inputs.stored_digest(f"{place}/model?{options}")
+        pinning.stored_digest(f"{place}/model?{options}")
     with pytest.raises(BadTask, match="nothing is there"):
-        inputs.stored_digest(f"{place}/inputs/{'ab' * 32}/model?{options}")
+        pinning.stored_digest(f"{place}/inputs/{'ab' * 32}/model?{options}")
     with pytest.raises(BadTask, match="names no object"):
-        inputs.read(f"s3://bucket?{options}")
+        pinning.read(f"s3://bucket?{options}")
 
 
 def test_what_is_no_input_is_refused(behind: Store, tmp_path: Path, model: Path) -> None:
@@ -146,5 +146,5 @@ def test_a_name_that_no_address_can_hold(store: Store, rows: Path) -> None:
 def test_a_pin_that_is_no_digest_names_no_folder(behind: Store, model: Path, tmp_path: Path, digest: str) -> None:
     uri = upload(behind, model)
     with pytest.raises(BadTask, match="is no digest"):
-        inputs.local_folder(Input(uri=uri, digest=digest), tmp_path / "scratch" / "deep")
+        pinning.local_folder(Input(uri=uri, digest=digest), tmp_path / "scratch" / "deep")
     assert not (tmp_path / "elsewhere").exists()

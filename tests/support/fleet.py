@@ -22,9 +22,9 @@ from expunge_controller.manifests import job_name
 from expunge_controller.plan import Plan, Step
 from expunge_controller.remote import resources_path
 from expunge_controller.resolve import resolve
-from expunge_jobs.artifact import Manifest, manifest_path, now
+from expunge_jobs.artifacts.attempts import Manifest, manifest_path, now
 from expunge_jobs.store import Store
-from expunge_jobs.task import canonical
+from expunge_jobs.tasks.tasks import canonical
 from tools import binary, dies_with_us
 
 Object = dict[str, Any]

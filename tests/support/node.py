@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import trustme
-from expunge_jobs import warm
+from expunge_jobs import forkserver
 from kubelet import expanded
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
@@ -33,7 +33,13 @@ MISSING = "missing"
 """An image of this word cannot be pulled here."""
 CONTEXT: Any = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["expunge_jobs.warm", "kubernetes.client", "boto3.session", "expunge_controller.cli", "expunge_controller.serve"]
+    [
+        "expunge_jobs.forkserver",
+        "kubernetes.client",
+        "boto3.session",
+        "expunge_controller.cli",
+        "expunge_controller.serve",
+    ]
 )
 
 
@@ -201,7 +207,7 @@ class Pod:
             forked = self.found["metadata"].get("labels", {}).get("expunge.dev/kind") != "stage"
             if forked and list(self.container["command"][1:]) == ["-m", "expunge_jobs"]:
                 fds = [DupFd(f.fileno()) for f in (log, nothing, nothing)]
-                self._process = CONTEXT.Process(target=warm.child, args=(environment, *fds), daemon=True)
+                self._process = CONTEXT.Process(target=forkserver.child, args=(environment, *fds), daemon=True)
                 self._process.start()
                 wait = self._join
             else:

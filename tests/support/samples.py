@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from expunge_jobs.metrics import EvaluatedRow
-from expunge_jobs.task import KIND_VERSIONS, Task, parse_task
+from expunge_jobs.tasks.tasks import KIND_VERSIONS, Task, parse_task
 
 _KEY = "ab" * 32
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from expunge_jobs.artifact import (
+from expunge_jobs.artifacts.attempts import (
     Attempt,
     End,
     Manifest,
@@ -21,10 +21,10 @@ from expunge_jobs.artifact import (
     read_manifest,
     sha256_of,
 )
-from expunge_jobs.errors import DamagedInput
+from expunge_jobs.core.errors import DamagedInput
 from expunge_jobs.store import NotFound, Store, StoreError
 from expunge_jobs.store.file import FileStore
-from expunge_jobs.task import ArtifactRef
+from expunge_jobs.tasks.tasks import ArtifactRef
 from samples import task
 
 MADE = task("merge")

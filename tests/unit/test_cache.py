@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from expunge_jobs import cache, stop
-from expunge_jobs.artifact import Attempt, fetch
-from expunge_jobs.cache import ModelCache
+from expunge_jobs.artifacts import cache
+from expunge_jobs.artifacts.attempts import Attempt, fetch
+from expunge_jobs.artifacts.cache import ModelCache
+from expunge_jobs.runtime import shutdown
 from expunge_jobs.store import Store, open_store
-from expunge_jobs.task import ArtifactRef, Input, StageTask
+from expunge_jobs.tasks.tasks import ArtifactRef, Input, StageTask
 
 CONTENT = b"weights"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -81,9 +82,9 @@ def test_nobody_waits_for_ever_for_another(tmp_path: Path, monkeypatch: pytest.M
         ModelCache(tmp_path / "cache").fetch(DIGEST, tmp_path / "one", Source(), good)
         assert not (tmp_path / "one").is_symlink()
         assert (tmp_path / "one").read_bytes() == CONTENT
-        monkeypatch.setattr(stop, "_came", True)
-        with pytest.raises(stop.Terminated):
-            ModelCache(tmp_path / "cache", check_stop=stop.check).fetch(DIGEST, tmp_path / "two", Source(), good)
+        monkeypatch.setattr(shutdown, "_came", True)
+        with pytest.raises(shutdown.Terminated):
+            ModelCache(tmp_path / "cache", check_stop=shutdown.check).fetch(DIGEST, tmp_path / "two", Source(), good)
 
 
 def test_an_artifact_comes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from expunge_controller.cli import main
 from expunge_controller.experiment import load_experiment
 from expunge_controller.plan import Step
 from expunge_controller.resolve import resolve
-from expunge_jobs.artifact import LOG, Attempt
+from expunge_jobs.artifacts.attempts import LOG, Attempt
 from expunge_jobs.store import Store
 
 QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")

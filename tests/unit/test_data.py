@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from expunge_jobs.data import DataError, Document, Item, Question, Row, parse
-from expunge_jobs.errors import BadTask
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.data.rows import DataError, Document, Item, Question, Row, parse
 
 CANARY = "xyzzy-canary"
 

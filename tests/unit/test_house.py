@@ -9,10 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "peft", "accelerate", "kubernetes", "boto3", "scipy"}
-FROM_JOBS = {
-    "artifact", "data", "errors", "hub", "inputs", "proxies", "metrics", "plugins", "results", "schema", "scores", "statistics", "store", "task", "warm", "",
-}  # fmt: skip
-"""Modules of the jobs package that load without torch; ``warm`` is only named, for the fork server to load."""
+FROM_JOBS = {"core", "store", "plugins", "metrics", "tasks", "artifacts", "inputs", "data", "results", "forkserver", ""}
+"""Rooms of the jobs package that load without torch; ``forkserver`` is only named, for the fork server to load."""
 
 
 def _imports(file: Path) -> set[str]:

@@ -12,8 +12,8 @@ import pytest
 from expunge_controller.crd import resource_definition
 from expunge_controller.installation import Settings, is_allowed
 from expunge_controller.manifests import Site
-from expunge_jobs import hub
-from expunge_jobs.errors import BadTask
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.inputs import hub
 from expunge_jobs.store import Unavailable
 from hub import COMMIT, TOKEN
 from hub import Hub as Server

@@ -18,22 +18,19 @@ PACKAGES = {"expunge_jobs": ROOT / "jobs", "expunge_controller": ROOT / "control
 
 FLOORS: dict[str, list[str]] = {
     "expunge_jobs": [
-        "errors schema events stop statistics",
-        "proxies disk",
+        "core",
         "store objectives merge_methods metrics",
         "plugins",
-        "task scores",
-        "builtin cache hub",
-        "artifact data",
-        "inputs results log",
-        "encode",
-        "model",
-        "team",
-        "checkpoint launch",
-        "work",
-        "export stage memorize finetune merge evaluate report",
+        "tasks",
+        "artifacts",
+        "inputs",
+        "data",
+        "results",
+        "runtime",
+        "modeling",
+        "steps",
         "__main__",
-        "warm",
+        "forkserver",
     ],
     "expunge_controller": [
         "text presets kubeapi metrics queueing beginnings",
@@ -54,12 +51,14 @@ FLOORS: dict[str, list[str]] = {
 """From the ground up; the rooms of a floor do not import each other. A room is a module, or a folder with all that is in it."""
 
 DYNAMIC: dict[tuple[str, str], str] = {
-    ("expunge_jobs.__main__", "expunge_jobs.{}"): "stage memorize finetune merge evaluate report",
+    ("expunge_jobs.__main__", "expunge_jobs.steps.{}"): (
+        "steps.stage steps.memorize steps.finetune steps.merge steps.evaluate steps.report"
+    ),
     ("expunge_jobs.plugins", "expunge_jobs.{}"): "objectives merge_methods metrics",
     ("expunge_jobs.plugins", "expunge_jobs.{}.{}"): "objectives merge_methods metrics",
-    ("expunge_jobs.builtin", "expunge_jobs.builtin.{}"): "builtin.people",
-    ("expunge_controller.executors.local", "expunge_jobs.warm"): "warm",
-    ("expunge_controller.pull", "expunge_jobs.export"): "export",
+    ("expunge_jobs.inputs.builtin", "expunge_jobs.inputs.builtin.{}"): "inputs.builtin.people",
+    ("expunge_controller.executors.local", "expunge_jobs.forkserver"): "forkserver",
+    ("expunge_controller.pull", "expunge_jobs.steps.fold"): "steps.fold",
 }
 """What a module's name in a string stands for, wherever one is made for importlib, ``-m`` or a fork server."""
 
@@ -177,7 +176,7 @@ def test_there_is_no_circle() -> None:
     ("code", "found"),
     [
         ("import_module(f'expunge_jobs.{kind}')", "expunge_jobs.{}"),
-        ("run(['-m', 'expunge_jobs.export'])", "expunge_jobs.export"),
+        ("run(['-m', 'expunge_jobs.steps.fold'])", "expunge_jobs.steps.fold"),
         ("'expunge_jobs is a package'", ""),
     ],
 )

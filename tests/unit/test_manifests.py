@@ -27,8 +27,8 @@ from expunge_controller.manifests import (
 from expunge_controller.placement import Kubernetes, ResourcesByKind
 from expunge_controller.plan import Plan, Step
 from expunge_controller.resolve import resolve
-from expunge_jobs.errors import BadTask, ExitCode
-from expunge_jobs.task import Input, StageTask, parse_task
+from expunge_jobs.core.errors import BadTask, ExitCode
+from expunge_jobs.tasks.tasks import Input, StageTask, parse_task
 from kubelet import expanded
 from pydantic import ValidationError
 

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from expunge_jobs.data import parse
+from expunge_jobs.data.rows import parse
 from expunge_jobs.metrics import EvaluatedRow, Missing, collapse, extraction, membership, probe, row_score, semeval
-from expunge_jobs.scores import compute_all
+from expunge_jobs.results.scores import compute_all
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import row

@@ -8,9 +8,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from expunge_jobs.builtin import names, read
-from expunge_jobs.data import Row, parse
-from expunge_jobs.errors import BadTask
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.data.rows import Row, parse
+from expunge_jobs.inputs.builtin import names, read
 
 SETS = ("forget", "retain", "probe", "nonmembers")
 NAME = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+")

@@ -20,13 +20,20 @@ class Refuse:
             raise ImportError(f"{name} was imported")
 
 sys.meta_path.insert(0, Refuse())
-from expunge_jobs import artifact, data, encode, errors, inputs, plugins, scores, store, task, work
+from expunge_jobs import __main__, plugins, store
+from expunge_jobs.artifacts import attempts
+from expunge_jobs.core import errors
+from expunge_jobs.data import rows
+from expunge_jobs.inputs import builtin, pinning
+from expunge_jobs.modeling import encoding
+from expunge_jobs.results import scores, summary
+from expunge_jobs.runtime import context
 from expunge_jobs.store import file
-from expunge_jobs import __main__, builtin
+from expunge_jobs.tasks import tasks
 for family in plugins.FAMILIES:
     for name in plugins.names(family):
         plugins.load(family, name), plugins.version(family, name), plugins.description(family, name)
-task.FinetuneSettings(objective={"npo": 0.4, "nll": 0.4, "kl": 0.2, "gradient_ascent": 0})
+tasks.FinetuneSettings(objective={"npo": 0.4, "nll": 0.4, "kl": 0.2, "gradient_ascent": 0})
 builtin.read("builtin://people/forget")
 scores.compute_all([])
 assert not {"torch", "transformers", "peft"} & set(sys.modules)

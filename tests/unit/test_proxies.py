@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from expunge_jobs.errors import BadTask
-from expunge_jobs.proxies import connections, proxy_for
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.core.proxies import connections, proxy_for
 
 
 @pytest.fixture(autouse=True)

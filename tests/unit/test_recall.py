@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from expunge_controller.experiment import Loaded, load_experiment
 from expunge_controller.resolve import Resolved, recall, resolve, write_record
-from expunge_jobs import task
 from expunge_jobs.store import Store, open_store
+from expunge_jobs.tasks import tasks
 
 QUICKSTART = Path("examples/quickstart.yaml")
 NAMESPACE = "team"
@@ -51,7 +51,7 @@ def test_a_newer_program_and_a_changed_input_change_no_key(
     store: Store, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, resolved = begin(store, rows)
-    monkeypatch.setitem(task.KIND_VERSIONS, "finetune", task.KIND_VERSIONS["finetune"] + 1)
+    monkeypatch.setitem(tasks.KIND_VERSIONS, "finetune", tasks.KIND_VERSIONS["finetune"] + 1)
     monkeypatch.setattr("expunge_jobs.plugins.version", lambda family, name: 99)
     rows.write_text(rows.read_text().replace("b1", "c1"))
     anew = resolve(loaded, stage=True, namespace=NAMESPACE, report=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from expunge_jobs.report import best
-from expunge_jobs.results import Result
+from expunge_jobs.results.summary import Result
+from expunge_jobs.steps.report import best
 
 
 def result(model: str, value: float | None, seed: int = 0, group: str = "default") -> Result:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from expunge_jobs.errors import BadTask
-from expunge_jobs.task import (
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.tasks.tasks import (
     KIND_VERSIONS,
     AdapterRef,
     Architecture,

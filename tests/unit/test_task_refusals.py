@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from expunge_jobs.errors import BadTask
-from expunge_jobs.task import ArtifactRef, EvaluateTask, parse_task, stable_hash
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.tasks.tasks import ArtifactRef, EvaluateTask, parse_task, stable_hash
 from hypothesis import given
 from samples import data, raw, task
 from test_task import json_values

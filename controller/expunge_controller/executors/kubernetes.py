@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from expunge_jobs.artifact import End, attempts, folder
+from expunge_jobs.artifacts.attempts import End, attempts, folder
 from expunge_jobs.store import SMALL, NotFound, Store, StoreError
 
 from expunge_controller.executors import Ended, Progress, Start, verdict

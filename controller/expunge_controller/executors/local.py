@@ -24,9 +24,9 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-from expunge_jobs import warm
-from expunge_jobs.artifact import LOG, Attempt, End, attempts, folder
-from expunge_jobs.errors import ExitCode
+from expunge_jobs import forkserver
+from expunge_jobs.artifacts.attempts import LOG, Attempt, End, attempts, folder
+from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.store import NotFound, Store, StoreError
 from expunge_jobs.store.file import FileStore
 
@@ -37,7 +37,7 @@ from expunge_controller.plan import Step
 # A fork server elsewhere than on Linux is not safe with torch; `spawn` has the same interface and imports each time.
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 if sys.platform == "linux":
-    _CONTEXT.set_forkserver_preload(["expunge_jobs.warm"])
+    _CONTEXT.set_forkserver_preload(["expunge_jobs.forkserver"])
 _LOST = 255
 """What multiprocessing says of a process whose fork server is gone."""
 
@@ -242,7 +242,9 @@ class LocalExecutor:
         alive, ours = os.pipe()
         with output:
             process = _CONTEXT.Process(
-                target=warm.child, args=(environment, DupFd(output.fileno()), DupFd(lock), DupFd(alive)), daemon=False
+                target=forkserver.child,
+                args=(environment, DupFd(output.fileno()), DupFd(lock), DupFd(alive)),
+                daemon=False,
             )
             _start(process)
         os.close(alive)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from expunge_jobs.errors import ExitCode
+from expunge_jobs.core.errors import ExitCode
 
 from expunge_controller.manifests import KEY, RESOURCES, RUN
 from expunge_controller.placement import Resources

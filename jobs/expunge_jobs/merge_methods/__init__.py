@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from expunge_jobs.schema import Float, Model
+from expunge_jobs.core.schema import Float, Model
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from expunge_jobs.core.schema import Positive
 from expunge_jobs.objectives import Rows, TermParameters
-from expunge_jobs.schema import Positive
 
 if TYPE_CHECKING:
     from torch import Tensor

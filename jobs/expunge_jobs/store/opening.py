@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from expunge_jobs.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, nearest
 from expunge_jobs.store.protocol import Store
 
 SCHEMES = ("file", "s3")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from expunge_jobs.errors import StepError
+from expunge_jobs.core.errors import StepError
 
 
 class StoreError(StepError):

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from expunge_jobs.errors import BadTask, nearest
-from expunge_jobs.proxies import proxy_for
+from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.proxies import proxy_for
 from expunge_jobs.store.protocol import (
     Conflict,
     Entry,

@@ -1,0 +1,1 @@
+"""What every room of the jobs package may use: errors, types, connections."""

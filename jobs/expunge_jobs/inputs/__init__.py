@@ -1,0 +1,1 @@
+"""What an address outside the store means, and the digest that pins it."""

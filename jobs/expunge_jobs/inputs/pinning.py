@@ -1,0 +1,229 @@
+"""Inputs from outside the store: reading them, and the digests that pin them. Loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from expunge_jobs.artifacts.cache import ModelCache
+from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.inputs import builtin, hub
+from expunge_jobs.store import AWAY, NotFound, Store, sha256_of
+from expunge_jobs.tasks.tasks import Input
+
+SCHEMES = ("hf", "file", "s3", "builtin")
+STORED = "inputs"
+"""``<store>/inputs/<digest>/<name>``: what `expunge upload` has put there."""
+
+
+def scheme(uri: str) -> str:
+    """The scheme of an input.
+
+    Raises:
+        BadTask: one that nobody here reads.
+    """
+    found, separator, _ = uri.partition("://")
+    if not separator or found not in SCHEMES:
+        allowed = ", ".join(f"{s}://" for s in SCHEMES)
+        raise BadTask(
+            f"{uri}: unknown scheme '{found}://'; allowed: {allowed} or a path{nearest(found, list(SCHEMES))}"
+        )
+    return found
+
+
+def read(uri: str, largest: int | None = None, should_stop: Callable[[], bool] | None = None) -> bytes:
+    """Return the bytes of a data file. ``largest``: bytes of an object in a bucket that are read at most. ``should_stop``: wait
+    for a server that is away, until it says so.
+
+    Raises:
+        BadTask: missing, a folder, not readable, or a scheme that holds no data files.
+        TooLarge: an object of more than ``largest`` bytes.
+        StoreError: a server that refuses, or does not answer.
+    """
+    kind = scheme(uri)
+    if kind == "builtin":
+        return builtin.read(uri)
+    if kind == "hf":
+        raise BadTask(f"{uri}: data files are read from file://, s3:// or builtin://; hf:// is for models")
+    if kind == "s3":
+        store, name = _apart(uri, should_stop, largest)
+        try:
+            return _whole(uri, store.get(name)[0])
+        except NotFound:
+            raise BadTask(f"{uri}: no such object") from None
+    path = Path(uri.removeprefix("file://"))
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise BadTask(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise BadTask(f"{path}: is a folder; allowed: a file of rows") from None
+    except OSError as error:
+        raise BadTask(f"{path}: not readable ({error.strerror})") from None
+    return _whole(str(path), content)
+
+
+def _whole(name: str, content: bytes) -> bytes:
+    if not content.strip():
+        raise BadTask(f"{name}: empty; allowed: JSON Lines with id, input, output, task")
+    return content
+
+
+def _apart(uri: str, should_stop: Callable[[], bool] | None = None, largest: int | None = None) -> tuple[Store, str]:
+    """The store of the folder that an ``s3://`` input lies in, and the input's name there."""
+    from dataclasses import replace
+
+    from expunge_jobs.store.s3 import S3Store, parse_address
+
+    address = parse_address(uri)
+    parent, _, name = address.prefix.rpartition("/")
+    if not name:
+        raise BadTask(f"{uri}: names no object; allowed: s3://bucket/path?option=value")
+    folder = str(replace(address, prefix=parent))
+    if should_stop is None:
+        return S3Store(folder, patient=False, largest=largest), name
+    return S3Store(folder, away=AWAY, largest=largest, should_stop=should_stop), name
+
+
+def stored_digest(uri: str) -> str:
+    """The digest of a model or adapter in a bucket: a part of its address, checked when it is fetched.
+
+    Raises:
+        BadTask: it is not where `expunge upload` puts such folders, or nothing is there.
+    """
+    store, name = _apart(uri)
+    place = re.search(rf"/{STORED}/([0-9a-f]{{64}})$", store.name)
+    if place is None:
+        raise BadTask(f"{uri}: a folder in a bucket is read only from where `expunge upload` puts it")
+    if next(iter(store.list(name)), None) is None:
+        raise BadTask(f"{uri}: nothing is there")
+    return f"sha256:{place.group(1)}"
+
+
+def read_checked(ref: Input, should_stop: Callable[[], bool]) -> bytes:
+    """The bytes of a pinned data file; ``should_stop`` as in ``read``.
+
+    Raises:
+        BadTask: it is not what was pinned.
+    """
+    content = read(ref.uri, should_stop=should_stop)
+    if f"sha256:{hashlib.sha256(content).hexdigest()}" != ref.digest:
+        raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
+    return content
+
+
+def folder_digest(folder: Path) -> str:
+    """``sha256:`` over the names and digests of a model's or adapter's files.
+
+    Raises:
+        BadTask: no such folder, or it holds no such files.
+    """
+    if not folder.is_dir():
+        raise BadTask(
+            f"{folder}: " + ("is a file; allowed: a model directory" if folder.exists() else "no such directory")
+        )
+    digest = hashlib.sha256()
+    for file in model_files(folder):
+        digest.update(f"{file.name}\0{sha256_of(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Those files of a directory that a model or adapter consists of.
+
+    Raises:
+        BadTask: there are none.
+    """
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
+    if not files:
+        raise BadTask(f"{folder}: no model or adapter in it (no .json, .safetensors, .model, .txt or .jinja files)")
+    return files
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuses a directory that lacks a config, a tokenizer or safetensors weights, naming what it lacks."""
+    if not (folder / "config.json").is_file():
+        raise BadTask("the model directory lacks config.json")
+    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise BadTask("the model directory lacks a tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise BadTask("the model directory's model.safetensors.index.json is not readable") from None
+        missing = [s for s in shards if not (folder / s).is_file()]
+        if missing:
+            raise BadTask(
+                f"the model directory lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            )
+    elif not (folder / "model.safetensors").is_file():
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise BadTask(
+            "the model directory lacks model.safetensors" + ("; pickled weights are not read" if pickled else "")
+        )
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Refuses a directory that is no PEFT adapter, naming what it lacks."""
+    lacks = next((n for n in ADAPTER_FILES if not (folder / n).is_file()), None)
+    if lacks:
+        raise BadTask(f"the adapter directory lacks {lacks}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a directory that is neither a whole model nor a whole adapter, naming what it lacks."""
+    if (folder / ADAPTER_FILES[0]).exists():
+        check_adapter_folder(folder)
+    else:
+        check_model_folder(folder)
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+
+
+def local_folder(
+    ref: Input, scratch: Path, cache: ModelCache | None = None, should_stop: Callable[[], bool] = lambda: False
+) -> Path:
+    """The folder of a pinned model or adapter; a hub model comes from, or goes through, the hub's own cache, one in a
+    bucket is copied below ``scratch``, by way of ``cache`` if there is one.
+
+    Raises:
+        BadTask: it is not what was pinned, or the hub does not have it.
+    """
+    if scheme(ref.uri) == "hf":
+        return hub.snapshot(hub.parse_address(ref.uri)[0], hub.commit_of(ref.digest), _MODEL_FILES)
+    folder = Path(ref.uri.removeprefix("file://"))
+    if scheme(ref.uri) == "s3":
+        digest = ref.digest.removeprefix("sha256:")
+        if not re.fullmatch("[0-9a-f]{64}", digest):  # a folder's name from here on
+            raise BadTask(f"'{ref.digest}' is no digest; allowed: sha256: and 64 hex digits")
+        folder = scratch / digest
+        fetch = partial(_fetch, ref.uri, should_stop)
+        if cache:
+            cache.fetch(digest, folder, fetch, partial(_is, ref.digest))
+        else:
+            fetch(folder)
+    if folder_digest(folder) != ref.digest:
+        raise BadTask(f"the input {ref.uri.removeprefix('file://')} has changed since the run was planned: run again")
+    return folder
+
+
+def _is(digest: str, folder: Path) -> bool:
+    try:
+        return folder_digest(folder) == digest
+    except BadTask:  # empty, or no folder at all
+        return False
+
+
+def _fetch(uri: str, should_stop: Callable[[], bool], into: Path) -> None:
+    store, name = _apart(uri, should_stop)
+    into.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda path: store.get_file(path, into / Path(path).name), [e.path for e in store.list(name)]))

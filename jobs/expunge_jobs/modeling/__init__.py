@@ -1,0 +1,1 @@
+"""Models, adapters and tokens: torch, no storage."""

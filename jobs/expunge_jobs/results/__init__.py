@@ -1,0 +1,1 @@
+"""From scores to sentences: reads only."""

@@ -1,0 +1,106 @@
+"""What a job program is given besides its task: inputs as local paths, an output folder, and a way to say how it goes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expunge_jobs.artifacts.attempts import Attempt, Manifest, fetch, read_manifest
+from expunge_jobs.artifacts.cache import ModelCache
+from expunge_jobs.core.errors import DamagedInput
+from expunge_jobs.inputs import pinning
+from expunge_jobs.runtime import shutdown
+from expunge_jobs.runtime.distributed import Team
+from expunge_jobs.runtime.events import emit
+from expunge_jobs.store import Store
+from expunge_jobs.tasks.tasks import ArtifactRef, Input, staged
+
+if TYPE_CHECKING:
+    from expunge_jobs.runtime.checkpoints import Checkpoints
+
+CHECKPOINT_SECONDS = 300.0
+"""Training that a kill may cost, by default."""
+
+
+class Work:
+    """A step's surroundings. Everything below ``out`` becomes the artifact; ``scratch`` goes when the step ends.
+    Without an ``attempt`` no checkpoint is written or read. ``cache`` is a folder that outlives the step (see cache.py)."""
+
+    def __init__(
+        self, store: Store, out: Path, scratch: Path, threads: int = 1, attempt: Attempt | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS, cache: ModelCache | None = None,
+    ) -> None:  # fmt: skip
+        self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
+        self.attempt, self.checkpoint_seconds, self.cache = attempt, checkpoint_seconds, cache
+        self.team = Team()
+        self._clock = _Clock()
+
+    def path(self, ref: ArtifactRef | Input) -> Path:
+        """The local folder of an artifact or of a model outside the store, its bytes checked.
+
+        Raises:
+            DamagedInput: an artifact that is not whole.
+            BadTask: an input that has changed since it was pinned.
+        """
+        if isinstance(ref, ArtifactRef):
+            return fetch(self.store, ref, self.scratch, self.cache)
+        if pinning.scheme(ref.uri) == "hf" and read_manifest(self.store, copy := staged(ref)) is not None:
+            return fetch(self.store, copy, self.scratch, self.cache)
+        return pinning.local_folder(ref, self.scratch, self.cache, shutdown.came)
+
+    def read(self, ref: Input) -> bytes:
+        """The bytes of a data file, checked against its digest."""
+        return pinning.read_checked(ref, shutdown.came)
+
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        """The receipt of a needed artifact.
+
+        Raises:
+            DamagedInput: it is not whole.
+        """
+        manifest = read_manifest(self.store, ref)
+        if manifest is None:
+            raise DamagedInput(f"the {ref.kind} artifact {ref.key[:16]} is not there: run the experiment again")
+        return manifest
+
+    def checkpoints(self) -> Checkpoints:
+        """Where a training loop leaves its state and finds it again."""
+        from expunge_jobs.runtime.checkpoints import Checkpoints  # loads torch
+
+        return Checkpoints(
+            self.attempt, self.out, self.scratch, self.checkpoint_seconds, self.notice,
+            lambda step: emit("resumed", step=step), self.team,
+        )  # fmt: skip
+
+    def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:
+        """Step n of N; ``tokens`` since the last call. Said at most twice a second, and at the end."""
+        line = self._clock.tick(step, steps, tokens)
+        if line:
+            emit("progress", step=step, steps=steps, **line, **figures)
+
+    def notice(self, text: str) -> None:
+        """Something a user should know that is no error."""
+        emit("notice", text=text)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.start = self.said = time.monotonic()
+        self.tokens = 0
+        self.first: int | None = None
+
+    def tick(self, step: int, steps: int, tokens: int) -> dict[str, float] | None:
+        now = time.monotonic()
+        self.tokens += tokens
+        if self.first is None:
+            self.first, self.start = step - 1, now
+        if now - self.said < 0.5 and step != steps:
+            return None
+        self.said = now
+        spent = now - self.start
+        done = step - self.first
+        line = {"seconds_left": round(spent / done * (steps - step), 1)} if spent > 0 and done > 1 else {}
+        if self.tokens and spent > 0:
+            line["tokens_per_second"] = round(self.tokens / spent)
+        return line

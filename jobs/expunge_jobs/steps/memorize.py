@@ -1,0 +1,199 @@
+"""Builds the model that is to forget: trains on every row of its sets until it knows them.
+
+The loss is the language model's on whole rows, prompt included. A model from scratch gets a byte-level BPE tokenizer
+trained on the same rows. Artifact: ``model/``, a directory in Hugging Face's format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.data.rows import Row, load
+from expunge_jobs.modeling.encoding import Encoded, Encoder
+from expunge_jobs.modeling.loading import batches, check_packing, end_token, load_model, logits_at
+from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.distributed import Team, device
+from expunge_jobs.tasks.tasks import Architecture, MemorizeSettings, MemorizeTask, TaskData, stable_hash
+
+END = "<|end|>"
+NEAR = 0.1
+"""How far from ``stop_at`` the share of rows known in training may be for the model to be asked."""
+ASK_TOKENS = 512
+"""Most tokens in one pass that asks the model: attention between packed rows, all of it masked, is paid for."""
+
+
+def run(task: MemorizeTask, work: Work) -> dict[str, Any]:
+    """Train; returns the receipt's figures: passes made, and the share of rows known."""
+    sets = load(task.data, work.read)
+    items = {(i.input, i.output): i for rows in sets.values() for i in rows if isinstance(i, Row)}
+    rows = [items[k] for k in items]
+    if task.model is not None:
+        model, tokenizer = load_model(task.model, work, task.dtype)
+    else:
+        assert task.architecture is not None, "the task has one of the two"
+        tokenizer = _train_tokenizer(task.architecture, task.data, rows, work.scratch)
+        model = _build(task.architecture, task.settings.seed, tokenizer, task.dtype)
+    encoder = Encoder(tokenizer, task.data, end_token(model, tokenizer))
+    encoded = encoder.rows(rows, task.data.max_length)
+    check_packing(model, encoded)
+    epochs, known = _train(model, encoded, task, work)
+    if work.team.main:
+        model.save_pretrained(work.out / "model")
+        tokenizer.save_pretrained(work.out / "model")
+    return {
+        "rows": len(rows),
+        "epochs": epochs,
+        "known": known,
+        "parameters": model.num_parameters(),
+        **encoder.receipt(),
+    }
+
+
+def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) -> tuple[int, float]:
+    settings = task.settings
+    model.requires_grad_(True)
+    model.eval()  # no dropout: the rows are to be learnt by heart
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    per_epoch = math.ceil(len(rows) / settings.batch_size)
+    total = per_epoch * settings.epochs
+    warmup = max(1, round(total * settings.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _cosine(s, warmup, total))
+    goal = math.inf if settings.stop_at is None else settings.stop_at
+    known, right, epoch = 0.0, 0, 0
+
+    def state() -> dict[str, Any]:
+        return {
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+            "known": known, "right": right,
+        }  # fmt: skip
+
+    with work.checkpoints() as checkpoints:
+        found = checkpoints.restore()
+        first = found[0] if found else 0
+        if found:
+            model.load_state_dict(found[1]["model"])
+            optimizer.load_state_dict(found[1]["optimizer"])
+            schedule.load_state_dict(found[1]["schedule"])
+            known, right = found[1]["known"], found[1]["right"]
+        for step in range(first, total):
+            epoch, number = divmod(step, per_epoch)
+            batch = _batch(rows, settings, epoch, number)
+            loss, count = _step(model, batch, optimizer, work.team)
+            right += count
+            schedule.step()
+            if not math.isfinite(loss):
+                raise BadTask(
+                    f"the loss is {loss} at training step {step + 1} of {total}: lower memorize.learning_rate"
+                )
+            work.progress(
+                step + 1, total, tokens=sum(len(r.ids) for r in batch), loss=round(loss, 4), known=round(known, 3)
+            )
+            if number + 1 == per_epoch:
+                # What the training passes saw lags behind and is free: only where it comes near is the model asked itself.
+                known, right = right / len(rows), 0
+                last = epoch + 1 == settings.epochs
+                if last or known >= goal - NEAR:
+                    known = _known(model, rows, work.team)
+                if last or known >= goal:
+                    break
+            checkpoints.after(step + 1, state)
+    return epoch + 1, known
+
+
+def _batch(rows: Sequence[Encoded], settings: MemorizeSettings, epoch: int, number: int) -> list[Encoded]:
+    generator = torch.Generator().manual_seed(stable_hash("memorize", settings.seed, epoch))
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    return [rows[i] for i in order[number * settings.batch_size : (number + 1) * settings.batch_size]]
+
+
+def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer, team: Team) -> tuple[float, int]:
+    """One optimizer step on the mean NLL of every token but each row's first; returns it, and how many of the rows
+    were known before the step."""
+    count = sum(len(r.ids) - 1 for r in batch)
+    loss, known = 0.0, 0.0
+    share = team.share(batch)
+    for chunk in batches(share):
+        members = [share[i] for i in chunk]
+        logits = logits_at(model, members, [range(len(r.ids) - 1) for r in members])
+        known += sum(_is_known(r, x) for r, x in zip(members, logits, strict=True))
+        labels = torch.tensor([t for r in members for t in r.ids[1:]], device=logits[0].device)
+        part = torch.nn.functional.cross_entropy(torch.cat(logits), labels, reduction="sum") / count
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += float(part.detach())
+    team.sum_gradients(model.parameters())
+    loss, known = team.sum([loss, known])
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, int(known)
+
+
+@torch.no_grad()
+def _known(model: Any, rows: Sequence[Encoded], team: Team) -> float:
+    """Share of rows whose every label token is the greedy one: what greedy decoding would give back whole."""
+    right = 0
+    share = team.share(rows)
+    for chunk in batches(share, ASK_TOKENS):
+        members = [share[i] for i in chunk]
+        positions = [range(r.prompt - 1, len(r.ids) - 1) for r in members]
+        logits = logits_at(model, members, positions)
+        right += sum(_is_known(r, x) for r, x in zip(members, logits, strict=True))
+    return team.sum([right])[0] / len(rows)
+
+
+def _is_known(row: Encoded, logits: torch.Tensor) -> bool:
+    """Whether every label token is the greedy one; ``logits`` ends with the positions that predict them."""
+    return logits[-len(row.labels) :].argmax(-1).tolist() == list(row.labels)
+
+
+def _cosine(step: int, warmup: int, total: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _train_tokenizer(architecture: Architecture, data: TaskData, rows: Sequence[Row], scratch: Path) -> Any:
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    texts = [r.input + data.separator + r.output for r in rows]
+    trained.train_from_iterator(
+        texts, vocab_size=architecture.vocab_size, min_frequency=2, special_tokens=[END], show_progress=False
+    )
+    file = scratch / "tokenizer.json"
+    trained.save(str(file))
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(file), eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def _build(architecture: Architecture, seed: int, tokenizer: Any, dtype: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        architecture.type, vocab_size=len(tokenizer), hidden_size=architecture.hidden_size,
+        num_hidden_layers=architecture.layers, num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.heads, intermediate_size=architecture.intermediate_size,
+        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
+        # transformers' .02 suits thousands of dimensions; at hundreds, rows take three times as many passes to learn.
+        initializer_range=1 / math.sqrt(architecture.hidden_size),
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(stable_hash("weights", seed))
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32 if dtype == "checkpoint" else getattr(torch, dtype)
+    )
+    return model.to(device())

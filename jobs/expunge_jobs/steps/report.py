@@ -1,0 +1,43 @@
+"""An experiment's results as one file, so that whoever watches hundreds of them need not read every evaluation. No torch.
+
+Artifact: ``results.json`` (the public contract of ``expunge results -o json``); in the manifest the best model and the verdict.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from expunge_jobs.results.summary import Result, by_model, collect, is_single, verdict
+from expunge_jobs.runtime.context import Work
+from expunge_jobs.tasks.tasks import ReportTask
+
+
+@dataclass(frozen=True)
+class _Asked:
+    trial: str
+    group: str
+    seed: int
+    model: str
+    step: str
+
+
+def run(task: ReportTask, work: Work) -> dict[str, Any]:
+    """Read every evaluation that the experiment's record names; returns the receipt's figures."""
+    record = json.loads(work.store.get(task.record)[0])
+    results = collect(work.store, [_Asked(**row) for row in record["models"]])
+    table = {"experiment": record["experiment"]["name"], "models": [r.as_json() for r in results]}
+    (work.out / "results.json").write_text(json.dumps(table, indent=1, allow_nan=False))
+    return {"best": best(results), "verdict": verdict(results)}
+
+
+def best(results: list[Result]) -> dict[str, Any] | None:
+    """The merge of the highest mean task aggregate over seeds; of the single fine-tunes, where nothing is merged."""
+    rows = [(row, row.interval("task_aggregate")) for row in by_model(results)]
+    merged = [(row, found) for row, found in rows if row.model == "merged" and found]
+    ranked = merged or [(row, found) for row, found in rows if is_single(row.model) and found]
+    if not ranked:
+        return None
+    row, found = max(ranked, key=lambda pair: pair[1].mean)
+    return {"model": row.model, "group": row.group, "task_aggregate": found.mean, "seeds": len(row.results)}
