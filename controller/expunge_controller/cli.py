@@ -105,7 +105,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Store, Resolved, Spec]:
 def _there(arguments: argparse.Namespace) -> str:
     """The name of an Experiment of the cluster, where that is meant and no file."""
     from expunge_controller.document import ExperimentError
-    from expunge_controller.remote import PREFIX
+    from expunge_controller.resource import PREFIX
 
     if not arguments.file.startswith(PREFIX) or Path(arguments.file).exists():
         return ""
@@ -270,12 +270,13 @@ class _Interrupts:
 def _submit(arguments: argparse.Namespace) -> int:
     from expunge_controller import remote
     from expunge_controller.experiment import load_experiment
+    from expunge_controller.resource import PREFIX
 
     loaded = load_experiment(Path(arguments.file), arguments.set)
     arguments.namespace = arguments.namespace or loaded.experiment.metadata.namespace
     cluster = _cluster(arguments)
     _, changed = remote.submit(cluster, loaded, _store(arguments) if arguments.upload else None)
-    name = f"{remote.PREFIX}{loaded.name}"
+    name = f"{PREFIX}{loaded.name}"
     say(f"{name} {'changed' if changed else 'created'} in namespace {cluster.namespace}")
     if not arguments.wait:
         return DONE

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from expunge_controller.executors.verdict import cut
 from expunge_controller.plan import Plan
+from expunge_controller.resource import Phase
 from expunge_controller.state import StepStatus
 
 Object = dict[str, Any]
-Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed", "Cancelled", "Invalid", "Held"]
-FINAL: tuple[Phase, ...] = ("Complete", "Failed", "Cancelled", "Invalid", "Held")
-"""Nothing is done for a generation that is in one of these."""
 MOST_REASONS = 10
 
 

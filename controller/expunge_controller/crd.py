@@ -10,12 +10,11 @@ from typing import Any
 
 from expunge_jobs.inputs.hub import NAME_PATTERN, REVISION_PATTERN
 
-from expunge_controller.experiment import API_VERSION, RESERVED, Finetune, Spec
+from expunge_controller.experiment import RESERVED, Finetune, Spec
 from expunge_controller.presets import PRESETS
+from expunge_controller.resource import GROUP, KIND, PLURAL, VERSION
 
 Schema = dict[str, Any]
-GROUP, VERSION = API_VERSION.split("/")
-PLURAL, KIND = "experiments", "Experiment"
 MOST = 64
 """Specialists, baselines, swept fields and the like: a bound that an API server wants before it runs a rule over them."""
 LONGEST = 256

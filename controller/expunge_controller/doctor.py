@@ -17,7 +17,7 @@ from expunge_controller.executors import verdict
 from expunge_controller.executors.watch import jobs_path, pods_path
 from expunge_controller.kubeapi import ApiError, Cluster, Object
 from expunge_controller.manifests import CONTAINER, STORE_KEYS, Site, trial_job
-from expunge_controller.remote import resources_path
+from expunge_controller.resource import resources_path
 
 RIGHTS = (
     ("batch", "jobs", "", ("create", "get", "list", "watch", "delete")),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from expunge_controller.allowed import is_allowed
 from expunge_controller.document import ExperimentError
 from expunge_controller.experiment import MOST_TRIALS, Loaded
 from expunge_controller.manifests import Site
@@ -63,12 +63,3 @@ def own_part(store: str, namespace: str) -> tuple[str, str]:
     """Where a namespace's artifacts lie, and the address's options with their question mark."""
     place, mark, options = store.partition("?")
     return f"{place.rstrip('/')}/{namespace}", mark + options
-
-
-def is_allowed(uri: str, prefixes: Iterable[str], query: str = "") -> bool:
-    """Whether the address lies at or below one of these, and does not climb out of it. It may have the store's own options
-    (``query``) and no others: an endpoint is one of them, and the operator would go there with its own credentials."""
-    place, mark, options = uri.partition("?")
-    if ".." in place.split("/") or mark + options not in ("", query):
-        return False
-    return any(place == p or (place.startswith(p) and (p.endswith("/") or place[len(p)] == "/")) for p in prefixes if p)

@@ -21,7 +21,7 @@ from expunge_jobs.inputs.hub import public_hub
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
 from expunge_controller.beginnings import DEATHS, Beginnings
-from expunge_controller.conditions import FINAL, Phase, summary
+from expunge_controller.conditions import summary
 from expunge_controller.document import ExperimentError
 from expunge_controller.executors import progress_words
 from expunge_controller.executors.jobs import cancel
@@ -36,8 +36,8 @@ from expunge_controller.metrics import Metrics
 from expunge_controller.placement import ResourcesByKind
 from expunge_controller.plan import Step
 from expunge_controller.queueing import STUCK, Places, Room, Who, WorkQueue
-from expunge_controller.remote import RETRY, resources_path
 from expunge_controller.resolve import Resolved, recall, resolve, write_record
+from expunge_controller.resource import FINAL, RETRY, Phase, resources_path
 from expunge_controller.runner import Runner
 from expunge_controller.state import statuses
 from expunge_controller.telling import Speaker, Teller

@@ -205,6 +205,11 @@ class Room:
     def __init__(self, places: Places, who: Who, since: str) -> None:
         self.places, self.who, self.since = places, who, since
 
+    @property
+    def most(self) -> int:
+        """Jobs of all experiments together."""
+        return self.places.most
+
     def take(self, job: str, there: bool = False) -> bool:
         """Whether there is room for this Job, or it is there already; whoever was refused is woken when there may be."""
         return self.places.take(self.who, self.since, f"{self.who[0]}/{job}", there)

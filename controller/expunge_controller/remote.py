@@ -13,27 +13,16 @@ from expunge_jobs.data import rows as rows_of
 from expunge_jobs.inputs import pinning
 from expunge_jobs.store import Store
 
-from expunge_controller.conditions import FINAL
-from expunge_controller.crd import GROUP, PLURAL, VERSION
+from expunge_controller.allowed import is_allowed
 from expunge_controller.document import ExperimentError, KeyPath
 from expunge_controller.experiment import API_VERSION, Loaded
-from expunge_controller.installation import is_allowed
 from expunge_controller.kubeapi import ApiError, Cluster, Object
 from expunge_controller.plan import inputs_of
+from expunge_controller.resource import FINAL, RETRY, resources_path
 from expunge_controller.upload import upload
 
-PREFIX = "experiment/"
-"""In place of a file: an Experiment of the cluster, as kubectl names it."""
-RETRY = "expunge.dev/retry"
-"""An annotation: whenever its value is new, what has failed is tried again."""
 POLL, UNSEEN = 2.0, 30.0
 """Seconds between two looks at an Experiment, and after which it is said that no operator has begun it."""
-
-
-def resources_path(namespace: str, name: str = "", status: bool = False) -> str:
-    """Of the Experiments of a namespace, of one, or of its status."""
-    path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
-    return path + (f"/{name}" if name else "") + ("/status" if status else "")
 
 
 def read(cluster: Cluster, name: str) -> Object:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from expunge_controller.conditions import FINAL, Phase, conditions
+from expunge_controller.conditions import conditions
 from expunge_controller.executors import Progress
 from expunge_controller.executors.verdict import cut
 from expunge_controller.experiment import API_VERSION
 from expunge_controller.kubeapi import ApiError, Cluster, Mirror, Object, TooDeep
 from expunge_controller.plan import Step
 from expunge_controller.queueing import Who, WorkQueue
-from expunge_controller.remote import resources_path
+from expunge_controller.resource import FINAL, Phase, resources_path
 
 STATUS_EVERY, STATUS_RATE = 5.0, 10.0
 """Seconds between two writes of a status whose phase is the same, and how many of those a second all experiments may have."""

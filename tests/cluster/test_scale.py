@@ -20,8 +20,8 @@ from expunge_controller.experiment import load_resource
 from expunge_controller.kubeapi import Cluster
 from expunge_controller.kubeconfig import connect
 from expunge_controller.manifests import KEY
-from expunge_controller.remote import resources_path
 from expunge_controller.resolve import resolve
+from expunge_controller.resource import resources_path
 from expunge_jobs.store import open_store
 from faults import FaultProxy, silent
 from fleet import Crowd, Fleet

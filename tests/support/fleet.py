@@ -20,8 +20,8 @@ from expunge_controller.experiment import API_VERSION, load_resource
 from expunge_controller.kubeapi import Cluster, Mirror
 from expunge_controller.manifests import job_name
 from expunge_controller.plan import Plan, Step
-from expunge_controller.remote import resources_path
 from expunge_controller.resolve import resolve
+from expunge_controller.resource import resources_path
 from expunge_jobs.artifacts.attempts import Manifest, manifest_path, now
 from expunge_jobs.store import Store
 from expunge_jobs.tasks.tasks import canonical

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from expunge_controller.allowed import is_allowed
 from expunge_controller.crd import resource_definition
-from expunge_controller.installation import Settings, is_allowed
+from expunge_controller.installation import Settings
 from expunge_controller.manifests import Site
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import hub

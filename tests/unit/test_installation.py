@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from expunge_controller.installation import is_allowed, own_part
+from expunge_controller.allowed import is_allowed
+from expunge_controller.installation import own_part
 
 
 def test_inputs_lie_below_an_allowed_prefix() -> None:

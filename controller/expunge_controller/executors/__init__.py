@@ -28,6 +28,25 @@ Start = Literal["started", "no room", "elsewhere"]
 """What became of a wish to start a step; no room: not now, ask again; elsewhere: another runner has it."""
 
 
+class SlotPool(Protocol):
+    """Room for unfinished Jobs, shared with others (the operator's, whose Experiments have ``most`` together)."""
+
+    @property
+    def most(self) -> int: ...
+
+    def take(self, job: str, there: bool = False) -> bool:
+        """Return whether there is room for this Job, or it is there already."""
+        ...
+
+    def has_pod(self, job: str) -> None:
+        """A pod of the Job was seen."""
+        ...
+
+    def leave(self, job: str) -> None:
+        """The Job is no longer waited for."""
+        ...
+
+
 class Executor(Protocol):
     """Starts steps and tells how they go. Holds no state that a new one could not observe."""
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from expunge_jobs.artifacts.attempts import End, attempts, folder
 from expunge_jobs.store import SMALL, NotFound, Store, StoreError
 
-from expunge_controller.executors import Ended, Progress, Start, verdict
+from expunge_controller.executors import Ended, Progress, SlotPool, Start, verdict
 from expunge_controller.executors.jobs import cancel, events_of, newest_progress
 from expunge_controller.executors.watch import Watch, jobs_path
 from expunge_controller.kubeapi import ApiError, Object
@@ -32,7 +32,6 @@ from expunge_controller.manifests import (
 )
 from expunge_controller.placement import Kubernetes, ResourcesByKind
 from expunge_controller.plan import Step
-from expunge_controller.queueing import Room
 from expunge_controller.state import is_done
 
 LOST = 5 * 60.0
@@ -74,7 +73,7 @@ class KubernetesExecutor:
 
     def __init__(
         self, store: Store, watch: Watch, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
-        parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, room: Room | None = None,
+        parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, room: SlotPool | None = None,
         wake: Callable[[], None] = lambda: None, look: float = LOOK,
         used: Callable[[Step, float], None] = lambda step, seconds: None,
     ) -> None:  # fmt: skip
@@ -116,7 +115,7 @@ class KubernetesExecutor:
         if self.adopt(step):
             return "started"
         if self.room and not self.room.take(job_name(step)):
-            self.full = f"waits for one of {self.room.places.most} Jobs that may be unfinished here at once (maxJobs)"
+            self.full = f"waits for one of {self.room.most} Jobs that may be unfinished here at once (maxJobs)"
             return "no room"
         self.full = ""
         try:
