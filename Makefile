@@ -94,7 +94,7 @@ test-slow: venv ## the quickstart on seeds 0 to 4, and killed three times
 	$(BIN)/python -m pytest tests/run -m slow
 
 crd: venv ## write the Experiment's definition into the chart, from the experiment's own types
-	$(BIN)/python -m expunge_controller.crd > charts/expunge/files/crd.yaml
+	$(BIN)/python -m expunge_controller.experiment.crd > charts/expunge/files/crd.yaml
 
 coverage: ## branches of the controller that the tests went through: 90 % or more
 	$(BIN)/coverage combine --quiet

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from expunge_controller.experiment import load_experiment
-from expunge_controller.resolve import resolve
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.planning.resolve import resolve
 from expunge_jobs.__main__ import _prepare_torch
 from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.data.rows import Row, load

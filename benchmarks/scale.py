@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from chart import identity, of_kind, rendered
 from cluster import ControlPlane
-from expunge_controller.executors.watch import jobs_path, pods_path
-from expunge_controller.experiment import load_resource
-from expunge_controller.kubeconfig import connect
-from expunge_controller.manifests import Site, job, job_name
-from expunge_controller.placement import Kubernetes, ResourcesByKind
-from expunge_controller.queueing import BACKLOG
+from expunge_controller.execution.kubernetes.jobspec import Site, job, job_name
+from expunge_controller.execution.kubernetes.watch import jobs_path, pods_path
+from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
+from expunge_controller.experiment.schema import load_resource
+from expunge_controller.kube_client.config import connect
+from expunge_controller.operator.work_queue import BACKLOG
 from expunge_jobs.store import open_store
 from fleet import Crowd, Fleet
 from operating import Operating, install_definition

@@ -17,9 +17,9 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from expunge_controller.experiment import load_experiment
-from expunge_controller.plan import Plan, Step
-from expunge_controller.resolve import resolve
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.planning.plan import Plan, Step
+from expunge_controller.planning.resolve import resolve
 
 TINY = [
     "memorize.architecture={hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64, vocab_size: 300}",

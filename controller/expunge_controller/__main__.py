@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from expunge_controller.cli import main
+from expunge_controller.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,14 +16,14 @@ from pathlib import Path
 from expunge_jobs.core.errors import StepError
 from pydantic import TypeAdapter
 
-from expunge_controller.document import ExperimentError
-from expunge_controller.installation import Limits, Settings
-from expunge_controller.kubeapi import ApiError
-from expunge_controller.kubeconfig import connect
-from expunge_controller.manifests import Site, check_reachable
-from expunge_controller.operator import Operator
-from expunge_controller.placement import Quantity, bytes_of
-from expunge_controller.queueing import Who
+from expunge_controller.execution.kubernetes.jobspec import Site, check_reachable
+from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.experiment.scheduling import Quantity, bytes_of
+from expunge_controller.kube_client.client import ApiError
+from expunge_controller.kube_client.config import connect
+from expunge_controller.operator.config import Limits, Settings
+from expunge_controller.operator.reconciler import Operator
+from expunge_controller.operator.work_queue import Who
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 

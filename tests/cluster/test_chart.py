@@ -14,8 +14,8 @@ import pytest
 import yaml
 from chart import CHART, Object, helm, identity, of_kind, rendered, template
 from cluster import ControlPlane
-from expunge_controller.crd import resource_definition
-from expunge_controller.manifests import STORE_KEYS
+from expunge_controller.execution.kubernetes.jobspec import STORE_KEYS
+from expunge_controller.experiment.crd import resource_definition
 from expunge_controller.serve import parser as serve_parser
 from kubelet import expanded
 from operating import Operating, apply, experiment, install_definition, slower, status, wait_until
@@ -308,6 +308,6 @@ def _refusal(plane: ControlPlane, resource: Object) -> str:
 
 
 def _command(file: Path) -> int:
-    from expunge_controller.cli import main
+    from expunge_controller.cli.main import main
 
     return main(["plan", str(file), "--store", str(file.parent / "store")])

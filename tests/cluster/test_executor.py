@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from expunge_controller.executors import Ended, kubernetes
-from expunge_controller.executors.kubernetes import KubernetesExecutor
-from expunge_controller.executors.watch import Watch
-from expunge_controller.experiment import load_experiment
-from expunge_controller.kubeconfig import connect
-from expunge_controller.manifests import Site as Where
-from expunge_controller.placement import Resources
-from expunge_controller.plan import Step
-from expunge_controller.resolve import resolve
+from expunge_controller.execution.executor import Ended
+from expunge_controller.execution.kubernetes import executor as module
+from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
+from expunge_controller.execution.kubernetes.jobspec import Site as Where
+from expunge_controller.execution.kubernetes.watch import Watch
+from expunge_controller.experiment.scheduling import Resources
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.kube_client.config import connect
+from expunge_controller.planning.plan import Step
+from expunge_controller.planning.resolve import resolve
 from expunge_jobs.store import open_store
 from runs import SLOWER
 from testsite import THREADS, Site, until
@@ -82,7 +83,7 @@ def test_no_more_at_once_than_it_may(make: Make, steps: dict[str, Step]) -> None
 def test_a_pod_whose_node_is_lost_is_given_up(
     make: Make, steps: dict[str, Step], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "LOST", 2.0)
+    monkeypatch.setattr(module, "LOST", 2.0)
     executor = make()
     start(executor, steps["memorize"])
     pod = site.training("memorize")
@@ -141,7 +142,7 @@ def test_a_job_made_by_a_run_that_asked_for_the_same_counts(make: Make, steps: d
 def test_an_earlier_job_that_does_not_go_is_told(
     make: Make, steps: dict[str, Step], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "LONG", 1.0)
+    monkeypatch.setattr(module, "LONG", 1.0)
     executor = make()
     start(executor, steps["memorize"])
     name = site.job("memorize")["metadata"]["name"]

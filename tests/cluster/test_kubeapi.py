@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from cluster import ControlPlane
-from expunge_controller import kubeapi
-from expunge_controller.document import ExperimentError
-from expunge_controller.kubeapi import ApiError, Cluster, Mirror
-from expunge_controller.kubeconfig import connect
+from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.kube_client import client
+from expunge_controller.kube_client.client import ApiError, Cluster, Mirror
+from expunge_controller.kube_client.config import connect
 from faults import FaultProxy, Request, cut, lose, refusal
 from testsite import until
 
@@ -100,7 +100,7 @@ def test_an_object_is_deleted_only_if_it_is_that_one(cluster: Cluster) -> None:
 
 
 def test_lists_come_whole_over_pages(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubeapi, "PAGE", 3)
+    monkeypatch.setattr(client, "PAGE", 3)
     for n in range(7):
         make(cluster, f"c{n}", of="test")
     items, version = cluster.list(configmaps(cluster), "of=test")
@@ -245,7 +245,7 @@ def test_a_watch_that_is_refused_begins_again(
 def test_a_watch_that_the_server_ends_goes_on_where_it_was(
     cluster: Cluster, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubeapi, "WATCH", 1)
+    monkeypatch.setattr(client, "WATCH", 1)
     make(cluster, "one", of="test")
     watched = Watched(cluster)
     try:

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from chart import identity
 from cluster import ControlPlane, GivenCluster
-from expunge_controller.experiment import load_resource
-from expunge_controller.kubeapi import Cluster
-from expunge_controller.kubeconfig import connect
-from expunge_controller.manifests import KEY
-from expunge_controller.resolve import resolve
-from expunge_controller.resource import resources_path
+from expunge_controller.execution.kubernetes.jobspec import KEY
+from expunge_controller.experiment.resource import resources_path
+from expunge_controller.experiment.schema import load_resource
+from expunge_controller.kube_client.client import Cluster
+from expunge_controller.kube_client.config import connect
+from expunge_controller.planning.resolve import resolve
 from expunge_jobs.store import open_store
 from faults import FaultProxy, silent
 from fleet import Crowd, Fleet

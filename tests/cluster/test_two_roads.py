@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from cluster import ControlPlane
-from expunge_controller.experiment import load_experiment, load_resource
-from expunge_controller.presets import PRESETS
-from expunge_controller.resolve import resolve
+from expunge_controller.experiment.presets import PRESETS
+from expunge_controller.experiment.schema import load_experiment, load_resource
+from expunge_controller.planning.resolve import resolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from operating import install_definition

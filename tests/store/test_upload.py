@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from expunge_controller.upload import upload
+from expunge_controller.client.upload import upload
 from expunge_jobs.artifacts.cache import ModelCache
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import pinning

@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 from cluster import ControlPlane
-from expunge_controller.executors.watch import SELECTOR, pods_path
-from expunge_controller.experiment import API_VERSION, load_resource
-from expunge_controller.kubeapi import Cluster, Mirror
-from expunge_controller.manifests import job_name
-from expunge_controller.plan import Plan, Step
-from expunge_controller.resolve import resolve
-from expunge_controller.resource import resources_path
+from expunge_controller.execution.kubernetes.jobspec import job_name
+from expunge_controller.execution.kubernetes.watch import SELECTOR, pods_path
+from expunge_controller.experiment.resource import resources_path
+from expunge_controller.experiment.schema import API_VERSION, load_resource
+from expunge_controller.kube_client.client import Cluster, Mirror
+from expunge_controller.planning.plan import Plan, Step
+from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.attempts import Manifest, manifest_path, now
 from expunge_jobs.store import Store
 from expunge_jobs.tasks.tasks import canonical

@@ -37,7 +37,7 @@ CONTEXT.set_forkserver_preload(
         "expunge_jobs.forkserver",
         "kubernetes.client",
         "boto3.session",
-        "expunge_controller.cli",
+        "expunge_controller.cli.main",
         "expunge_controller.serve",
     ]
 )

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from chart import identity
 from cluster import ControlPlane
-from expunge_controller.crd import resource_definition
+from expunge_controller.experiment.crd import resource_definition
 from s3server import BUCKET, free_port
 from testsite import CORES, Site, forked, until
 

@@ -86,7 +86,7 @@ class Site:
 
     def fork(self, verb: str, *more: str) -> BaseProcess:
         """The same from a process that has imported everything: a second instead of five. Its talk is in ``said``."""
-        return forked("cli", self.words(verb, *more), self.environment, self.said)
+        return forked("cli.main", self.words(verb, *more), self.environment, self.said)
 
     def close(self) -> None:
         """End what a test has left running."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from expunge_controller.beginnings import Beginnings
+from expunge_controller.operator.beginnings import Beginnings
 
 NEVER_LEFT = []
 
@@ -78,6 +78,6 @@ def test_what_may_have_been_the_death_is_begun_alone(tmp_path: Path, monkeypatch
             with beginnings.turn(uid, "1 ") as other:
                 assert not other
     assert beginnings.deaths("b", "1 ") == 1, "to be refused is no beginning"
-    monkeypatch.setattr("expunge_controller.beginnings.time.monotonic", lambda: 1e9)
+    monkeypatch.setattr("expunge_controller.operator.beginnings.time.monotonic", lambda: 1e9)
     with beginnings.turn("d", "1 ") as new:
         assert new

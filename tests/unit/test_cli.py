@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from expunge_controller.cli import main
-from expunge_controller.experiment import load_experiment
-from expunge_controller.plan import Step
-from expunge_controller.resolve import resolve
+from expunge_controller.cli.main import main
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.planning.plan import Step
+from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.attempts import LOG, Attempt
 from expunge_jobs.store import Store
 

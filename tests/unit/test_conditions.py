@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from expunge_controller.conditions import conditions, summary
-from expunge_controller.experiment import load_experiment
-from expunge_controller.resolve import resolve
-from expunge_controller.state import StepStatus, statuses
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.operator.conditions import conditions, summary
+from expunge_controller.planning.resolve import resolve
+from expunge_controller.planning.step_states import StepStatus, statuses
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from expunge_controller.crd import resource_definition, spec_schema
-from expunge_controller.experiment import Spec
+from expunge_controller.experiment.crd import resource_definition, spec_schema
+from expunge_controller.experiment.schema import Spec
 
 CHART = Path(__file__).parents[2] / "charts" / "expunge"
 

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from expunge_controller import display
-from expunge_controller.experiment import load_experiment
-from expunge_controller.plan import Plan
-from expunge_controller.resolve import resolve
+from expunge_controller.cli import display
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.planning.plan import Plan
+from expunge_controller.planning.resolve import resolve
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 PROGRESS = {"step": 3, "steps": 12, "loss": 0.25, "tokens_per_second": 900.0, "seconds_left": 4.0}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from expunge_controller.document import ExperimentError
-from expunge_controller.experiment import load_experiment, load_resource
-from expunge_controller.plan import Plan
-from expunge_controller.resolve import resolve
+from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.experiment.schema import load_experiment, load_resource
+from expunge_controller.planning.plan import Plan
+from expunge_controller.planning.resolve import resolve
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from expunge_controller.experiment import load_experiment
-from expunge_controller.plan import inputs_of, make_plan, with_report
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.planning.plan import inputs_of, make_plan, with_report
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = GOLDEN / "keys.json"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from expunge_controller.allowed import is_allowed
-from expunge_controller.crd import resource_definition
-from expunge_controller.installation import Settings
-from expunge_controller.manifests import Site
+from expunge_controller.execution.kubernetes.jobspec import Site
+from expunge_controller.experiment.crd import resource_definition
+from expunge_controller.operator.config import Settings
+from expunge_controller.planning.allowed import is_allowed
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import hub
 from expunge_jobs.store import Unavailable

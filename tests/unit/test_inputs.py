@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from expunge_controller.document import ExperimentError
-from expunge_controller.experiment import load_experiment
-from expunge_controller.resolve import resolve
+from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.planning.resolve import resolve
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import pinning
 from expunge_jobs.store import StoreError, open_store

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from expunge_controller.allowed import is_allowed
-from expunge_controller.installation import own_part
+from expunge_controller.operator.config import own_part
+from expunge_controller.planning.allowed import is_allowed
 
 
 def test_inputs_lie_below_an_allowed_prefix() -> None:

@@ -18,10 +18,10 @@ from urllib.parse import parse_qs
 import pytest
 import trustme
 import yaml
-from expunge_controller import kubeconfig, login
-from expunge_controller.document import ExperimentError
-from expunge_controller.kubeapi import ApiError, Cluster
-from expunge_controller.kubeconfig import connect
+from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.kube_client import config, login
+from expunge_controller.kube_client.client import ApiError, Cluster
+from expunge_controller.kube_client.config import connect
 
 V1 = "client.authentication.k8s.io/v1"
 
@@ -418,7 +418,7 @@ def test_a_provider_s_certificate_is_checked(
 
 
 def test_in_a_pod(secure: Pretend, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubeconfig, "ACCOUNT", tmp_path)
+    monkeypatch.setattr(config, "ACCOUNT", tmp_path)
     assert "no cluster" in refused()
     authority.cert_pem.write_to_path(tmp_path / "ca.crt")
     (tmp_path / "namespace").write_text("team\n")
@@ -441,7 +441,7 @@ def test_in_a_pod_nothing_of_the_official_client_is_loaded(tmp_path: Path, autho
     for name in ("token", "namespace"):
         (tmp_path / name).write_text("x")
     code = (
-        "import sys, pathlib\nfrom expunge_controller import kubeconfig\n"
+        "import sys, pathlib\nfrom expunge_controller.kube_client import config as kubeconfig\n"
         f"kubeconfig.ACCOUNT = pathlib.Path({str(tmp_path)!r})\nkubeconfig.connect()\n"
         "assert not [n for n in sys.modules if n.partition('.')[0] == 'kubernetes']\n"
     )

@@ -33,19 +33,13 @@ FLOORS: dict[str, list[str]] = {
         "forkserver",
     ],
     "expunge_controller": [
-        "text presets kubeapi metrics queueing beginnings allowed",
-        "login",
-        "placement document arguments",
-        "kubeconfig experiment",
-        "resource",
-        "crd plan upload",
-        "manifests resolve state pull",
-        "tables installation executors",
-        "display conditions runner logs remote",
-        "doctor telling",
-        "operator",
-        "serve cli",
-        "__main__",
+        "text",
+        "experiment kube_client",
+        "planning",
+        "execution",
+        "client",
+        "operator cli",
+        "serve __main__",
     ],
 }
 """From the ground up; the rooms of a floor do not import each other. A room is a module, or a folder with all that is in it."""
@@ -57,8 +51,8 @@ DYNAMIC: dict[tuple[str, str], str] = {
     ("expunge_jobs.plugins", "expunge_jobs.{}"): "objectives merge_methods metrics",
     ("expunge_jobs.plugins", "expunge_jobs.{}.{}"): "objectives merge_methods metrics",
     ("expunge_jobs.inputs.builtin", "expunge_jobs.inputs.builtin.{}"): "inputs.builtin.people",
-    ("expunge_controller.executors.local", "expunge_jobs.forkserver"): "forkserver",
-    ("expunge_controller.pull", "expunge_jobs.steps.fold"): "steps.fold",
+    ("expunge_controller.execution.local", "expunge_jobs.forkserver"): "forkserver",
+    ("expunge_controller.client.pull", "expunge_jobs.steps.fold"): "steps.fold",
 }
 """What a module's name in a string stands for, wherever one is made for importlib, ``-m`` or a fork server."""
 

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from expunge_controller.document import ExperimentError
-from expunge_controller.experiment import load_experiment
-from expunge_controller.manifests import (
+from expunge_controller.execution.kubernetes.jobspec import (
     DEFAULTS,
     KEY,
     RESOURCES,
@@ -24,9 +22,11 @@ from expunge_controller.manifests import (
     requested,
     trial_job,
 )
-from expunge_controller.placement import Kubernetes, ResourcesByKind
-from expunge_controller.plan import Plan, Step
-from expunge_controller.resolve import resolve
+from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.planning.plan import Plan, Step
+from expunge_controller.planning.resolve import resolve
 from expunge_jobs.core.errors import BadTask, ExitCode
 from expunge_jobs.tasks.tasks import Input, StageTask, parse_task
 from kubelet import expanded

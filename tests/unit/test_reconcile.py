@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from expunge_controller import runner
-from expunge_controller.executors import Ended, Progress, Start
-from expunge_controller.experiment import load_experiment
-from expunge_controller.plan import Step
-from expunge_controller.resolve import Resolved, resolve
-from expunge_controller.runner import Runner, mark_cancelled
+from expunge_controller.execution import runner
+from expunge_controller.execution.executor import Ended, Progress, Start
+from expunge_controller.execution.runner import Runner, mark_cancelled
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.planning.plan import Step
+from expunge_controller.planning.resolve import Resolved, resolve
 from expunge_jobs.store import Unavailable
 from expunge_jobs.store.file import FileStore
 

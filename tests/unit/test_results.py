@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from expunge_controller.tables import results_table
+from expunge_controller.cli.tables import results_table
 from expunge_jobs.results.intervals import mean_interval, t_quantile
 from expunge_jobs.results.summary import CORE, Result, by_model, verdict
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from expunge_controller.conditions import conditions
-from expunge_controller.executors.verdict import cut
-from expunge_controller.experiment import load_experiment
-from expunge_controller.resolve import resolve
-from expunge_controller.tables import aligned
+from expunge_controller.cli.tables import aligned
+from expunge_controller.execution.kubernetes.diagnosis import cut
+from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.operator.conditions import conditions
+from expunge_controller.planning.resolve import resolve
 from expunge_controller.text import printable
 from hypothesis import given
 from hypothesis import strategies as st

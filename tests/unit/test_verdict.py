@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from expunge_controller.executors import verdict
-from expunge_controller.manifests import DEFAULTS
+from expunge_controller.execution.kubernetes import diagnosis
+from expunge_controller.execution.kubernetes.jobspec import DEFAULTS
 
 Object = dict[str, Any]
 
 
 def job(suspend: bool = False, queue: str = "", **condition: str) -> Object:
-    return verdict.trim_job({
+    return diagnosis.trim_job({
         "metadata": {"name": "j", "uid": "u", "labels": {"kueue.x-k8s.io/queue-name": queue} if queue else {}},
         "spec": {"suspend": suspend},
         "status": {"conditions": [{"status": "True", **condition}] if condition else []},
@@ -26,7 +26,7 @@ def pod(phase: str, created: str = "2026-01-01T00:00:00Z", deleted: str | None =
     if state:
         status["containerStatuses"] = [{"state": state}]
     meta = {"name": "p", "uid": created, "creationTimestamp": created, "deletionTimestamp": deleted}
-    return verdict.trim_pod({"metadata": meta, "status": status})
+    return diagnosis.trim_pod({"metadata": meta, "status": status})
 
 
 SCHEDULED = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]
@@ -55,14 +55,14 @@ PULL = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x": Er
     ],
 )  # fmt: skip
 def test_why_a_step_waits(found: Object, pods: list[Object], words: str) -> None:
-    said = verdict.waiting_words(found, pods)
+    said = diagnosis.waiting_words(found, pods)
     assert said.startswith(words)
     assert bool(said) == bool(words)
 
 
 def test_a_pod_that_is_refused_is_told_by_its_event() -> None:
     events = [{"reason": "SuccessfulCreate"}, {"reason": "FailedCreate", "message": "exceeded quota: gpus"}]
-    assert verdict.waiting_words(job(), [], events) == "its pod is refused: exceeded quota: gpus"
+    assert diagnosis.waiting_words(job(), [], events) == "its pod is refused: exceeded quota: gpus"
 
 
 def ended(code: int, reason: str = "Error", message: str = "", created: str = "2026-01-01T00:00:00Z") -> Object:
@@ -99,19 +99,19 @@ FAILED = PROGRESS + '{"event": "failed", "reason": "the loss is nan at step 12",
 def test_why_a_step_failed_and_what_to_raise(last: Object, said: str, words: str) -> None:
     found = job(type="Failed", reason="BackoffLimitExceeded", message="Job has reached the specified backoff limit")
     earlier = ended(1, created="2025-12-31T23:59:00Z")
-    assert verdict.failure_words("finetune", DEFAULTS["finetune"], found, [earlier, last], said) == words
+    assert diagnosis.failure_words("finetune", DEFAULTS["finetune"], found, [earlier, last], said) == words
 
 
 def test_what_a_pod_says_of_its_end_is_kept() -> None:
     earlier = ended(1, created="2025-12-31T23:59:00Z")
-    assert verdict.last_words([earlier, ended(65, message=FAILED), pod("Running", "2026-01-01T00:01:00Z", running={})]) == {
+    assert diagnosis.last_words([earlier, ended(65, message=FAILED), pod("Running", "2026-01-01T00:01:00Z", running={})]) == {
         "name": "p", "exit_code": 65, "reason": "Error", "message": FAILED,
     }  # fmt: skip
     evicted = pod("Failed", reason="Evicted", message="The node was low on resource: memory.")
-    assert verdict.last_words([evicted]) == {
+    assert diagnosis.last_words([evicted]) == {
         "name": "p", "reason": "Evicted", "message": "The node was low on resource: memory.",
     }  # fmt: skip
-    assert verdict.last_words([pod("Running", running={})]) == {}
+    assert diagnosis.last_words([pod("Running", running={})]) == {}
 
 
 @pytest.mark.parametrize(
@@ -124,26 +124,26 @@ def test_what_a_pod_says_of_its_end_is_kept() -> None:
     ],
 )
 def test_a_step_is_not_blamed_for_a_full_node(message: str, its_own: bool) -> None:
-    assert verdict.out_of_disk(pod("Failed", reason="Evicted", message=message)) == its_own
-    assert not verdict.out_of_disk(pod("Failed", reason="Error", message=message))
+    assert diagnosis.out_of_disk(pod("Failed", reason="Evicted", message=message)) == its_own
+    assert not diagnosis.out_of_disk(pod("Failed", reason="Error", message=message))
 
 
 def test_a_job_without_pods_says_what_the_job_says() -> None:
     found = job(type="Failed", reason="BackoffLimitExceeded", message="Job has reached the specified backoff limit")
     asked = DEFAULTS["merge"]
-    assert verdict.failure_words("merge", asked, found, []) == "Job has reached the specified backoff limit"
-    assert verdict.failure_words("merge", asked, found, [], "the store is full") == "the store is full"
+    assert diagnosis.failure_words("merge", asked, found, []) == "Job has reached the specified backoff limit"
+    assert diagnosis.failure_words("merge", asked, found, [], "the store is full") == "the store is full"
 
 
 def test_a_long_message_is_cut() -> None:
-    said = verdict.waiting_words(job(), [pod("Pending", conditions=[UNSCHEDULABLE[0] | {"message": "word " * 200}])])
+    said = diagnosis.waiting_words(job(), [pod("Pending", conditions=[UNSCHEDULABLE[0] | {"message": "word " * 200}])])
     assert len(said) < 300
     assert said.endswith("...")
 
 
 def test_the_clock() -> None:
     now = datetime(2026, 1, 1, 0, 20, tzinfo=UTC)
-    assert verdict.seconds_since_scheduled(pod("Pending", conditions=SCHEDULED), now) == 1200
-    assert verdict.seconds_since_scheduled(pod("Pending", conditions=UNSCHEDULABLE), now) == 0
-    assert verdict.seconds_past_end(pod("Running", deleted="2026-01-01T00:15:00Z"), now) == 300
-    assert verdict.seconds_past_end(pod("Running"), now) == 0
+    assert diagnosis.seconds_since_scheduled(pod("Pending", conditions=SCHEDULED), now) == 1200
+    assert diagnosis.seconds_since_scheduled(pod("Pending", conditions=UNSCHEDULABLE), now) == 0
+    assert diagnosis.seconds_past_end(pod("Running", deleted="2026-01-01T00:15:00Z"), now) == 300
+    assert diagnosis.seconds_past_end(pod("Running"), now) == 0

@@ -1,0 +1,91 @@
+"""Plans, states and results as aligned text: the same on a terminal and in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from expunge_jobs.results.summary import Result, Row, by_model, verdict
+
+from expunge_controller.planning.plan import Plan
+from expunge_controller.planning.step_states import StepStatus
+
+COLUMNS = (
+    ("aggregate", "task_aggregate"), ("regurg F", "regurgitation/forget"), ("regurg R", "regurgitation/retain"),
+    ("know F", "knowledge/forget"), ("know R", "knowledge/retain"), ("MIA", "mia_score"), ("AUC", "mia_auc"),
+    ("extract F", "extraction/forget"), ("extract R", "extraction/retain"), ("collapse", "collapse"), ("probe", "probe"),
+)  # fmt: skip
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = False) -> str:
+    """Columns as wide as their widest cell, two blanks between; ``right`` aligns all but the first. A cell is one line."""
+    rows = [[cell.replace("\n", "\\n") for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        out = [c.rjust(w) if right and i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(out).rstrip()
+
+    return "\n".join([line(header), *(line(r) for r in rows)])
+
+
+def plan_table(plan: Plan, states: dict[str, StepStatus]) -> str:
+    """Every step with its state and how many trials share it, and what that makes in all."""
+    rows = [[states[s.key].state, s.name, s.key[:12], str(len(s.trials))] for s in plan.steps]
+    counts = {k: sum(s.kind == k for s in plan.steps) for k in dict.fromkeys(s.kind for s in plan.steps)}
+    todo = sum(states[s.key].state != "done" for s in plan.steps)
+    said = ", ".join(f"{n} {k}" for k, n in counts.items())
+    trials = f"{len(plan.trials)} trial{'s' if len(plan.trials) != 1 else ''}"
+    shown = rows if len(rows) <= MAX_ROWS else rows[:MAX_ROWS]
+    more = f"\n... and {len(rows) - len(shown)} more steps (-o json has all)" if len(shown) < len(rows) else ""
+    table = aligned(["STATE", "STEP", "KEY", "TRIALS"], shown)
+    return f"{table}{more}\n\n{trials}: {len(rows)} steps ({said}); {len(rows) - todo} already done, {todo} to run."
+
+
+MAX_ROWS = 60
+
+
+def status_table(plan: Plan, states: dict[str, StepStatus]) -> str:
+    """Every step, and for each that is not done the reason."""
+    rows = [[states[s.key].state, s.name, states[s.key].reason] for s in plan.steps]
+    return aligned(["STATE", "STEP", "REASON"], rows)
+
+
+def results_table(results: Sequence[Result]) -> str:
+    """The table of scores, and below it what it shows."""
+    rows = by_model(results)
+    grouped = any(r.group for r in rows)
+    header = ["MODEL", *(["TRIAL"] if grouped else []), *(title for title, _ in COLUMNS)]
+    body = [[_title(r), *([r.group] if grouped else []), *(_cell(r, name) for _, name in COLUMNS)] for r in rows]
+    lines = [aligned(header, body, right=True), ""]
+    if any(r.best_single for r in rows):
+        lines.append("* the best single run. ")
+    lines[-1] += "F: forget (lower is better), R: retain, probe: unrelated knowledge (higher is better)."
+    seeds = max((len(r.results) for r in rows), default=1)
+    if seeds > 1:
+        lines.append(f"Mean over up to {seeds} seeds, +- half of the 95 % interval over seeds (Student t).")
+    lines += _reasons(rows)
+    return "\n".join([*lines, "", *verdict(results)]).rstrip()
+
+
+def _title(row: Row) -> str:
+    return row.model + (" *" if row.best_single else "")
+
+
+def _cell(row: Row, name: str) -> str:
+    found = row.interval(name)
+    if found is None:
+        return "-"
+    return f"{found.mean:.3f}" + (f"+-{found.half:.3f}" if found.half is not None else "")
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """Why there are dashes, each reason once."""
+    why: dict[str, list[str]] = {}
+    for row in rows:
+        for result in row.results:
+            for title, name in COLUMNS:
+                if name in result.reasons:
+                    titles = why.setdefault(result.reasons[name], [])
+                    if title not in titles:
+                        titles.append(title)
+    return [f"- {', '.join(titles)}: {reason}" for reason, titles in why.items()]

@@ -1,0 +1,110 @@
+"""What runs steps: a small protocol between the runner and a machine or a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from expunge_controller.planning.plan import Step
+
+Progress = dict[str, Any]
+"""A step's last progress line (step, steps, loss, ...); or ``reason``, in words why it does not go on; or nothing yet."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that ended. ``ok``: its artifact was seen whole. ``final`` failures are not tried again; ``lost`` ones are no
+    fault of the step's, and it starts again at once. ``pod``: what its pod says of its end, for the record."""
+
+    key: str
+    ok: bool
+    reason: str = ""
+    final: bool = False
+    lost: bool = False
+    pod: dict[str, Any] = field(default_factory=dict)
+
+
+Start = Literal["started", "no room", "elsewhere"]
+"""What became of a wish to start a step; no room: not now, ask again; elsewhere: another runner has it."""
+
+
+class SlotPool(Protocol):
+    """Room for unfinished Jobs, shared with others (the operator's, whose Experiments have ``most`` together)."""
+
+    @property
+    def most(self) -> int: ...
+
+    def take(self, job: str, there: bool = False) -> bool:
+        """Return whether there is room for this Job, or it is there already."""
+        ...
+
+    def has_pod(self, job: str) -> None:
+        """A pod of the Job was seen."""
+        ...
+
+    def leave(self, job: str) -> None:
+        """The Job is no longer waited for."""
+        ...
+
+
+class Executor(Protocol):
+    """Starts steps and tells how they go. Holds no state that a new one could not observe."""
+
+    detached: bool
+    """Whether what it started goes on when this process ends."""
+
+    def start(self, step: Step) -> Start:
+        """Start a step, if there is room and nobody else runs it."""
+        ...
+
+    def adopt(self, step: Step) -> bool:
+        """Wait for a step that is at work already and would go on without anybody; whether there is one."""
+        ...
+
+    def due(self) -> float:
+        """Seconds until a start that was put off may be tried again; infinite where none was."""
+        ...
+
+    def busy(self) -> set[str]:
+        """Keys of the steps that this run waits for."""
+        ...
+
+    def running(self) -> dict[str, Progress]:
+        """The last progress of every step that this run waits for, by key."""
+        ...
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Attempts that ended, as soon as there is one; none after ``seconds``."""
+        ...
+
+    def trouble(self) -> str:
+        """In words, why nothing can be started or seen just now; empty while all is well."""
+        ...
+
+    def settled(self, step: Step) -> None:
+        """The step's failure is recorded: what is left of its last attempt may go."""
+        ...
+
+    def cancel(self) -> None:
+        """The run was cancelled: what it started, and would go on without this process, ends."""
+        ...
+
+    def stop(self, grace: float) -> None:
+        """End what must not outlive this process: ask, wait ``grace`` seconds, then kill."""
+        ...
+
+
+def progress_words(progress: Progress) -> str:
+    """``step 12/75, loss 0.31, 5200 tokens/s, 9 s left``, or why it does not go on."""
+    if "reason" in progress:
+        return str(progress["reason"])
+    if not progress:
+        return "starting"
+    out = [f"step {progress['step']}/{progress['steps']}"]
+    if "loss" in progress:
+        out.append(f"loss {progress['loss']:.3f}")
+    if "tokens_per_second" in progress:
+        out.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
+    if "seconds_left" in progress:
+        out.append(f"{progress['seconds_left']:.0f} s left")
+    return ", ".join(out)

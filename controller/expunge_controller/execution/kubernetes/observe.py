@@ -1,0 +1,108 @@
+"""Steps' Jobs as anybody with access to the cluster sees them, whoever made them: how far they are, their logs, their end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Collection, Iterable, Iterator
+
+from expunge_controller.execution.executor import Progress, progress_words
+from expunge_controller.execution.kubernetes import diagnosis
+from expunge_controller.execution.kubernetes.jobspec import CONTAINER, KEY, RUN, job_name
+from expunge_controller.execution.kubernetes.watch import SELECTOR, jobs_path, pods_path
+from expunge_controller.kube_client.client import ApiError, Cluster, Object
+from expunge_controller.planning.plan import Step
+
+LOOK = 2.0
+"""Seconds between two looks for a step's next pod."""
+
+
+def newest_progress(cluster: Cluster, namespace: str, pod: Object) -> Progress:
+    """The last progress that the end of a pod's log tells of.
+
+    Raises:
+        ApiError: the pod has no log, or the cluster does not answer.
+    """
+    progress: Progress = {}
+    for line in cluster.log(namespace, pod["metadata"]["name"], CONTAINER, tail=5):
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == "progress":
+                progress = event
+    return progress
+
+
+def events_of(cluster: Cluster, namespace: str, uid: str) -> list[Object]:
+    """Events about the object of this uid; none without the permission: a step then waits with fewer words."""
+    try:
+        return cluster.list(f"/api/v1/namespaces/{namespace}/events", fields=f"involvedObject.uid={uid}")[0]
+    except ApiError:
+        return []
+
+
+def observe_jobs(cluster: Cluster, namespace: str, steps: Iterable[Step]) -> dict[str, str]:
+    """Steps that have an unfinished Job, by key: how far they are, or what they wait for.
+
+    Raises:
+        ApiError: the cluster refuses, or does not answer.
+    """
+    jobs = {o["metadata"]["name"]: diagnosis.trim_job(o) for o in cluster.list(jobs_path(namespace), SELECTOR)[0]}
+    pods = [diagnosis.trim_pod(o) for o in cluster.list(pods_path(namespace), SELECTOR)[0]]
+    out: dict[str, str] = {}
+    for step in steps:
+        found = jobs.get(job_name(step))
+        if found is None or found["metadata"]["annotations"].get(KEY) != step.key:
+            continue
+        if diagnosis.condition(found, "Failed", "Complete"):
+            continue
+        mine = [p for p in pods if p["metadata"]["owner"] == found["metadata"]["uid"]]
+        alone = not mine and not found["spec"]["suspend"]
+        events = events_of(cluster, namespace, found["metadata"]["uid"]) if alone else []
+        words = diagnosis.waiting_words(found, mine, events)
+        pod = diagnosis.newest(mine)
+        if not words and pod is not None:
+            with contextlib.suppress(ApiError):
+                words = progress_words(newest_progress(cluster, namespace, pod))
+        out[step.key] = words or "running"
+    return out
+
+
+def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
+    """Lines of the step's pods as they come, until its Job has ended; nothing where it has none.
+
+    Raises:
+        ApiError: the cluster refuses, or does not answer.
+    """
+    told: set[str] = set()
+    name = f"batch.kubernetes.io/job-name={job_name(step)}"
+    while True:
+        unfinished = step.key in observe_jobs(cluster, namespace, [step])
+        pods = [diagnosis.trim_pod(o) for o in cluster.list(pods_path(namespace), name)[0]]
+        new = [p for p in pods if p["status"]["phase"] != "Pending" and p["metadata"]["uid"] not in told]
+        if new:
+            pod = min(new, key=lambda p: str(p["metadata"]["creationTimestamp"]))
+            told.add(pod["metadata"]["uid"])
+            with contextlib.suppress(ApiError):  # a pod that went before it said anything
+                yield from cluster.log(namespace, pod["metadata"]["name"], CONTAINER, follow=True)
+        elif not unfinished:
+            return
+        else:
+            time.sleep(LOOK)
+
+
+def cancel(cluster: Cluster, namespace: str, run: str, keep: Collection[str] = ()) -> int:
+    """Deletes a run's unfinished Jobs but for those of the keys in ``keep``; how many. Asks the cluster, since a mirror may not
+    have the newest yet.
+
+    Raises:
+        ApiError: the cluster refuses, or does not answer.
+    """
+    found, _ = cluster.list(jobs_path(namespace), f"{SELECTOR},{RUN}={run}")
+    count = 0
+    for each in found:
+        trimmed = diagnosis.trim_job(each)
+        meta = trimmed["metadata"]
+        if diagnosis.condition(trimmed, "Failed", "Complete") is None and meta["annotations"].get(KEY) not in keep:
+            count += cluster.delete(jobs_path(namespace, meta["name"]), meta["uid"])
+    return count

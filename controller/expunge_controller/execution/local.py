@@ -1,0 +1,370 @@
+"""Steps as processes of this machine: each a process group of its own that dies with the runner."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import queue
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+from expunge_jobs import forkserver
+from expunge_jobs.artifacts.attempts import LOG, Attempt, End, attempts, folder
+from expunge_jobs.core.errors import ExitCode
+from expunge_jobs.store import NotFound, Store, StoreError
+from expunge_jobs.store.file import FileStore
+
+from expunge_controller.execution.executor import Ended, Progress, Start, progress_words
+from expunge_controller.experiment.scheduling import ResourcesByKind, bytes_of
+from expunge_controller.planning.plan import Step
+
+# A fork server elsewhere than on Linux is not safe with torch; `spawn` has the same interface and imports each time.
+_CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    _CONTEXT.set_forkserver_preload(["expunge_jobs.forkserver"])
+_LOST = 255
+"""What multiprocessing says of a process whose fork server is gone."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(kind: str, specialists: int, available: int) -> int:
+    """Threads of a step: from the machine's cores, its kind and the number of specialists alone, so that a step's bits
+    do not depend on what else runs."""
+    if kind == "memorize":
+        return available
+    if kind == "merge":
+        return 1
+    return max(1, available // max(2, specialists))
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the control group that this process is confined to."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(Path(file).read_text()))
+    return total
+
+
+def gpus() -> list[str]:
+    """GPUs that this process may use, by number."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [g for g in visible.split(",") if g.strip() not in ("", "-1")]
+    devices = Path("/dev")
+    return sorted(m.group(1) for p in devices.glob("nvidia*") if (m := re.fullmatch(r"nvidia(\d+)", p.name)))
+
+
+class Locks:
+    """One lock a step, held by the process that runs it: two runners on one machine never run a step side by side."""
+
+    def __init__(self, store: Store) -> None:
+        if isinstance(store, FileStore):
+            self.state = store.root
+        else:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            self.state = cache / "expunge" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+
+    def work(self, key: str) -> Path:
+        """The step's work folder; whoever holds the lock may empty it."""
+        return self.state / "work" / key[:16]
+
+    def take(self, key: str) -> int | None:
+        """A descriptor that holds the step's lock as long as any process has it open; None if it is held."""
+        folder = self.state / "locks"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(folder / key[:16], os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreError(f"{folder} is not writable for you ({error.strerror}): use another --store") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def tidy(self) -> None:
+        """Removes the work folders of steps that were killed; nobody holds their locks."""
+        for work in sorted((self.state / "work").glob("*")):
+            lock = self.take(work.name)
+            if lock is not None:
+                shutil.rmtree(work, ignore_errors=True)
+                os.close(lock)
+
+    def held(self, key: str) -> bool:
+        """Whether some process runs this step now. Changes nothing, not even by making a file."""
+        try:
+            descriptor = os.open(self.state / "locks" / key[:16], os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+@dataclass
+class _Running:
+    step: Step
+    attempt: Attempt
+    process: BaseProcess
+    alive: int
+    """Our end of a pipe; the step ends itself when it closes, however this process ends."""
+    log: Path
+    work: Path
+    threads: int
+    memory: int
+    gpu: str | None
+
+
+class LocalExecutor:
+    """Runs as many steps side by side as cores, memory and GPUs allow."""
+
+    detached = False
+
+    def __init__(self, store: Store, specialists: int, resources: ResourcesByKind, parallel: int) -> None:
+        self.store, self.specialists, self.resources, self.parallel = store, specialists, resources, parallel
+        self.locks = Locks(store)
+        self.locks.tidy()
+        self._cores, self._memory, self._gpus = cores(), machine_memory(), gpus()
+        self._here: dict[str, _Running] = {}
+        self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def start(self, step: Step) -> Start:
+        threads = threads_of(step.kind, self.specialists, self._cores)
+        asked = getattr(self.resources, step.kind).memory
+        memory = bytes_of(asked or "1Gi")
+        gpu = self._free_gpu(step)
+        if not self._room(threads, memory) or (self._gpus and gpu is None and step.kind != "merge"):
+            return "no room"
+        lock = self.locks.take(step.key)
+        if lock is None:
+            return "elsewhere"
+        try:
+            self._here[step.key] = self._spawn(step, lock, threads, memory, gpu)
+        finally:
+            os.close(lock)  # the step's own copy holds it now
+        return "started"
+
+    def adopt(self, step: Step) -> bool:
+        return False  # what another runner has begun ends with it
+
+    def due(self) -> float:
+        return math.inf
+
+    def busy(self) -> set[str]:
+        return set(self._here)
+
+    def running(self) -> dict[str, Progress]:
+        return {key: last_progress(r.log) for key, r in self._here.items()}
+
+    def wait(self, seconds: float) -> list[Ended]:
+        keys: list[str] = []
+        with contextlib.suppress(queue.Empty):
+            keys.append(self._ended.get(timeout=seconds))
+            while True:
+                keys.append(self._ended.get_nowait())
+        return [self._verdict(self._here.pop(k)) for k in keys if k in self._here]
+
+    def trouble(self) -> str:
+        return ""
+
+    def cancel(self) -> None:
+        pass
+
+    def settled(self, step: Step) -> None:
+        pass
+
+    def stop(self, grace: float) -> None:
+        self._signal(signal.SIGTERM)
+        until = time.monotonic() + grace
+        while self._here and time.monotonic() < until:
+            self.wait(max(0.0, min(0.1, until - time.monotonic())))
+        self._signal(signal.SIGKILL)
+        while self._here:
+            self.wait(0.1)
+
+    def _room(self, threads: int, memory: int) -> bool:
+        if not self._here:
+            return True  # a step larger than the machine runs alone
+        busy = sum(r.threads for r in self._here.values())
+        used = sum(r.memory for r in self._here.values())
+        return len(self._here) < self.parallel and busy + threads <= self._cores and used + memory <= self._memory
+
+    def _free_gpu(self, step: Step) -> str | None:
+        if step.kind == "merge":
+            return None
+        taken = {r.gpu for r in self._here.values()}
+        return next((g for g in self._gpus if g not in taken), None)
+
+    def _spawn(self, step: Step, lock: int, threads: int, memory: int, gpu: str | None) -> _Running:
+        attempt = Attempt(self.store, step.ref, uuid.uuid4().hex)
+        work = self.locks.work(step.key)
+        shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed; the lock says that it is gone
+        try:
+            work.mkdir(mode=0o700, parents=True)
+            local = self.store.local_path(f"{attempt.folder}/{LOG}")
+            log = local if local is not None else work / LOG
+            log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            output = log.open("wb")
+        except OSError as error:
+            raise StoreError(f"{work.parent.parent} is not writable ({error.strerror}): use another --store") from None
+        environment = dict(os.environ) | {
+            "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": self.store.uri, "EXPUNGE_ATTEMPT": attempt.id,
+            "EXPUNGE_THREADS": str(threads), "EXPUNGE_DIE_WITH_STDIN": "1", "TMPDIR": str(work),
+        }  # fmt: skip
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu or ""
+        alive, ours = os.pipe()
+        with output:
+            process = _CONTEXT.Process(
+                target=forkserver.child,
+                args=(environment, DupFd(output.fileno()), DupFd(lock), DupFd(alive)),
+                daemon=False,
+            )
+            _start(process)
+        os.close(alive)
+        running = _Running(step, attempt, process, ours, log, work, threads, memory, gpu)
+        threading.Thread(target=self._await, args=(running,), daemon=True).start()
+        return running
+
+    def _await(self, running: _Running) -> None:
+        # Not join(): it asks for the exit code too, which only the runner's own thread may do.
+        multiprocessing.connection.wait([running.process.sentinel])
+        self._ended.put(running.step.key)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for running in self._here.values():
+            _signal_group(running.process.pid or 0, number)
+
+    def _verdict(self, running: _Running) -> Ended:
+        running.process.join()
+        os.close(running.alive)
+        code = running.process.exitcode or 0
+        if code == _LOST:
+            _signal_group(running.process.pid or 0, signal.SIGKILL)
+        try:
+            reason = self._reason(running, code)
+            if self.store.local_path("log") is None and running.log.exists():
+                self.store.put_file(f"{running.attempt.folder}/{LOG}", running.log)
+        except StoreError as error:
+            reason = str(error)
+        shutil.rmtree(running.work, ignore_errors=True)
+        final = code in (ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT)
+        return Ended(running.step.key, ok=False, reason=reason, final=final)  # the runner looks into the store
+
+    def _reason(self, running: _Running, code: int) -> str:
+        if code == ExitCode.DONE:
+            return ""
+        if code < 0:
+            reason = killed_reason(-code, running.step.kind)
+            running.attempt.end(reason, signal=signal.Signals(-code).name)
+            return reason
+        try:
+            data, _ = self.store.get(f"{running.attempt.folder}/end.json")
+            return End.model_validate_json(data).reason
+        except NotFound:
+            reason = _last_failure(running.log) or f"ended with exit code {code} and no word why"
+            running.attempt.end(reason, exit_code=code)  # or learn that the store is full, which the step could not say
+            return reason
+
+
+def _start(process: BaseProcess) -> None:
+    """Starts a step from the warm process (which the first start makes)."""
+    os.environ["EXPUNGE_PRELOAD"] = "1"
+    try:
+        process.start()
+    finally:
+        del os.environ["EXPUNGE_PRELOAD"]
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)  # so young that it has no group of its own yet
+
+
+def killed_reason(number: int, kind: str) -> str:
+    """In words, why a step died of a signal, and what to lower."""
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL:
+        lower = {
+            "finetune": "batch_size or max_length",
+            "memorize": "memorize.batch_size",
+            "evaluate": "evaluate.batch_size",
+        }
+        size = lower.get(kind, "the size of the model")
+        return (
+            f"killed by SIGKILL, from outside or because memory ran out: if it was memory, lower {size} or --parallel"
+        )
+    return f"killed by {name}"
+
+
+def last_progress(log: Path) -> Progress:
+    """The newest progress line of a log; empty before the first."""
+    return next((e for e in reversed(tail(log)) if e.get("event") == "progress"), {})
+
+
+def tail(log: Path, size: int = 8192) -> list[dict[str, Any]]:
+    """The last JSON lines of a log that may still be written."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - size))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    out: list[dict[str, Any]] = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                out.append(value)
+    return out
+
+
+def _last_failure(log: Path) -> str:
+    return next((str(e.get("reason")) for e in reversed(tail(log)) if e.get("event") == "failed"), "")
+
+
+def observe_running(store: Store, steps: list[Step]) -> dict[str, str]:
+    """Steps that any process of this machine runs now, and how far they are."""
+    locks = Locks(store)
+    out = {}
+    for step in steps:
+        if locks.held(step.key):
+            out[step.key] = progress_words(newest_progress(store, step))
+    return out
+
+
+def newest_progress(store: Store, step: Step) -> Progress:
+    """The last progress of the step's newest attempt, from its log in the store."""
+    for record in reversed(attempts(store, step.ref)):
+        local = store.local_path(f"{folder(step.ref)}/attempts/{record.attempt}/{LOG}")
+        return last_progress(local) if local is not None else {}
+    return {}

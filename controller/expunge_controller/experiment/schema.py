@@ -1,0 +1,427 @@
+"""The experiment file as types: YAML -> ``Experiment``. Pure but for reading the file; see ``errors`` for its messages.
+
+apiVersion: expunge.dev/v1alpha1
+kind: Experiment
+metadata: {name: semeval}
+spec: {model: ..., data: ..., specialists: ..., merge: ..., evaluate: ..., sweep: ...}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from expunge_jobs import plugins
+from expunge_jobs.core.errors import nearest
+from expunge_jobs.core.schema import Count, Float, Int, Model, Seed
+from expunge_jobs.tasks.tasks import (
+    Architecture,
+    Dtype,
+    EvaluateSettings,
+    FinetuneSettings,
+    MemorizeSettings,
+    NestedError,
+    NestedErrors,
+    canonical,
+)
+from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
+
+from expunge_controller.experiment.document import Document, ExperimentError, problems_of, read_document
+from expunge_controller.experiment.presets import PRESETS
+from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
+from expunge_controller.text import printable
+
+API_VERSION = "expunge.dev/v1alpha1"
+RESERVED = ("base", "merged")
+MOST_TRIALS = 5000
+"""Trials of a sweep. Each takes some 40 KiB of whoever plans it; an installation may set another bound."""
+MOST_BYTES = 64 * 2**20
+"""Bytes of a spec as JSON, times its trials: each trial has one of its own."""
+LONGEST_VALUE = 200
+"""Characters of a swept value in a trial's name; of a longer one the name has the beginning and a digest."""
+MODELS_A_TRIAL = 10
+"""So many times as many models may be judged, over all trials together: their number follows from specialists and controls."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?$")]
+Address = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class Rest(Model):
+    """Documents of forget's or retain's file that ``data.documents`` leaves over."""
+
+    source: Literal["forget", "retain"] = Field(alias="from", description="Whose file.")
+    documents: Count = Field(description="So many a task.")
+
+
+class Data(Model):
+    """What is to be forgotten, what is to be kept, and rows to judge by. Addresses: builtin://, s3://, file:// or a path."""
+
+    forget: Address = Field(description="Rows to forget.")
+    retain: Address = Field(description="Rows to keep.")
+    probe: Address | Rest | None = Field(None, description="Rows that the model knows and no fine-tune sees.")
+    members: Address | None = Field(None, description="Documents that were trained on; default: forget's completions.")
+    nonmembers: Address | Rest | None = Field(None, description="Documents that no training saw, for membership.")
+    mmlu: Address | None = Field(
+        None, description="Multiple-choice questions: subject, question, choices, answer, split."
+    )
+    documents: Count | None = Field(
+        None, description="Of forget, retain and probe: so many a task, by a hash of the id."
+    )
+    seed: Seed = Field(0, description="Which documents, and what builtin:// data is made.")
+    separator: str = Field(" ", description="Between input and output.")
+    template: Literal["none", "chat"] = Field("none", description="chat: prompts by the tokenizer's own template.")
+    max_length: Annotated[Int, Field(ge=4)] = Field(256, description="Tokens of a row in training.")
+    overlap: Literal["refuse", "drop_from_retain"] = Field("refuse", description="A row in forget and in retain.")
+
+    @model_validator(mode="after")
+    def _rest_needs_documents(self) -> Data:
+        for name in ("probe", "nonmembers"):
+            if isinstance(getattr(self, name), Rest) and self.documents is None:
+                raise ValueError(
+                    f"{name} is the rest of a file, so data.documents must say how many the set itself takes"
+                )
+        return self
+
+
+class Memorize(MemorizeSettings):
+    """Builds the model that is to forget: from an architecture, or from ``spec.model`` where that is given."""
+
+    architecture: Architecture | None = None
+
+
+class Finetune(FinetuneSettings):
+    """A LoRA fine-tune; fields of ``preset`` where none is given."""
+
+    preset: str | None = Field(None, description="Fields by name; see `expunge list presets`.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        name = value.get("preset") if isinstance(value, dict) else None
+        if not isinstance(name, str):
+            return value
+        if name not in PRESETS:
+            text = f"unknown preset '{name}'; one of: {', '.join(PRESETS)}{nearest(name, list(PRESETS))}"
+            raise NestedErrors([NestedError(("preset",), ValueError(text))])
+        return {**PRESETS[name].fields, **value}
+
+    def settings(self) -> FinetuneSettings:
+        """Every field written out: what the task carries."""
+        return FinetuneSettings.model_validate(self.model_dump(mode="json", exclude={"preset"}))
+
+
+class ExternalAdapter(Model):
+    """A LoRA adapter that exists, in PEFT's format."""
+
+    adapter: Address = Field(description="s3:// (see `expunge upload`) or a path.")
+
+
+class RetainOnly(Model):
+    """A model that never saw forget: memorize again, without it. Fields left out are ``spec.memorize``'s."""
+
+    memorize: dict[str, Any] = Field(description="Fields that differ from spec.memorize's.")
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> RetainOnly:
+        try:
+            Memorize.model_validate(self.memorize)
+        except ValidationError as error:
+            raise NestedErrors([NestedError(("memorize",), error, Memorize)]) from None
+        return self
+
+
+def _specialist_kind(value: Any) -> str:
+    if isinstance(value, ExternalAdapter) or (isinstance(value, dict) and "adapter" in value):
+        return "adapter"
+    return "finetune"
+
+
+def _baseline_kind(value: Any) -> str:
+    if isinstance(value, RetainOnly) or (isinstance(value, dict) and "memorize" in value):
+        return "memorize"
+    return _specialist_kind(value)
+
+
+Specialist = Annotated[
+    Annotated[Finetune, Tag("finetune")] | Annotated[ExternalAdapter, Tag("adapter")], Discriminator(_specialist_kind)
+]
+Baseline = Annotated[
+    Annotated[Finetune, Tag("finetune")]
+    | Annotated[ExternalAdapter, Tag("adapter")]
+    | Annotated[RetainOnly, Tag("memorize")],
+    Discriminator(_baseline_kind),
+]
+
+
+class Merge(Model):
+    """Specialists -> one adapter. A method's own parameters stand beside ``method``: {method: ties, density: 0.8}."""
+
+    method: str = Field("ties", description="See `expunge list methods`.")
+    weights: dict[str, Float] = Field(default_factory=dict, description="By specialist; 1 where none is given.")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="The method's own.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "parameters" in value:
+            return value
+        method = value.get("method", "ties")
+        if not isinstance(method, str):
+            return value
+        try:
+            plugin = plugins.load("merge_methods", method)
+        except ValueError as error:
+            raise NestedErrors([NestedError(("method",), error)]) from None
+        own = {k: v for k, v in value.items() if k not in ("method", "weights")}
+        unknown = [k for k in own if k not in plugin.Parameters.model_fields]
+        if unknown:
+            allowed = ["method", "weights", *plugin.Parameters.model_fields]
+            said = f"unknown field of method {method}; allowed: {', '.join(allowed)}"
+            raise NestedErrors([NestedError((str(k),), ValueError(said + nearest(str(k), allowed))) for k in unknown])
+        try:
+            parameters = plugin.Parameters.model_validate(own).model_dump(mode="json")
+        except ValidationError as error:
+            raise NestedErrors([NestedError((), error, plugin.Parameters)]) from None
+        return {k: v for k, v in value.items() if k not in own} | {"parameters": parameters}
+
+
+class Evaluate(EvaluateSettings):
+    """How every model is judged."""
+
+    controls: tuple[Annotated[Float, Field(gt=0, lt=1)], ...] = Field(
+        (0.5,), description="Each specialist is also judged with its update times these."
+    )
+
+
+class Spec(Model):
+    """One experiment, or with ``sweep`` a grid of them."""
+
+    model: Address | None = Field(
+        None, description="hf://org/name@revision, s3:// (see `expunge upload`), or a path to a model directory."
+    )
+    memorize: Memorize | None = None
+    data: Data
+    seed: Seed = Field(42, description="The unlearning's: A's start, order of the data, dropout, random merges.")
+    dtype: Dtype = Field("checkpoint", description="Of the base's weights; adapters are float32.")
+    specialists: dict[Name, Specialist] = Field(
+        default_factory=dict, description="Fine-tunes to be merged, by name: one forgets too much, one too little."
+    )
+    baselines: dict[Name, Baseline] = Field(default_factory=dict, description="Judged beside the merge, never merged.")
+    merge: Merge | None = None
+    evaluate: Evaluate = Field(default_factory=lambda: Evaluate.model_validate({}))
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default_factory=dict, description="Values by path below spec; every combination is a trial."
+    )
+    parallel: Count = Field(8, description="Steps at once.")
+    resources: ResourcesByKind = Field(default_factory=ResourcesByKind)
+    kubernetes: Kubernetes = Field(default_factory=Kubernetes, description="Ignored where there is no cluster.")
+    suspend: bool = Field(False, description="For the operator: start nothing new; what runs, goes on.")
+    cancel: bool = Field(False, description="For the operator: end what runs, and start nothing.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Spec:
+        if self.model is None and self.memorize is None:
+            raise ValueError("neither model nor memorize: say which model is to forget")
+        if self.memorize is not None:
+            self._check_start("memorize", self.memorize)
+        if self.merge is not None and len(self.specialists) < 2:
+            raise ValueError(f"a merge needs two or more specialists, found {len(self.specialists)}")
+        if self.specialists and self.merge is None:
+            raise ValueError("specialists are there to be merged: give merge, or make them baselines")
+        if not self.specialists and not self.baselines:
+            raise ValueError("nothing to do: give specialists and merge, or baselines")
+        self._check_names()
+        self._check_mergeable()
+        return self
+
+    def retain_only(self, baseline: RetainOnly) -> Memorize:
+        """A retain-only baseline with every field; the spec has ``memorize``."""
+        assert self.memorize is not None, "checked with the experiment"
+        return Memorize.model_validate(self.memorize.model_dump(mode="json") | baseline.memorize)
+
+    def _check_start(self, name: str, memorize: Memorize) -> None:
+        if (memorize.architecture is None) == (self.model is None):
+            raise ValueError(f"{name} starts from spec.model or from {name}.architecture: give one of the two")
+
+    def _check_names(self) -> None:
+        for name in (*self.specialists, *self.baselines):
+            if name in RESERVED:
+                raise ValueError(f"'{name}' names another model of the table; choose another name")
+        both = sorted(set(self.specialists) & set(self.baselines))
+        if both:
+            raise ValueError(f"'{both[0]}' is a specialist and a baseline: each model has a name of its own")
+        for name, baseline in self.baselines.items():
+            if isinstance(baseline, RetainOnly):
+                if self.memorize is None:
+                    raise ValueError(f"baselines.{name}: memorize needs spec.memorize, whose fields it takes over")
+                self._check_start(f"baselines.{name}.memorize", self.retain_only(baseline))
+
+    def _check_mergeable(self) -> None:
+        if self.merge is None:
+            return
+        for name in self.merge.weights:
+            if name not in self.specialists:
+                known = list(self.specialists)
+                raise ValueError(
+                    f"merge.weights: no specialist '{name}'; one of: {', '.join(known)}{nearest(name, known)}"
+                )
+        tunes = {n: s for n, s in self.specialists.items() if isinstance(s, Finetune)}
+        for field in ("rank", "targets"):
+            found = {n: getattr(s, field) for n, s in tunes.items()}
+            if len(set(found.values())) > 1:
+                said = ", ".join(f"{n} {v}" for n, v in found.items())
+                raise ValueError(f"specialists of different {field} cannot be merged on A and B: {said}")
+
+
+class Metadata(Model):
+    """The experiment's name; results lie under it."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
+    namespace: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Experiment(Model):
+    """An experiment file."""
+
+    apiVersion: Literal["expunge.dev/v1alpha1"]
+    kind: Literal["Experiment"]
+    metadata: Metadata
+    spec: Spec
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the sweep. ``group`` is its name without the seed: trials over which a mean is taken."""
+
+    name: str
+    values: dict[str, Any]
+    spec: Spec
+
+    @property
+    def group(self) -> str:
+        return _trial_name({k: v for k, v in self.values.items() if k != "seed"})
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An experiment file, checked, with every trial."""
+
+    experiment: Experiment
+    trials: list[Trial]
+    document: Document
+
+    @property
+    def name(self) -> str:
+        return self.experiment.metadata.name
+
+
+def load_experiment(path: Path, overrides: list[str] | None = None) -> Loaded:
+    """The experiment in a file, with ``--set`` overrides.
+
+    Raises:
+        ExperimentError: every problem of the file, each with its line and path.
+    """
+    return check_document(read_document(path, overrides or []))
+
+
+def load_resource(resource: dict[str, Any], most_trials: int = MOST_TRIALS) -> Loaded:
+    """The experiment of a custom resource, as the API server has it, with a sweep of at most so many trials.
+
+    Raises:
+        ExperimentError: every problem, each with its path.
+    """
+    meta = resource["metadata"]
+    raw = {k: resource.get(k) for k in ("apiVersion", "kind", "spec")} | {
+        "metadata": {"name": meta["name"], "namespace": meta["namespace"]}
+    }
+    return check_document(Document(f"experiment {meta['name']}", raw), most_trials)
+
+
+def check_document(document: Document, most_trials: int = MOST_TRIALS) -> Loaded:
+    """The experiment of a document, with a sweep of at most so many trials.
+
+    Raises:
+        ExperimentError: every problem, each with its path.
+    """
+    try:
+        experiment = Experiment.model_validate(document.raw)
+    except ValidationError as error:
+        raise ExperimentError(problems_of(error, document, Experiment)) from None
+    trials = _trials(document, experiment, most_trials)
+    models, most = sum(_models(t.spec) for t in trials), MODELS_A_TRIAL * most_trials
+    if models > most:
+        said = f"{models:,} models to judge, over all trials; allowed: at most {most:,} (ten for each of limits.trials)"
+        raise ExperimentError([document.at(("spec",), said)])
+    return Loaded(experiment, trials, document)
+
+
+def _models(spec: Spec) -> int:
+    """Return how many models a trial judges: the base, specialists, baselines, the merge and its controls."""
+    controls = len(spec.specialists) * len(spec.evaluate.controls)
+    return 1 + len(spec.specialists) + len(spec.baselines) + (1 + controls if spec.merge else 0)
+
+
+def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial]:
+    sweep = experiment.spec.sweep
+    if not sweep:
+        return [Trial("default", {}, experiment.spec)]
+    sizes = [len(values) for values in sweep.values()]
+    if math.prod(sizes) > most:  # counted before a single one is built
+        said = f"{math.prod(sizes):,} trials ({' x '.join(map(str, sizes))}); allowed: at most {most:,} (limits.trials)"
+        raise ExperimentError([document.at(("spec", "sweep"), said)])
+    size = len(json.dumps(document.raw["spec"], default=str))
+    if size * math.prod(sizes) > MOST_BYTES:
+        said = f"{math.prod(sizes):,} trials of a spec of {size:,} bytes; allowed: at most {MOST_BYTES:,} bytes in all"
+        raise ExperimentError([document.at(("spec", "sweep"), said)])
+    problems: list[str] = []
+    for path, values in sweep.items():
+        if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes", "suspend", "cancel"):
+            problems.append(document.at(("spec", "sweep", path), f"'{path}' changes no result, so it cannot be swept"))
+            continue
+        seen: set[str] = set()
+        for number, value in enumerate(values):
+            # Each value by itself first: an error then names the value, and not one of many combinations.
+            place = ("spec", "sweep", path, number)
+            point = document.with_values({path: value})
+            try:
+                spec = Experiment.model_validate(point.raw).spec
+            except ValidationError as error:
+                problems += [document.at(place, text) for text in problems_of(error, point, Experiment, place=False)]
+                continue
+            understood = spec.model_dump_json()  # in which 0.5 and '5e-1' are one value
+            if understood in seen:
+                problems.append(document.at(place, "the same value twice"))
+            seen.add(understood)
+    if problems:
+        raise ExperimentError(problems)
+    paths = sorted(sweep)
+    trials = []
+    for combination in itertools.product(*(sweep[p] for p in paths)):
+        chosen = dict(zip(paths, combination, strict=True))
+        point = document.with_values(chosen)
+        try:
+            spec = Spec.model_validate(point.raw["spec"])
+        except ValidationError as error:
+            texts = problems_of(error, point, Experiment, place=False)
+            raise ExperimentError([f"{document.file}: trial {_trial_name(chosen)}: {t}" for t in texts]) from None
+        trials.append(Trial(_trial_name(chosen), chosen, spec))
+    return trials
+
+
+def _trial_name(values: dict[str, Any]) -> str:
+    return ",".join(f"{k}={plain(values[k])}" for k in sorted(values)) or "default"
+
+
+def plain(value: Any) -> str:
+    """Return a swept value as names have it."""
+    text = canonical(value) if isinstance(value, dict | list) else str(value)
+    if len(text) > LONGEST_VALUE:
+        text = f"{text[: LONGEST_VALUE - 20]}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return printable(text)

@@ -1,0 +1,1 @@
+"""A cluster's API; knows no Experiment."""

@@ -1,0 +1,246 @@
+"""Pins every input of an experiment: the only place that looks at the outside before a run.
+
+A digest for a file or directory, the commit for a hub model. Rows are read and checked here too, so that a bad one is
+found before anything runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.data import rows
+from expunge_jobs.inputs import pinning
+from expunge_jobs.inputs.hub import Hub, own_hub
+from expunge_jobs.store import NotFound, Store, TooLarge
+from expunge_jobs.tasks.tasks import EvaluateTask, Input, TaskData, canonical
+
+from expunge_controller.experiment.document import Document, ExperimentError, KeyPath
+from expunge_controller.experiment.schema import Loaded
+from expunge_controller.planning.plan import Plan, Step, inputs_of, make_plan, with_report
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A plan whose inputs are pinned; ``digest`` names this generation of the experiment, ``namespace`` whose it is."""
+
+    plan: Plan
+    pins: dict[str, str]
+    notices: list[str]
+    digest: str
+    record: dict[str, Any]
+    namespace: str = "local"
+
+
+def resolve(
+    loaded: Loaded,
+    stage: bool = False,
+    namespace: str = "local",
+    report: bool = False,
+    hub: Hub | None = None,
+    input_bytes: int | None = None,
+) -> Resolved:
+    """Pin and check every input, and plan.
+
+    ``stage`` is as in ``make_plan``; ``report`` adds a step that gathers the results. ``hub`` answers what a model's name
+    stands for; the default is this user's, with token and cache. ``input_bytes`` bounds the data files, all together.
+
+    Raises:
+        ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
+        Unavailable: a store or hub did not answer.
+    """
+    resolver = _Resolver(loaded.document, hub or own_hub(), input_bytes)
+    for trial in loaded.trials:
+        asked = inputs_of(trial.spec)
+        for path, uri in asked.files.items():
+            resolver.file(path, uri)
+        for path, uri in asked.models.items():
+            resolver.folder(path, uri, pinning.check_model_folder)
+        for path, uri in asked.adapters.items():
+            resolver.folder(path, uri, pinning.check_adapter_folder)
+    resolver.check()
+    plan = make_plan(loaded, resolver.pins, stage)
+    seen: dict[str, TaskData] = {}
+    for step in plan.steps:
+        if isinstance(step.task, EvaluateTask):
+            chosen = step.task.data.model_dump(mode="json", include={"sets", "overlap"})  # all else changes no row
+            seen.setdefault(canonical(chosen), step.task.data)
+    resolver.bound(len(seen))
+    with _PARSING:
+        for data in seen.values():
+            resolver.sets(data)
+    resolver.check()
+    asked_for = [s for s in plan.steps if s.kind != "stage"]  # a copy follows from its input: one generation everywhere
+    record = {
+        "experiment": {
+            "name": loaded.name,
+            # Whether it is to run just now makes no other experiment of it.
+            "spec": loaded.experiment.spec.model_dump(
+                mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend", "cancel"}
+            ),
+        },
+        "inputs": resolver.pins,
+        "steps": sorted(s.key for s in asked_for),
+        "versions": _versions(asked_for),
+    }
+    digest = _digest(record)
+    resolved = Resolved(plan, resolver.pins, resolver.notices, digest, record, namespace)
+    return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json")) if report else resolved
+
+
+def recall(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolved | None:
+    """The generation of this digest just as it was resolved, by the store's record of it: with the same inputs and versions,
+    whatever they would be today. None: there is no record, or this code would plan other steps from it."""
+    try:
+        data, _ = store.get(f"experiments/{namespace}/{loaded.name}/{digest}.json")
+    except NotFound:
+        return None
+    record = json.loads(data)
+    del record["models"]
+    if _digest(record) != digest:  # whoever writes into the store has changed it
+        return None
+    pins = record["inputs"]
+    if any(uri not in pins for trial in loaded.trials for asked in inputs_of(trial.spec) for uri in asked.values()):
+        return None
+    plan = make_plan(loaded, pins, stage=True, versions=record["versions"])
+    if sorted(s.key for s in plan.steps if s.kind != "stage") != record["steps"]:
+        return None
+    resolved = Resolved(plan, pins, [], digest, record, namespace)
+    return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json"))
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(record).encode()).hexdigest()
+
+
+def write_record(store: Store, resolved: Resolved) -> None:
+    """``experiments/<namespace>/<name>/<digest>.json``: what was asked, for results, gc and people, later."""
+    rows = [
+        {"trial": m.trial, "group": m.group, "seed": m.seed, "model": m.model, "step": m.step}
+        for m in resolved.plan.models
+    ]
+    store.put(f"{folder(resolved)}.json", canonical({**resolved.record, "models": rows}).encode())
+
+
+def folder(resolved: Resolved) -> str:
+    """Where a generation of an experiment keeps what is its own."""
+    return f"experiments/{resolved.namespace}/{resolved.plan.experiment}/{resolved.digest}"
+
+
+BYTES_A_ROW = 256
+"""Of data files, for each row that is held while they are checked: shorter rows take more memory than their bytes."""
+SELECTED = 16
+"""Times the bytes that an installation reads, over all selections of documents that a sweep makes."""
+_PARSING = threading.Lock()
+"""Rows take four times their file's bytes while they are checked, and threads cannot share that work: so one at a time."""
+
+
+class _Resolver:
+    def __init__(self, document: Document, hub: Hub, input_bytes: int | None) -> None:
+        self.document, self.hub, self.input_bytes = document, hub, input_bytes
+        self.pins: dict[str, str] = {}
+        self.notices: list[str] = []
+        self.problems: list[str] = []
+        self._content: dict[str, bytes] = {}
+        self._rows: dict[tuple[str, str], list[rows.Item]] = {}
+        self._asked: set[str] = set()
+
+    def file(self, path: KeyPath, uri: str) -> None:
+        if uri in self._asked:
+            return
+        self._asked.add(uri)
+        try:
+            self._content[uri] = pinning.read(uri, largest=self._left())
+        except (BadTask, TooLarge) as error:
+            said = str(error)
+            if isinstance(error, TooLarge):
+                said = f"{uri}: {said}, of an experiment's {self.input_bytes:,} in all (limits.inputSize)"
+            self.problems.append(self.document.at(("spec", *path), said))
+            return
+        self.pins[uri] = f"sha256:{hashlib.sha256(self._content[uri]).hexdigest()}"
+
+    def _left(self) -> int | None:
+        """Return how many bytes the next data file may have."""
+        if self.input_bytes is None:
+            return None
+        return max(0, self.input_bytes - sum(map(len, self._content.values())))
+
+    def folder(self, path: KeyPath, uri: str, check: Callable[[Path], None]) -> None:
+        if uri in self._asked:
+            return
+        self._asked.add(uri)
+        try:
+            if pinning.scheme(uri) == "hf":
+                self.pins[uri] = f"commit:{self.hub.commit(uri)}"
+            elif pinning.scheme(uri) == "s3":
+                self.pins[uri] = pinning.stored_digest(uri)
+            else:
+                folder = Path(uri.removeprefix("file://"))
+                self.pins[uri] = pinning.folder_digest(folder)
+                check(folder)
+        except BadTask as error:
+            text = str(error) if rows.address(uri) in str(error) else f"{rows.address(uri)}: {error}"
+            self.problems.append(self.document.at(("spec", *path), text))
+
+    def sets(self, data: TaskData) -> None:
+        """Reads the rows of a trial as its steps will."""
+        try:
+            rows.load(data, self._read, parse=self._parse)
+        except rows.DataError as error:
+            self.problems += error.problems
+        except BadTask as error:
+            self.problems.append(str(error))
+        else:
+            self._say_shortfalls(data)
+
+    def bound(self, selections: int) -> None:
+        """Refuse more to check than a process that serves many has time for: it checks one Experiment at a time."""
+        if self.input_bytes is None:
+            return
+        size = sum(map(len, self._content.values()))
+        if selections * size > SELECTED * self.input_bytes:
+            said = f"{selections:,} selections from {size:,} bytes of rows are too much to check; sweep fewer of data's fields"
+            self.problems.append(self.document.at(("spec", "sweep"), said))
+        self.check()
+
+    def _parse(self, content: bytes, name: str, role: str) -> list[rows.Item]:
+        """Return the rows of a file, parsed once for each role."""
+        if (name, role) not in self._rows:
+            most = None if self.input_bytes is None else self.input_bytes // BYTES_A_ROW
+            self._rows[name, role] = rows.parse(content, name, role, most)
+        return self._rows[name, role]
+
+    def check(self) -> None:
+        if self.problems:
+            raise ExperimentError(list(dict.fromkeys(self.problems)))
+
+    def _read(self, ref: Input) -> bytes:
+        return self._content[ref.uri]
+
+    def _say_shortfalls(self, data: TaskData) -> None:
+        for name, ref in data.sets.items():
+            if ref.take is None:
+                continue
+            of = ref.of or ref.take
+            items = self._parse(self._content[ref.input.uri], rows.address(ref.input.uri), name)
+            for task, count in rows.shortfalls(items, of).items():
+                text = (
+                    f"{rows.address(ref.input.uri)} has {count} documents of {task}, fewer than the {of} asked for: "
+                    "all are used, split in the same shares"
+                )
+                if text not in self.notices:
+                    self.notices.append(text)
+
+
+def _versions(steps: Iterable[Step]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for step in steps:
+        out[step.task.kind] = step.task.version
+        out |= step.task.plugins
+    return dict(sorted(out.items()))
