@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cluster import ControlPlane
-from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.errors import ExperimentError
 from expunge_controller.kube_client import client
 from expunge_controller.kube_client.client import ApiError, Cluster, Mirror
 from expunge_controller.kube_client.config import connect

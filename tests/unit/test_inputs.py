@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.errors import ExperimentError
 from expunge_controller.experiment.schema import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.core.errors import BadTask

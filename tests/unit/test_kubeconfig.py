@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 import pytest
 import trustme
 import yaml
-from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.errors import ExperimentError
 from expunge_controller.kube_client import config, login
 from expunge_controller.kube_client.client import ApiError, Cluster
 from expunge_controller.kube_client.config import connect

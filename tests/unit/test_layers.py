@@ -33,7 +33,7 @@ FLOORS: dict[str, list[str]] = {
         "forkserver",
     ],
     "expunge_controller": [
-        "text",
+        "text errors",
         "experiment kube_client",
         "planning",
         "execution",

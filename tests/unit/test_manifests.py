@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from expunge_controller.errors import ExperimentError
 from expunge_controller.execution.kubernetes.jobspec import (
     DEFAULTS,
     KEY,
@@ -22,7 +23,6 @@ from expunge_controller.execution.kubernetes.jobspec import (
     requested,
     trial_job,
 )
-from expunge_controller.experiment.document import ExperimentError
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.experiment.schema import load_experiment
 from expunge_controller.planning.plan import Plan, Step

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     arguments = parse(argv)
     # After parsing: --help loads nothing but argparse.
-    from expunge_controller.experiment.document import ExperimentError
+    from expunge_controller.errors import ExperimentError
     from expunge_controller.kube_client.client import ApiError
 
     try:
@@ -104,7 +104,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Store, Resolved, Spec]:
 
 def _there(arguments: argparse.Namespace) -> str:
     """The name of an Experiment of the cluster, where that is meant and no file."""
-    from expunge_controller.experiment.document import ExperimentError
+    from expunge_controller.errors import ExperimentError
     from expunge_controller.experiment.resource import PREFIX
 
     if not arguments.file.startswith(PREFIX) or Path(arguments.file).exists():
@@ -155,7 +155,7 @@ def _observe(store: Store, resolved: Resolved, arguments: argparse.Namespace) ->
 def _executor(arguments: argparse.Namespace, store: Store, resolved: Resolved, spec: Spec) -> Executor:
     from importlib.util import find_spec
 
-    from expunge_controller.experiment.document import ExperimentError
+    from expunge_controller.errors import ExperimentError
 
     plan = resolved.plan
     parallel = arguments.parallel or plan.parallel
@@ -355,9 +355,9 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
+    from expunge_controller.errors import ExperimentError
     from expunge_controller.execution.kubernetes.observe import cancel
     from expunge_controller.execution.runner import mark_cancelled
-    from expunge_controller.experiment.document import ExperimentError
 
     if name := _there(arguments):
         from expunge_controller.client import experiments

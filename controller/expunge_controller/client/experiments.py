@@ -14,7 +14,8 @@ from expunge_jobs.inputs import pinning
 from expunge_jobs.store import Store
 
 from expunge_controller.client.upload import upload
-from expunge_controller.experiment.document import ExperimentError, KeyPath
+from expunge_controller.errors import ExperimentError
+from expunge_controller.experiment.document import KeyPath
 from expunge_controller.experiment.resource import FINAL, RETRY, resources_path
 from expunge_controller.experiment.schema import API_VERSION, Loaded
 from expunge_controller.kube_client.client import ApiError, Cluster, Object

@@ -11,10 +11,10 @@ from expunge_jobs.artifacts.attempts import attempts, read_log
 from expunge_jobs.core.errors import nearest
 from expunge_jobs.store import Store
 
+from expunge_controller.errors import ExperimentError
 from expunge_controller.execution.executor import progress_words
 from expunge_controller.execution.kubernetes.observe import follow_pods
 from expunge_controller.execution.local import observe_running
-from expunge_controller.experiment.document import ExperimentError
 from expunge_controller.planning.plan import Plan, Step
 
 if TYPE_CHECKING:

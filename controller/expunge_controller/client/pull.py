@@ -13,7 +13,7 @@ from expunge_jobs.core.errors import StepError, nearest
 from expunge_jobs.store import Store
 from expunge_jobs.tasks.tasks import ArtifactRef
 
-from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.errors import ExperimentError
 from expunge_controller.planning.plan import ModelRow, Plan
 
 

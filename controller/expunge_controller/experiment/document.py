@@ -17,6 +17,8 @@ from expunge_jobs.core.errors import nearest
 from expunge_jobs.tasks.tasks import NestedErrors
 from pydantic import BaseModel, ValidationError
 
+from expunge_controller.errors import ExperimentError
+
 MAX_NODES = 20_000
 """More nodes than any experiment has, and few enough to walk: aliases of aliases multiply beyond it."""
 
@@ -36,14 +38,6 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
     list("-+.0123456789"),
 )
-
-
-class ExperimentError(Exception):
-    """The user's input is wrong; ``problems`` are all that were found."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
 
 
 @dataclass(frozen=True)

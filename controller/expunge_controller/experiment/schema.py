@@ -31,7 +31,8 @@ from expunge_jobs.tasks.tasks import (
 )
 from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
 
-from expunge_controller.experiment.document import Document, ExperimentError, problems_of, read_document
+from expunge_controller.errors import ExperimentError
+from expunge_controller.experiment.document import Document, problems_of, read_document
 from expunge_controller.experiment.presets import PRESETS
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.text import printable

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from expunge_jobs.core.errors import BadTask, nearest
 
-from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.errors import ExperimentError
 from expunge_controller.kube_client.client import ApiError, Cluster
 from expunge_controller.kube_client.login import Files, Login, Oidc, Plugin, Server, Source
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from expunge_controller.errors import ExperimentError
 from expunge_controller.execution.kubernetes.jobspec import Site
-from expunge_controller.experiment.document import ExperimentError
 from expunge_controller.experiment.schema import MOST_TRIALS, Loaded
 from expunge_controller.planning.allowed import is_allowed
 from expunge_controller.planning.plan import inputs_of

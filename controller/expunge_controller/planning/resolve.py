@@ -21,7 +21,8 @@ from expunge_jobs.inputs.hub import Hub, own_hub
 from expunge_jobs.store import NotFound, Store, TooLarge
 from expunge_jobs.tasks.tasks import EvaluateTask, Input, TaskData, canonical
 
-from expunge_controller.experiment.document import Document, ExperimentError, KeyPath
+from expunge_controller.errors import ExperimentError
+from expunge_controller.experiment.document import Document, KeyPath
 from expunge_controller.experiment.schema import Loaded
 from expunge_controller.planning.plan import Plan, Step, inputs_of, make_plan, with_report
 

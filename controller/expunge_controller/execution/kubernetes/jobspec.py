@@ -11,7 +11,7 @@ from typing import Any
 from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.store import open_store
 
-from expunge_controller.experiment.document import ExperimentError
+from expunge_controller.errors import ExperimentError
 from expunge_controller.experiment.scheduling import Kubernetes, Resources, ResourcesByKind, bytes_of
 from expunge_controller.planning.plan import Step
 
