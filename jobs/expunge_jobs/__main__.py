@@ -43,7 +43,7 @@ def main() -> int:
     threads = os.environ.setdefault("EXPUNGE_THREADS", str(os.cpu_count() or 1))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = threads
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see warm.py
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see forkserver.py
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

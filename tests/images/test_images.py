@@ -99,7 +99,7 @@ def test_a_change_of_code_does_not_bring_torch_again(built: dict[str, str], tmp_
     shutil.copytree(
         ROOT, context, ignore=lambda folder, names: [n for n in names if n.startswith(".") and n != ".dockerignore"]
     )
-    with (context / "jobs" / "expunge_jobs" / "work.py").open("a") as file:
+    with (context / "jobs" / "expunge_jobs" / "runtime" / "context.py").open("a") as file:
         file.write("\n# changed\n")
     image = images.build("jobs", context)
     after = inspected(image)["OCIv1"]["rootfs"]["diff_ids"]

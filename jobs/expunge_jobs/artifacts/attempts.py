@@ -87,7 +87,7 @@ class Damage(Model):
 
 
 CHECKPOINTS = "checkpoints"
-"""Folder below an attempt's of what a later attempt may go on from (see checkpoint.py)."""
+"""Folder below an attempt's of what a later attempt may go on from (see runtime/checkpoints.py)."""
 
 
 def now() -> str:

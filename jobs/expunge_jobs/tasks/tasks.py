@@ -83,7 +83,7 @@ SetName = Literal["forget", "retain", "probe", "members", "nonmembers", "mmlu"]
 
 
 class TaskData(Model):
-    """The sets a step reads, and how a row becomes tokens (see ``encode``)."""
+    """The sets a step reads, and how a row becomes tokens (see modeling/encoding.py)."""
 
     sets: dict[SetName, RowsRef]
     separator: str = " "
