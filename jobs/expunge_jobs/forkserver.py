@@ -13,7 +13,7 @@ from typing import Any
 
 if os.environ.get("EXPUNGE_PRELOAD") == "1":
     warnings.filterwarnings("ignore")
-    # Threads that spin while they wait take the core from the one they wait for (ARCHITECTURE.md, Decisions).
+    # Threads that spin while they wait take the core from the one they wait for (docs/decisions/0002).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import peft  # noqa: F401
     import torch  # noqa: F401
