@@ -151,7 +151,7 @@ def test_a_sweep_is_counted_before_it_is_built() -> None:
     raw = {"apiVersion": "expunge.dev/v1alpha1", "kind": "Experiment", "metadata": {"name": "x", "namespace": "y"}}
     spec = yaml.safe_load(QUICKSTART.read_text())["spec"] | {"sweep": {"seed": [1, 2, 3]}}
     assert len(load_resource(raw | {"spec": spec}, 3).trials) == 3
-    with pytest.raises(ExperimentError, match=r"3 trials \(3\); allowed: at most 2"):
+    with pytest.raises(ExperimentError, match="3 trials; allowed: at most 2"):
         load_resource(raw | {"spec": spec}, 2)
 
 

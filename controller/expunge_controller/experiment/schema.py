@@ -375,7 +375,8 @@ def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial
         return [Trial("default", {}, experiment.spec)]
     sizes = [len(values) for values in sweep.values()]
     if math.prod(sizes) > most:  # counted before a single one is built
-        said = f"{math.prod(sizes):,} trials ({' x '.join(map(str, sizes))}); allowed: at most {most:,} (limits.trials)"
+        of = f" ({' x '.join(map(str, sizes))})" if len(sizes) > 1 else ""
+        said = f"{math.prod(sizes):,} trials{of}; allowed: at most {most:,} (limits.trials)"
         raise ExperimentError([document.at(("spec", "sweep"), said)])
     size = len(json.dumps(document.raw["spec"], default=str))
     if size * math.prod(sizes) > MOST_BYTES:

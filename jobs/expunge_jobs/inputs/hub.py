@@ -106,7 +106,7 @@ class Hub:
             with answer:
                 status, body = answer.status, answer.read(LONGEST_ANSWER + 1)
         except (HTTPError, OSError) as error:
-            raise Unavailable(f"{away} does not answer: {_first_line(error)}") from None
+            raise Unavailable(f"{away} does not answer: {_cause(error)}") from None
         if status in (401, 403, 404):
             mine = (
                 "not for this HF_TOKEN"
@@ -163,6 +163,11 @@ def snapshot(name: str, commit: str, suffixes: tuple[str, ...]) -> Path:
         raise BadTask(f"hf://{name}@{commit}: the hub does not have it, or not for this HF_TOKEN") from None
     except Exception as error:  # whatever the hub's client and the HTTP client below it raise
         raise StepError(f"hf://{name}@{commit}: cannot be had: {_first_line(error)}") from None
+
+
+def _cause(error: Exception) -> str:
+    """Return what went wrong with a connection, without urllib3's names of its own objects."""
+    return str(getattr(error, "reason", None) or error).rpartition("): ")[2] or type(error).__name__
 
 
 def _first_line(error: Exception) -> str:
