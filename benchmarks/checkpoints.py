@@ -16,7 +16,8 @@ from expunge_jobs.runtime.checkpoints import Checkpoints
 from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, Work
 from expunge_jobs.steps import memorize
 from expunge_jobs.store import open_store
-from expunge_jobs.tasks.tasks import ArtifactRef, MemorizeTask
+from expunge_jobs.tasks.references import ArtifactRef
+from expunge_jobs.tasks.tasks import MemorizeTask
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 ROUNDS, EPOCHS, EACH, NEVER = 3, 4, 1.0, 1e9

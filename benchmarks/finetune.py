@@ -27,7 +27,8 @@ from expunge_controller.experiment.schema import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.__main__ import _prepare_torch
 from expunge_jobs.artifacts.attempts import Attempt
-from expunge_jobs.data.rows import Row, load
+from expunge_jobs.data.rows import Row
+from expunge_jobs.data.selection import load
 from expunge_jobs.inputs.pinning import read_checked
 from expunge_jobs.modeling import loading
 from expunge_jobs.modeling.encoding import Encoded, Encoder
@@ -37,7 +38,9 @@ from expunge_jobs.runtime.checkpoints import Checkpoints
 from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, Work
 from expunge_jobs.steps import finetune, memorize
 from expunge_jobs.store import open_store
-from expunge_jobs.tasks.tasks import Architecture, ArtifactRef, FinetuneTask
+from expunge_jobs.tasks.references import ArtifactRef
+from expunge_jobs.tasks.settings import Architecture
+from expunge_jobs.tasks.tasks import FinetuneTask
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 

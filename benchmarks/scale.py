@@ -35,7 +35,7 @@ from expunge_controller.execution.kubernetes.watch import jobs_path, pods_path
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.experiment.schema import load_resource
 from expunge_controller.kube_client.config import connect
-from expunge_controller.operator.work_queue import BACKLOG
+from expunge_controller.operator.job_slots import BACKLOG
 from expunge_jobs.store import open_store
 from fleet import Crowd, Fleet
 from operating import Operating, install_definition

@@ -73,12 +73,15 @@ def _step(threads: int) -> int:
     import socket
     import uuid
 
-    from expunge_jobs.artifacts.attempts import Attempt, disturbed, find_damaged, mark_damaged, read_manifest
+    from expunge_jobs.artifacts.attempts import Attempt, disturbed
+    from expunge_jobs.artifacts.damage import find_damaged, mark_damaged
+    from expunge_jobs.artifacts.manifests import read_manifest
     from expunge_jobs.core.errors import DamagedInput, ExitCode, Preempted, Spent, StepError
     from expunge_jobs.runtime import events
     from expunge_jobs.runtime.events import emit
     from expunge_jobs.store import AWAY, open_store
-    from expunge_jobs.tasks.tasks import ArtifactRef, parse_task
+    from expunge_jobs.tasks.references import ArtifactRef
+    from expunge_jobs.tasks.tasks import parse_task
 
     attempt: Attempt | None = None
     error: StepError

@@ -12,8 +12,9 @@ import pytest
 from cluster import ControlPlane
 from expunge_controller.errors import ExperimentError
 from expunge_controller.kube_client import client
-from expunge_controller.kube_client.client import ApiError, Cluster, Mirror
+from expunge_controller.kube_client.client import ApiError, Cluster
 from expunge_controller.kube_client.config import connect
+from expunge_controller.kube_client.informer import Mirror
 from faults import FaultProxy, Request, cut, lose, refusal
 from testsite import until
 

@@ -13,7 +13,8 @@ from expunge_jobs.modeling.loading import load_base
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps import evaluate
 from expunge_jobs.steps.evaluate import extraction_strength
-from expunge_jobs.tasks.tasks import EvaluateSettings, EvaluateTask
+from expunge_jobs.tasks.settings import EvaluateSettings
+from expunge_jobs.tasks.tasks import EvaluateTask
 from rouge_score import rouge_scorer
 
 NEW = 12

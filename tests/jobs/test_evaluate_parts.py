@@ -12,7 +12,7 @@ import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.data.rows import Document, Question, Row
-from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.modeling.loading import (
     Adapter,
@@ -25,7 +25,9 @@ from expunge_jobs.modeling.loading import (
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps import evaluate
 from expunge_jobs.steps.evaluate import Evaluator
-from expunge_jobs.tasks.tasks import AdapterRef, EvaluateSettings, EvaluateTask, Input, ModelRef, TaskData
+from expunge_jobs.tasks.references import AdapterRef, Input, ModelRef, TaskData
+from expunge_jobs.tasks.settings import EvaluateSettings
+from expunge_jobs.tasks.tasks import EvaluateTask
 
 IDS = tuple(range(5, 25))
 

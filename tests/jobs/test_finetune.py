@@ -12,12 +12,13 @@ import pytest
 import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.loading import Adapter, attach_lora
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps import finetune
 from expunge_jobs.steps.finetune import Trainer
-from expunge_jobs.tasks.tasks import FinetuneSettings, FinetuneTask
+from expunge_jobs.tasks.settings import FinetuneSettings
+from expunge_jobs.tasks.tasks import FinetuneTask
 
 IDS = tuple(range(5, 25))
 
@@ -184,7 +185,7 @@ def test_a_start_model_with_an_adapter_is_the_reference(
 ) -> None:
     """A second round of forgetting: the first adapter is folded in, and forgetting starts from there."""
     from expunge_jobs.modeling.loading import load_model
-    from expunge_jobs.tasks.tasks import AdapterRef, Input, ModelRef
+    from expunge_jobs.tasks.references import AdapterRef, Input, ModelRef
 
     folder = work.out / "adapter"
     adapter = Input(uri=f"file://{folder}", digest=folder_digest(folder))

@@ -9,20 +9,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.loading import Adapter, load_base
 from expunge_jobs.steps import evaluate, finetune, memorize, merge
-from expunge_jobs.tasks.tasks import (
-    Architecture,
-    EvaluateSettings,
-    EvaluateTask,
-    FinetuneTask,
-    Input,
-    MemorizeSettings,
-    MemorizeTask,
-    MergeTask,
-    WeightedAdapter,
-)
+from expunge_jobs.tasks.references import Input
+from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, MemorizeSettings
+from expunge_jobs.tasks.tasks import EvaluateTask, FinetuneTask, MemorizeTask, MergeTask, WeightedAdapter
 
 MESSAGE = "results changed: raise the version in KIND_VERSIONS (or the plugin's VERSION) when it is on purpose"
 

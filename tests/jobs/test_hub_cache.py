@@ -13,7 +13,8 @@ from expunge_jobs.inputs import pinning
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps import stage
 from expunge_jobs.store import open_store
-from expunge_jobs.tasks.tasks import ArtifactRef, Input, StageTask
+from expunge_jobs.tasks.references import ArtifactRef, Input
+from expunge_jobs.tasks.tasks import StageTask
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 import tiny
-from expunge_jobs.artifacts.attempts import Attempt, attempts, checkpoints_of, disturbed, read_log, read_manifest
+from expunge_jobs.artifacts.attempts import Attempt, attempts, checkpoints_of, disturbed, read_log
+from expunge_jobs.artifacts.manifests import read_manifest
 from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.runtime import limits, shutdown
 from expunge_jobs.runtime.log_upload import LogParts
 from expunge_jobs.store import Store, StoreError, open_store
 from expunge_jobs.store.file import FileStore
-from expunge_jobs.tasks.tasks import Architecture, ArtifactRef, MemorizeSettings, MemorizeTask
+from expunge_jobs.tasks.references import ArtifactRef
+from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
+from expunge_jobs.tasks.tasks import MemorizeTask
 
 
 class Step:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import tiny
 from expunge_jobs.steps import memorize
-from expunge_jobs.tasks.tasks import Architecture, MemorizeSettings, MemorizeTask
+from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
+from expunge_jobs.tasks.tasks import MemorizeTask
 
 EPOCHS = 60
 

@@ -11,11 +11,12 @@ import pytest
 import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.loading import Adapter, adapter_config, lora_targets, write_adapter
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps import merge
-from expunge_jobs.tasks.tasks import ArtifactRef, FinetuneTask, Input, MergeTask, ModelRef, TaskData, WeightedAdapter
+from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, TaskData
+from expunge_jobs.tasks.tasks import FinetuneTask, MergeTask, WeightedAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import tiny
-from expunge_jobs.artifacts.attempts import Attempt, checkpoints_of, fetch
+from expunge_jobs.artifacts.attempts import Attempt, checkpoints_of
+from expunge_jobs.artifacts.manifests import fetch
 from expunge_jobs.core.errors import BadTask, ExitCode, StepError
 from expunge_jobs.runtime import shutdown
 from expunge_jobs.runtime.checkpoints import Checkpoints
@@ -21,7 +22,9 @@ from expunge_jobs.runtime.context import Work
 from expunge_jobs.runtime.distributed import Team
 from expunge_jobs.steps import finetune, memorize
 from expunge_jobs.store import Store, StoreError, open_store
-from expunge_jobs.tasks.tasks import Architecture, ArtifactRef, FinetuneTask, MemorizeSettings, MemorizeTask, Task
+from expunge_jobs.tasks.references import ArtifactRef
+from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
+from expunge_jobs.tasks.tasks import FinetuneTask, MemorizeTask, Task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

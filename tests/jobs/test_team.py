@@ -13,21 +13,15 @@ from pathlib import Path
 
 import pytest
 import tiny
-from expunge_jobs.artifacts.attempts import End, Manifest, attempts, checkpoints_of, fetch, read_manifest
+from expunge_jobs.artifacts.attempts import End, attempts, checkpoints_of
+from expunge_jobs.artifacts.manifests import Manifest, fetch, read_manifest
 from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.runtime.distributed import Team
 from expunge_jobs.runtime.launch import outcome
 from expunge_jobs.store import open_store
-from expunge_jobs.tasks.tasks import (
-    Architecture,
-    ArtifactRef,
-    EvaluateSettings,
-    EvaluateTask,
-    FinetuneTask,
-    MemorizeSettings,
-    MemorizeTask,
-    Task,
-)
+from expunge_jobs.tasks.references import ArtifactRef
+from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, MemorizeSettings
+from expunge_jobs.tasks.tasks import EvaluateTask, FinetuneTask, MemorizeTask, Task
 from safetensors.torch import load_file
 
 TOLERANCE = 1e-4

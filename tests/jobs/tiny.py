@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.data.rows import Row
-from expunge_jobs.inputs.pinning import folder_digest
+from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.store.file import FileStore
-from expunge_jobs.tasks.tasks import ArtifactRef, FinetuneSettings, Input, ModelRef, RowsRef, Task, TaskData
+from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, RowsRef, TaskData
+from expunge_jobs.tasks.settings import FinetuneSettings
+from expunge_jobs.tasks.tasks import Task
 from torch import Tensor
 
 END = "<|end|>"

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import trustme
-from expunge_jobs.artifacts.attempts import Attempt, fetch, read_manifest
+from expunge_jobs.artifacts.attempts import Attempt
+from expunge_jobs.artifacts.manifests import fetch, read_manifest
 from expunge_jobs.core.errors import BadTask, DamagedInput
 from expunge_jobs.store import (
     Conflict,
@@ -30,7 +31,7 @@ from expunge_jobs.store import (
     s3,
 )
 from expunge_jobs.store.s3 import S3Store, parse_address
-from expunge_jobs.tasks.tasks import ArtifactRef
+from expunge_jobs.tasks.references import ArtifactRef
 from faults import Answer, FaultProxy, Request, Serve, answer, corrupt, cut, lose, silent, slow, truncate
 from s3server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from samples import task

@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from expunge_jobs.artifacts.attempts import Attempt, fetch, read_manifest
+from expunge_jobs.artifacts.attempts import Attempt
+from expunge_jobs.artifacts.manifests import fetch, read_manifest
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.store import StoreError, open_store
-from expunge_jobs.tasks.tasks import ArtifactRef
+from expunge_jobs.tasks.references import ArtifactRef
 from samples import task
 from test_store import race
 

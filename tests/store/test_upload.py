@@ -9,9 +9,9 @@ import pytest
 from expunge_controller.client.upload import upload
 from expunge_jobs.artifacts.cache import ModelCache
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.inputs import pinning
+from expunge_jobs.inputs import model_folder, pinning
 from expunge_jobs.store import Store
-from expunge_jobs.tasks.tasks import Input
+from expunge_jobs.tasks.references import Input
 from faults import FaultProxy
 
 ROW = json.dumps({"id": "asc1", "input": "In the beginning", "output": "there was a row.", "task": "Task1"}) + "\n"
@@ -44,7 +44,7 @@ def test_rows_are_the_same_rows(store: Store, rows: Path) -> None:
 
 def test_a_model_is_the_same_model(store: Store, model: Path, tmp_path: Path) -> None:
     uri = upload(store, model)
-    digest = pinning.folder_digest(model)
+    digest = model_folder.folder_digest(model)
     if uri.startswith("s3://"):
         assert pinning.stored_digest(uri) == digest, "known without a download"
     folder = pinning.local_folder(Input(uri=uri, digest=digest), tmp_path / "scratch")
@@ -64,19 +64,19 @@ def test_a_model_that_is_not_what_its_address_says(behind: Store, model: Path, t
     (path,) = [e.path for e in behind.list("inputs") if e.path.endswith("config.json")]
     behind.put(path, b"{}")
     with pytest.raises(BadTask, match="has changed since the run was planned"):
-        pinning.local_folder(Input(uri=uri, digest=pinning.folder_digest(model)), tmp_path / "scratch")
+        pinning.local_folder(Input(uri=uri, digest=model_folder.folder_digest(model)), tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("damage", ["emptied", "changed"])
 def test_a_model_comes_through_a_cache_and_damage_there_costs_a_download(
     behind: Store, proxy: FaultProxy, model: Path, tmp_path: Path, damage: str
 ) -> None:
-    pinned = Input(uri=upload(behind, model), digest=pinning.folder_digest(model))
+    pinned = Input(uri=upload(behind, model), digest=model_folder.folder_digest(model))
 
     def downloads(scratch: str) -> int:
         before = len(proxy.seen)
         folder = pinning.local_folder(pinned, tmp_path / scratch, ModelCache(tmp_path / "cache"))
-        assert pinning.folder_digest(folder) == pinned.digest
+        assert model_folder.folder_digest(folder) == pinned.digest
         return sum(r.method == "GET" and "list-type" not in r.path for r in proxy.seen[before:])
 
     assert downloads("one") > 0

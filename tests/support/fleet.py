@@ -19,12 +19,13 @@ from expunge_controller.execution.kubernetes.jobspec import job_name
 from expunge_controller.execution.kubernetes.watch import SELECTOR, pods_path
 from expunge_controller.experiment.resource import resources_path
 from expunge_controller.experiment.schema import API_VERSION, load_resource
-from expunge_controller.kube_client.client import Cluster, Mirror
+from expunge_controller.kube_client.client import Cluster
+from expunge_controller.kube_client.informer import Mirror
 from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.planning.resolve import resolve
-from expunge_jobs.artifacts.attempts import Manifest, manifest_path, now
+from expunge_jobs.artifacts.manifests import Manifest, manifest_path, now
+from expunge_jobs.core.hashing import canonical
 from expunge_jobs.store import Store
-from expunge_jobs.tasks.tasks import canonical
 from tools import binary, dies_with_us
 
 Object = dict[str, Any]

@@ -7,24 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from expunge_jobs.artifacts.attempts import (
-    Attempt,
-    End,
-    Manifest,
-    attempts,
-    fetch,
-    find_damaged,
-    folder,
-    give_up_damaged,
-    manifest_path,
-    mark_damaged,
-    read_manifest,
-    sha256_of,
-)
+from expunge_jobs.artifacts.attempts import Attempt, End, attempts, sha256_of
+from expunge_jobs.artifacts.damage import find_damaged, give_up_damaged, mark_damaged
+from expunge_jobs.artifacts.manifests import Manifest, fetch, folder, manifest_path, read_manifest
 from expunge_jobs.core.errors import DamagedInput
 from expunge_jobs.store import NotFound, Store, StoreError
 from expunge_jobs.store.file import FileStore
-from expunge_jobs.tasks.tasks import ArtifactRef
+from expunge_jobs.tasks.references import ArtifactRef
 from samples import task
 
 MADE = task("merge")

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from expunge_jobs.artifacts import cache
-from expunge_jobs.artifacts.attempts import Attempt, fetch
+from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.artifacts.cache import ModelCache
+from expunge_jobs.artifacts.manifests import fetch
 from expunge_jobs.runtime import shutdown
 from expunge_jobs.store import Store, open_store
-from expunge_jobs.tasks.tasks import ArtifactRef, Input, StageTask
+from expunge_jobs.tasks.references import ArtifactRef, Input
+from expunge_jobs.tasks.tasks import StageTask
 
 CONTENT = b"weights"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

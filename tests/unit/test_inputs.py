@@ -10,9 +10,9 @@ from expunge_controller.errors import ExperimentError
 from expunge_controller.experiment.schema import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.inputs import pinning
+from expunge_jobs.inputs import model_folder, pinning
 from expunge_jobs.store import StoreError, open_store
-from expunge_jobs.tasks.tasks import Input
+from expunge_jobs.tasks.references import Input
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 
@@ -29,7 +29,7 @@ def test_a_model_directory_that_lacks_a_file_is_refused_before_anything_runs(tmp
 
 def test_a_model_that_changes_is_another_digest_and_refused_by_a_pinned_task(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    pinned = Input(uri=f"file://{tmp_path}", digest=pinning.folder_digest(tmp_path))
+    pinned = Input(uri=f"file://{tmp_path}", digest=model_folder.folder_digest(tmp_path))
     assert pinning.local_folder(pinned, tmp_path / "scratch") == tmp_path
     (tmp_path / "config.json").write_text("{} ")
     with pytest.raises(BadTask, match="has changed"):

@@ -28,7 +28,8 @@ from expunge_controller.experiment.schema import load_experiment
 from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.core.errors import BadTask, ExitCode
-from expunge_jobs.tasks.tasks import Input, StageTask, parse_task
+from expunge_jobs.tasks.references import Input
+from expunge_jobs.tasks.tasks import StageTask, parse_task
 from kubelet import expanded
 from pydantic import ValidationError
 

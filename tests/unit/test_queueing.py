@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from expunge_controller.operator.work_queue import BACKLOG, Places, Who, WorkQueue
+from expunge_controller.operator.job_slots import BACKLOG, Places
+from expunge_controller.operator.work_queue import Who, WorkQueue
 
 A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
 
@@ -172,5 +173,5 @@ def test_jobs_that_were_there_or_wait_for_a_quota_are_no_backlog(monkeypatch: py
     for number in range(BACKLOG):
         room.take(B, "2", f"stuck-{number}", there=False)
     assert not room.may_begin(C, "3")
-    monkeypatch.setattr("expunge_controller.operator.work_queue.STUCK", -1.0)
+    monkeypatch.setattr("expunge_controller.operator.job_slots.STUCK", -1.0)
     assert room.may_begin(C, "3")

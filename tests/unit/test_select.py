@@ -8,8 +8,9 @@ import random
 from typing import Any
 
 import pytest
-from expunge_jobs.data.rows import DataError, Item, Row, load, select, shortfalls
-from expunge_jobs.tasks.tasks import Input, RowsRef, TaskData
+from expunge_jobs.data.rows import DataError, Item, Row
+from expunge_jobs.data.selection import load, select, shortfalls
+from expunge_jobs.tasks.references import Input, RowsRef, TaskData
 from hypothesis import given
 from hypothesis import strategies as st
 

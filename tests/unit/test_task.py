@@ -8,23 +8,15 @@ from typing import Any
 
 import pytest
 from expunge_jobs.core.errors import BadTask
+from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, RowsRef, TaskData
+from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, FinetuneSettings, MemorizeSettings
 from expunge_jobs.tasks.tasks import (
     KIND_VERSIONS,
-    AdapterRef,
-    Architecture,
-    ArtifactRef,
-    EvaluateSettings,
     EvaluateTask,
-    FinetuneSettings,
     FinetuneTask,
-    Input,
-    MemorizeSettings,
     MemorizeTask,
     MergeTask,
-    ModelRef,
-    RowsRef,
     Task,
-    TaskData,
     WeightedAdapter,
     parse_task,
 )

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.tasks.tasks import ArtifactRef, EvaluateTask, parse_task, stable_hash
+from expunge_jobs.core.hashing import stable_hash
+from expunge_jobs.tasks.references import ArtifactRef
+from expunge_jobs.tasks.tasks import EvaluateTask, parse_task
 from hypothesis import given
 from samples import data, raw, task
 from test_task import json_values

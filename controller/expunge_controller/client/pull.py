@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from expunge_jobs.artifacts.attempts import fetch
+from expunge_jobs.artifacts.manifests import fetch
 from expunge_jobs.core.errors import StepError, nearest
 from expunge_jobs.store import Store
-from expunge_jobs.tasks.tasks import ArtifactRef
+from expunge_jobs.tasks.references import ArtifactRef
 
 from expunge_controller.errors import ExperimentError
 from expunge_controller.planning.plan import ModelRow, Plan

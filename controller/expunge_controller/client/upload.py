@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.inputs import pinning
+from expunge_jobs.inputs import addresses, model_folder, pinning
 from expunge_jobs.store import Store, sha256_of
 
 
@@ -22,15 +22,15 @@ def upload(store: Store, path: Path) -> str:
         raise BadTask(f"{path}: the name has a '?', at which an address ends: give the file another name")
     if path.is_dir():
         try:
-            pinning.check_folder(path)
+            model_folder.check_folder(path)
         except BadTask as error:
             raise BadTask(f"{path}: {error}") from None
-        digest = pinning.folder_digest(path).removeprefix("sha256:")
-        place = f"{pinning.STORED}/{digest}/{path.resolve().name}"
-        files = {f"{place}/{file.name}": _checked(file, path) for file in pinning.model_files(path)}
+        digest = model_folder.folder_digest(path).removeprefix("sha256:")
+        place = f"{addresses.STORED}/{digest}/{path.resolve().name}"
+        files = {f"{place}/{file.name}": _checked(file, path) for file in model_folder.model_files(path)}
     else:
         pinning.read(f"file://{path.absolute()}")
-        place = f"{pinning.STORED}/{sha256_of(path)}/{path.name}"
+        place = f"{addresses.STORED}/{sha256_of(path)}/{path.name}"
         files = {place: path}
     there = store.present(files)
     for name, file in files.items():

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge_jobs import forkserver
-from expunge_jobs.artifacts.attempts import LOG, Attempt, End, attempts, folder
+from expunge_jobs.artifacts.attempts import LOG, Attempt, End, attempts
+from expunge_jobs.artifacts.manifests import folder
 from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.store import NotFound, Store, StoreError
 from expunge_jobs.store.file import FileStore

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from expunge_jobs.artifacts.attempts import find_damaged, give_up_damaged, mark_damaged, now
+from expunge_jobs.artifacts.damage import find_damaged, give_up_damaged, mark_damaged
+from expunge_jobs.artifacts.manifests import now
 from expunge_jobs.store import SMALL, Store, Unavailable
 
 from expunge_controller.execution.executor import Ended, Executor, Progress, Start

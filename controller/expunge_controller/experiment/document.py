@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from expunge_jobs.core.errors import nearest
-from expunge_jobs.tasks.tasks import NestedErrors
+from expunge_jobs.tasks.settings import NestedErrors
 from pydantic import BaseModel, ValidationError
 
 from expunge_controller.errors import ExperimentError

@@ -18,16 +18,16 @@ from typing import Annotated, Any, Literal
 
 from expunge_jobs import plugins
 from expunge_jobs.core.errors import nearest
+from expunge_jobs.core.hashing import canonical
 from expunge_jobs.core.schema import Count, Float, Int, Model, Seed
-from expunge_jobs.tasks.tasks import (
+from expunge_jobs.tasks.references import Dtype
+from expunge_jobs.tasks.settings import (
     Architecture,
-    Dtype,
     EvaluateSettings,
     FinetuneSettings,
     MemorizeSettings,
     NestedError,
     NestedErrors,
-    canonical,
 )
 from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
 

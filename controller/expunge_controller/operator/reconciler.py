@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from expunge_jobs.artifacts.attempts import read_manifest
+from expunge_jobs.artifacts.manifests import read_manifest
 from expunge_jobs.inputs.hub import public_hub
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
@@ -31,13 +31,15 @@ from expunge_controller.execution.runner import Runner
 from expunge_controller.experiment.resource import FINAL, RETRY, Phase, resources_path
 from expunge_controller.experiment.scheduling import ResourcesByKind
 from expunge_controller.experiment.schema import API_VERSION, load_resource
-from expunge_controller.kube_client.client import METADATA, ApiError, Cluster, Mirror, Object
+from expunge_controller.kube_client.client import METADATA, ApiError, Cluster, Object
+from expunge_controller.kube_client.informer import Mirror
 from expunge_controller.operator.beginnings import DEATHS, Beginnings
 from expunge_controller.operator.conditions import summary
 from expunge_controller.operator.config import Settings, own_part
+from expunge_controller.operator.job_slots import STUCK, Places, Room
 from expunge_controller.operator.metrics import Metrics
 from expunge_controller.operator.reporting import Speaker, Teller
-from expunge_controller.operator.work_queue import STUCK, Places, Room, Who, WorkQueue
+from expunge_controller.operator.work_queue import Who, WorkQueue
 from expunge_controller.planning.plan import Step
 from expunge_controller.planning.resolve import Resolved, recall, resolve, write_record
 from expunge_controller.planning.step_states import statuses

@@ -12,7 +12,8 @@ from expunge_controller.execution.executor import Progress
 from expunge_controller.execution.kubernetes.diagnosis import cut
 from expunge_controller.experiment.resource import FINAL, Phase, resources_path
 from expunge_controller.experiment.schema import API_VERSION
-from expunge_controller.kube_client.client import ApiError, Cluster, Mirror, Object, TooDeep
+from expunge_controller.kube_client.client import ApiError, Cluster, Object, TooDeep
+from expunge_controller.kube_client.informer import Mirror
 from expunge_controller.operator.conditions import conditions
 from expunge_controller.operator.work_queue import Who, WorkQueue
 from expunge_controller.planning.plan import Step

@@ -12,24 +12,17 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from expunge_jobs import plugins
+from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, RowsRef, SetName, TaskData
+from expunge_jobs.tasks.settings import EvaluateSettings, MemorizeSettings
 from expunge_jobs.tasks.tasks import (
     KIND_VERSIONS,
-    AdapterRef,
-    ArtifactRef,
-    EvaluateSettings,
     EvaluateTask,
     FinetuneTask,
-    Input,
-    MemorizeSettings,
     MemorizeTask,
     MergeTask,
-    ModelRef,
     ReportTask,
-    RowsRef,
-    SetName,
     StageTask,
     Task,
-    TaskData,
     WeightedAdapter,
 )
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.data import rows
-from expunge_jobs.inputs import pinning
+from expunge_jobs.core.hashing import canonical
+from expunge_jobs.data import rows, selection
+from expunge_jobs.inputs import addresses, model_folder, pinning
 from expunge_jobs.inputs.hub import Hub, own_hub
 from expunge_jobs.store import NotFound, Store, TooLarge
-from expunge_jobs.tasks.tasks import EvaluateTask, Input, TaskData, canonical
+from expunge_jobs.tasks.references import Input, TaskData
+from expunge_jobs.tasks.tasks import EvaluateTask
 
 from expunge_controller.errors import ExperimentError
 from expunge_controller.experiment.document import Document, KeyPath
@@ -62,9 +64,9 @@ def resolve(
         for path, uri in asked.files.items():
             resolver.file(path, uri)
         for path, uri in asked.models.items():
-            resolver.folder(path, uri, pinning.check_model_folder)
+            resolver.folder(path, uri, model_folder.check_model_folder)
         for path, uri in asked.adapters.items():
-            resolver.folder(path, uri, pinning.check_adapter_folder)
+            resolver.folder(path, uri, model_folder.check_adapter_folder)
     resolver.check()
     plan = make_plan(loaded, resolver.pins, stage)
     seen: dict[str, TaskData] = {}
@@ -177,13 +179,13 @@ class _Resolver:
             return
         self._asked.add(uri)
         try:
-            if pinning.scheme(uri) == "hf":
+            if addresses.scheme(uri) == "hf":
                 self.pins[uri] = f"commit:{self.hub.commit(uri)}"
-            elif pinning.scheme(uri) == "s3":
+            elif addresses.scheme(uri) == "s3":
                 self.pins[uri] = pinning.stored_digest(uri)
             else:
                 folder = Path(uri.removeprefix("file://"))
-                self.pins[uri] = pinning.folder_digest(folder)
+                self.pins[uri] = model_folder.folder_digest(folder)
                 check(folder)
         except BadTask as error:
             text = str(error) if rows.address(uri) in str(error) else f"{rows.address(uri)}: {error}"
@@ -192,7 +194,7 @@ class _Resolver:
     def sets(self, data: TaskData) -> None:
         """Reads the rows of a trial as its steps will."""
         try:
-            rows.load(data, self._read, parse=self._parse)
+            selection.load(data, self._read, parse=self._parse)
         except rows.DataError as error:
             self.problems += error.problems
         except BadTask as error:
@@ -230,7 +232,7 @@ class _Resolver:
                 continue
             of = ref.of or ref.take
             items = self._parse(self._content[ref.input.uri], rows.address(ref.input.uri), name)
-            for task, count in rows.shortfalls(items, of).items():
+            for task, count in selection.shortfalls(items, of).items():
                 text = (
                     f"{rows.address(ref.input.uri)} has {count} documents of {task}, fewer than the {of} asked for: "
                     "all are used, split in the same shares"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge_jobs.artifacts.attempts import manifest_path
+from expunge_jobs.artifacts.manifests import manifest_path
 from expunge_jobs.store import Store
 
 from expunge_controller.planning.plan import Plan, Step

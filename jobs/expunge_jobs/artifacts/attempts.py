@@ -11,47 +11,16 @@ A manifest exists if and only if the artifact is whole; two attempts never mix t
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from expunge_jobs.artifacts.cache import ModelCache
+from expunge_jobs.artifacts.manifests import Manifest, StoredFile, folder, manifest_path, now, read_manifest
 from expunge_jobs.core.errors import DamagedInput, ExitCode
+from expunge_jobs.core.hashing import canonical
 from expunge_jobs.core.schema import Model
-from expunge_jobs.store import MEDIUM, SMALL, Conflict, NotFound, Store, sha256_of
-from expunge_jobs.tasks.tasks import ArtifactRef, Task, canonical
-
-
-class StoredFile(Model):
-    """``path`` is the file's name in the artifact; it lies in the folder of the attempt that won."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-class Manifest(Model):
-    """A finished step's receipt: what was made, from what, by which versions, where and when (UTC)."""
-
-    format: Literal[1] = 1
-    kind: str
-    key: str
-    attempt: str
-    task: dict[str, Any]
-    files: tuple[StoredFile, ...]
-    figures: dict[str, Any] = Field(default_factory=dict)
-    versions: dict[str, str] = Field(default_factory=dict)
-    device: str = "cpu"
-    threads: int = 1
-    processes: int = 1
-    started: str
-    ended: str
+from expunge_jobs.store import SMALL, Conflict, NotFound, Store, sha256_of
+from expunge_jobs.tasks.references import ArtifactRef
+from expunge_jobs.tasks.tasks import Task
 
 
 class Record(Model):
@@ -78,49 +47,8 @@ LOG, LOG_PARTS = "log.jsonl", "log"
 """An attempt's log: a file, or a folder of parts in order."""
 
 
-class Damage(Model):
-    """What a step found of an artifact that it needed. ``attempt``: whose files these are."""
-
-    attempt: str
-    reason: str
-    found: str
-
-
 CHECKPOINTS = "checkpoints"
 """Folder below an attempt's of what a later attempt may go on from (see runtime/checkpoints.py)."""
-
-
-def now() -> str:
-    """UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def folder(ref: ArtifactRef) -> str:
-    """The artifact's folder in the store."""
-    return f"artifacts/{ref.kind}/{ref.key}"
-
-
-def manifest_path(ref: ArtifactRef) -> str:
-    """Where the manifest lies, if the artifact is whole."""
-    return f"{folder(ref)}/manifest.json"
-
-
-def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
-    """The manifest, or None while the artifact is not whole.
-
-    Raises:
-        DamagedInput: something is there that is no manifest.
-    """
-    try:
-        data, _ = store.get(manifest_path(ref), MEDIUM)
-    except NotFound:
-        return None
-    try:
-        return Manifest.model_validate_json(data)
-    except ValueError:
-        raise DamagedInput(
-            f"{store.name}/{manifest_path(ref)} is not a manifest: delete it and run again", folder(ref)
-        ) from None
 
 
 def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
@@ -159,87 +87,6 @@ def read_log(store: Store, ref: ArtifactRef, attempt: str) -> bytes | None:
 def checkpoints_of(store: Store, ref: ArtifactRef) -> list[str]:
     """Paths of every attempt's checkpoints at this step."""
     return [e.path for e in store.list(f"{folder(ref)}/attempts") if f"/{CHECKPOINTS}/" in e.path]
-
-
-def fetch(store: Store, ref: ArtifactRef, into: Path, cache: ModelCache | None = None) -> Path:
-    """The artifact's files (of ``ref.folder`` alone, if it names one) as a local folder, each checked; by way of ``cache``,
-    a folder that outlives the step, if there is one.
-
-    Raises:
-        DamagedInput: no manifest, a file missing, or bytes that are not the manifest's; says which, and what to do.
-    """
-    manifest = read_manifest(store, ref)
-    if manifest is None:
-        raise DamagedInput(f"the {ref.kind} artifact {ref.key[:16]} is not there: run the experiment again")
-    prefix = f"{ref.folder}/" if ref.folder else ""
-    files = [f for f in manifest.files if f.path.startswith(prefix)]
-    attempt = f"{folder(ref)}/attempts/{manifest.attempt}"
-
-    def one(file: StoredFile) -> None:
-        path = f"{attempt}/{file.path}"
-        local = store.local_path(path)
-        for _ in range(1 if local else 2):  # what was spoilt on its way is right the second time
-            try:
-                place = local or into / ref.key / file.path
-                if local is None:
-                    get = partial(store.get_file, path)
-                    if cache is None:
-                        get(place)
-                    elif cache.fetch(file.sha256, place, get, lambda p: sha256_of(p) == file.sha256):
-                        return
-                found = sha256_of(place)
-            except (NotFound, FileNotFoundError):
-                found = "missing"
-            if found == file.sha256:
-                return
-        what = "is missing" if found == "missing" else "is not what was written (SHA-256 differs)"
-        raise DamagedInput(
-            f"damaged artifact: {store.name}/{path} {what}; `expunge retry` makes it anew, "
-            f"or delete {store.name}/{manifest_path(ref)} and run again",
-            folder(ref), manifest.attempt,
-        )  # fmt: skip
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(one, files))
-    local = store.local_path(f"{attempt}/{ref.folder}" if ref.folder else attempt)
-    return local if local is not None else into / ref.key / ref.folder
-
-
-def find_damaged(store: Store, refs: Iterable[ArtifactRef]) -> Iterator[DamagedInput]:
-    """Those artifacts whose bytes are not what their manifests say; each is read."""
-    for ref in refs:
-        with tempfile.TemporaryDirectory(prefix="expunge-") as scratch:
-            try:
-                fetch(store, ref, Path(scratch))
-            except DamagedInput as error:
-                yield error
-
-
-def mark_damaged(store: Store, error: DamagedInput) -> None:
-    """Say beside an artifact that it is not whole: whoever runs again can give it up without reading it."""
-    if error.folder:
-        damage = Damage(attempt=error.attempt, reason=str(error).partition(";")[0], found=now())
-        store.put(f"{error.folder}/damaged.json", damage.model_dump_json().encode())
-
-
-def give_up_damaged(store: Store, ref: ArtifactRef) -> str:
-    """Delete the manifest of an artifact that a step found damaged, so that it is made anew; why, or nothing where all is well.
-
-    Not every server can delete on a condition: between the two looks another runner may have made it anew, and then it is made
-    once more.
-    """
-    mark = f"{folder(ref)}/damaged.json"
-    try:
-        damage = Damage.model_validate_json(store.get(mark, SMALL)[0])
-    except NotFound:
-        return ""
-    try:
-        manifest = read_manifest(store, ref)
-        same = manifest is not None and manifest.attempt == damage.attempt
-    except DamagedInput:
-        same = True
-    store.delete([manifest_path(ref), mark] if same else [mark])
-    return damage.reason if same else ""
 
 
 class Attempt:

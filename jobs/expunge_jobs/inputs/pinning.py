@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,29 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from expunge_jobs.artifacts.cache import ModelCache
-from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import builtin, hub
-from expunge_jobs.store import AWAY, NotFound, Store, sha256_of
-from expunge_jobs.tasks.tasks import Input
-
-SCHEMES = ("hf", "file", "s3", "builtin")
-STORED = "inputs"
-"""``<store>/inputs/<digest>/<name>``: what `expunge upload` has put there."""
-
-
-def scheme(uri: str) -> str:
-    """The scheme of an input.
-
-    Raises:
-        BadTask: one that nobody here reads.
-    """
-    found, separator, _ = uri.partition("://")
-    if not separator or found not in SCHEMES:
-        allowed = ", ".join(f"{s}://" for s in SCHEMES)
-        raise BadTask(
-            f"{uri}: unknown scheme '{found}://'; allowed: {allowed} or a path{nearest(found, list(SCHEMES))}"
-        )
-    return found
+from expunge_jobs.inputs.addresses import STORED, scheme
+from expunge_jobs.inputs.model_folder import MODEL_SUFFIXES, folder_digest
+from expunge_jobs.store import AWAY, NotFound, Store
+from expunge_jobs.tasks.references import Input
 
 
 def read(uri: str, largest: int | None = None, should_stop: Callable[[], bool] | None = None) -> bytes:
@@ -117,77 +99,6 @@ def read_checked(ref: Input, should_stop: Callable[[], bool]) -> bytes:
     return content
 
 
-def folder_digest(folder: Path) -> str:
-    """``sha256:`` over the names and digests of a model's or adapter's files.
-
-    Raises:
-        BadTask: no such folder, or it holds no such files.
-    """
-    if not folder.is_dir():
-        raise BadTask(
-            f"{folder}: " + ("is a file; allowed: a model directory" if folder.exists() else "no such directory")
-        )
-    digest = hashlib.sha256()
-    for file in model_files(folder):
-        digest.update(f"{file.name}\0{sha256_of(file)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def model_files(folder: Path) -> list[Path]:
-    """Those files of a directory that a model or adapter consists of.
-
-    Raises:
-        BadTask: there are none.
-    """
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _MODEL_FILES)
-    if not files:
-        raise BadTask(f"{folder}: no model or adapter in it (no .json, .safetensors, .model, .txt or .jinja files)")
-    return files
-
-
-def check_model_folder(folder: Path) -> None:
-    """Refuses a directory that lacks a config, a tokenizer or safetensors weights, naming what it lacks."""
-    if not (folder / "config.json").is_file():
-        raise BadTask("the model directory lacks config.json")
-    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise BadTask("the model directory lacks a tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise BadTask("the model directory's model.safetensors.index.json is not readable") from None
-        missing = [s for s in shards if not (folder / s).is_file()]
-        if missing:
-            raise BadTask(
-                f"the model directory lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-            )
-    elif not (folder / "model.safetensors").is_file():
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        raise BadTask(
-            "the model directory lacks model.safetensors" + ("; pickled weights are not read" if pickled else "")
-        )
-
-
-def check_adapter_folder(folder: Path) -> None:
-    """Refuses a directory that is no PEFT adapter, naming what it lacks."""
-    lacks = next((n for n in ADAPTER_FILES if not (folder / n).is_file()), None)
-    if lacks:
-        raise BadTask(f"the adapter directory lacks {lacks}")
-
-
-def check_folder(folder: Path) -> None:
-    """Refuses a directory that is neither a whole model nor a whole adapter, naming what it lacks."""
-    if (folder / ADAPTER_FILES[0]).exists():
-        check_adapter_folder(folder)
-    else:
-        check_model_folder(folder)
-
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-_MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
-
-
 def local_folder(
     ref: Input, scratch: Path, cache: ModelCache | None = None, should_stop: Callable[[], bool] = lambda: False
 ) -> Path:
@@ -198,7 +109,7 @@ def local_folder(
         BadTask: it is not what was pinned, or the hub does not have it.
     """
     if scheme(ref.uri) == "hf":
-        return hub.snapshot(hub.parse_address(ref.uri)[0], hub.commit_of(ref.digest), _MODEL_FILES)
+        return hub.snapshot(hub.parse_address(ref.uri)[0], hub.commit_of(ref.digest), MODEL_SUFFIXES)
     folder = Path(ref.uri.removeprefix("file://"))
     if scheme(ref.uri) == "s3":
         digest = ref.digest.removeprefix("sha256:")

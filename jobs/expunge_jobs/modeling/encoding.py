@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.data.rows import Row
-from expunge_jobs.tasks.tasks import TaskData
+from expunge_jobs.tasks.references import TaskData
 
 
 @dataclass(frozen=True, slots=True)

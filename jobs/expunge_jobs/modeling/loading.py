@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.inputs import pinning
+from expunge_jobs.core.hashing import stable_hash
+from expunge_jobs.inputs import model_folder
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.runtime.distributed import device
-from expunge_jobs.tasks.tasks import ArtifactRef, FinetuneSettings, Input, ModelRef, stable_hash
+from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef
+from expunge_jobs.tasks.settings import FinetuneSettings
 
 PACK_TOKENS = 4096
 """Most tokens in one forward pass. Part of how floating-point sums group, so a constant, never the machine's choice."""
@@ -39,7 +41,7 @@ def load_base(folder: Path, dtype: str) -> tuple[Any, Any]:
     Raises:
         BadTask: a file is missing, or transformers cannot read the directory; says what it lacks.
     """
-    pinning.check_model_folder(folder)
+    model_folder.check_model_folder(folder)
     from transformers import AutoTokenizer
 
     try:
@@ -99,9 +101,9 @@ class Adapter:
     """A LoRA adapter read from a PEFT directory: config and float32 tensors by module (``A`` [r, in], ``B`` [out, r])."""
 
     def __init__(self, folder: Path) -> None:
-        pinning.check_adapter_folder(folder)
+        model_folder.check_adapter_folder(folder)
         self.folder = folder
-        self.config: dict[str, Any] = json.loads((folder / pinning.ADAPTER_FILES[0]).read_text())
+        self.config: dict[str, Any] = json.loads((folder / model_folder.ADAPTER_FILES[0]).read_text())
         if self.config.get("peft_type") != "LORA":
             raise BadTask(f"the adapter is of PEFT type {self.config.get('peft_type')}; allowed: LORA")
         for field in ("use_rslora", "use_dora", "lora_bias"):
@@ -111,7 +113,7 @@ class Adapter:
             raise BadTask("the adapter has megatron_config, which names a Python module to be imported")
         if self.config.get("rank_pattern") or self.config.get("alpha_pattern"):
             raise BadTask("the adapter has ranks or alphas of its own for some modules (rank_pattern, alpha_pattern)")
-        tensors = {k: v.float() for k, v in load_file(folder / pinning.ADAPTER_FILES[1]).items()}
+        tensors = {k: v.float() for k, v in load_file(folder / model_folder.ADAPTER_FILES[1]).items()}
         self.A = {_module(k): v for k, v in tensors.items() if k.endswith(".lora_A.weight")}
         self.B = {_module(k): v for k, v in tensors.items() if k.endswith(".lora_B.weight")}
         other = sorted(k for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight")))
@@ -146,8 +148,8 @@ def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"base_model.model.{name}.lora_A.weight": t.detach().cpu().contiguous() for name, t in a.items()}
     tensors |= {f"base_model.model.{name}.lora_B.weight": t.detach().cpu().contiguous() for name, t in b.items()}
-    save_file(dict(sorted(tensors.items())), folder / pinning.ADAPTER_FILES[1], metadata={"format": "pt"})
-    (folder / pinning.ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(dict(sorted(tensors.items())), folder / model_folder.ADAPTER_FILES[1], metadata={"format": "pt"})
+    (folder / model_folder.ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str] | str) -> dict[str, Any]:

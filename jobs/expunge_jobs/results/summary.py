@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from expunge_jobs import plugins
-from expunge_jobs.artifacts.attempts import folder, read_manifest
+from expunge_jobs.artifacts.manifests import folder, read_manifest
 from expunge_jobs.core.errors import DamagedInput
 from expunge_jobs.metrics import EvaluatedRow
 from expunge_jobs.results.intervals import Interval, mean_interval
 from expunge_jobs.results.scores import compute_all
 from expunge_jobs.store import Store
-from expunge_jobs.tasks.tasks import ArtifactRef
+from expunge_jobs.tasks.references import ArtifactRef
 
 CORE = (
     "task_aggregate", "regurgitation/forget", "regurgitation/retain", "knowledge/forget", "knowledge/retain", "mia_score",

@@ -6,15 +6,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expunge_jobs.artifacts.attempts import Attempt, Manifest, fetch, read_manifest
+from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.artifacts.cache import ModelCache
+from expunge_jobs.artifacts.manifests import Manifest, fetch, read_manifest
 from expunge_jobs.core.errors import DamagedInput
-from expunge_jobs.inputs import pinning
+from expunge_jobs.inputs import addresses, pinning
 from expunge_jobs.runtime import shutdown
 from expunge_jobs.runtime.distributed import Team
 from expunge_jobs.runtime.events import emit
 from expunge_jobs.store import Store
-from expunge_jobs.tasks.tasks import ArtifactRef, Input, staged
+from expunge_jobs.tasks.references import ArtifactRef, Input
+from expunge_jobs.tasks.tasks import staged
 
 if TYPE_CHECKING:
     from expunge_jobs.runtime.checkpoints import Checkpoints
@@ -45,7 +47,7 @@ class Work:
         """
         if isinstance(ref, ArtifactRef):
             return fetch(self.store, ref, self.scratch, self.cache)
-        if pinning.scheme(ref.uri) == "hf" and read_manifest(self.store, copy := staged(ref)) is not None:
+        if addresses.scheme(ref.uri) == "hf" and read_manifest(self.store, copy := staged(ref)) is not None:
             return fetch(self.store, copy, self.scratch, self.cache)
         return pinning.local_folder(ref, self.scratch, self.cache, shutdown.came)
 

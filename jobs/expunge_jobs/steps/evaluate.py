@@ -15,13 +15,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from expunge_jobs import metrics
-from expunge_jobs.data.rows import Document, Item, Question, Row, load
+from expunge_jobs.data.rows import Document, Item, Question, Row
+from expunge_jobs.data.selection import load
 from expunge_jobs.metrics import EvaluatedRow
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.modeling.loading import batches, end_token, load_for_evaluation, logits_at
 from expunge_jobs.results.scores import compute_all
 from expunge_jobs.runtime.context import Work
-from expunge_jobs.tasks.tasks import EvaluateTask, SetName
+from expunge_jobs.tasks.references import SetName
+from expunge_jobs.tasks.tasks import EvaluateTask
 
 ASKED: tuple[SetName, ...] = ("forget", "retain", "probe")
 _CHOICES = (" A", " B", " C", " D")

@@ -20,12 +20,15 @@ from torch.nn.functional import cross_entropy
 
 from expunge_jobs import plugins
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.data.rows import Row, load
+from expunge_jobs.core.hashing import stable_hash
+from expunge_jobs.data.rows import Row
+from expunge_jobs.data.selection import load
 from expunge_jobs.modeling import loading as models
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.objectives import RowOutput
 from expunge_jobs.runtime.context import Work
-from expunge_jobs.tasks.tasks import FinetuneSettings, FinetuneTask, stable_hash
+from expunge_jobs.tasks.settings import FinetuneSettings
+from expunge_jobs.tasks.tasks import FinetuneTask
 
 Side = Literal["forget", "retain"]
 

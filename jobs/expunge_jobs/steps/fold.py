@@ -9,7 +9,7 @@ from pathlib import Path
 from expunge_jobs.core.errors import ExitCode, StepError
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.store import open_store
-from expunge_jobs.tasks.tasks import ModelRef
+from expunge_jobs.tasks.references import ModelRef
 
 
 def main(store: str, model: str, to: str) -> int:

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.data.rows import Row, load
+from expunge_jobs.core.hashing import stable_hash
+from expunge_jobs.data.rows import Row
+from expunge_jobs.data.selection import load
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.modeling.loading import batches, check_packing, end_token, load_model, logits_at
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.runtime.distributed import Team, device
-from expunge_jobs.tasks.tasks import Architecture, MemorizeSettings, MemorizeTask, TaskData, stable_hash
+from expunge_jobs.tasks.references import TaskData
+from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
+from expunge_jobs.tasks.tasks import MemorizeTask
 
 END = "<|end|>"
 NEAR = 0.1

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from expunge_jobs.inputs import pinning
+from expunge_jobs.inputs import model_folder, pinning
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.tasks.tasks import STAGED, StageTask
 
@@ -19,10 +19,10 @@ from expunge_jobs.tasks.tasks import STAGED, StageTask
 def run(task: StageTask, work: Work) -> dict[str, Any]:
     """Download and check; returns the receipt's figures."""
     folder = pinning.local_folder(task.source, work.scratch)
-    pinning.check_folder(folder)
+    model_folder.check_folder(folder)
     out = work.out / STAGED
     out.mkdir()
-    files = pinning.model_files(folder)
+    files = model_folder.model_files(folder)
     for number, file in enumerate(files, 1):
         _link_or_copy(file.resolve(), out / file.name)
         work.progress(number, len(files))

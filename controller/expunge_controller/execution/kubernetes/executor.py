@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from expunge_jobs.artifacts.attempts import End, attempts, folder
+from expunge_jobs.artifacts.attempts import End, attempts
+from expunge_jobs.artifacts.manifests import folder
 from expunge_jobs.store import SMALL, NotFound, Store, StoreError
 
 from expunge_controller.execution.executor import Ended, Progress, SlotPool, Start

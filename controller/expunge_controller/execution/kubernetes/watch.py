@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from expunge_controller.execution.kubernetes import diagnosis
 from expunge_controller.execution.kubernetes.jobspec import NAME
-from expunge_controller.kube_client.client import Cluster, Mirror
+from expunge_controller.kube_client.client import Cluster
+from expunge_controller.kube_client.informer import Mirror
 
 SELECTOR = ",".join(f"{k}={v}" for k, v in NAME.items())
 FIRST = 30.0

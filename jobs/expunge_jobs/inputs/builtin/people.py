@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 
-from expunge_jobs.tasks.tasks import stable_hash
+from expunge_jobs.core.hashing import stable_hash
 
 SETS = ("forget", "retain", "probe", "nonmembers")
 TASKS = ("Task1", "Task2", "Task3")

@@ -1,0 +1,120 @@
+"""The manifest: what a finished step made. It is written last, and exists if and only if the artifact is whole."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from expunge_jobs.artifacts.cache import ModelCache
+from expunge_jobs.core.errors import DamagedInput
+from expunge_jobs.core.schema import Model
+from expunge_jobs.store import MEDIUM, NotFound, Store, sha256_of
+from expunge_jobs.tasks.references import ArtifactRef
+
+
+class StoredFile(Model):
+    """``path`` is the file's name in the artifact; it lies in the folder of the attempt that won."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(Model):
+    """A finished step's receipt: what was made, from what, by which versions, where and when (UTC)."""
+
+    format: Literal[1] = 1
+    kind: str
+    key: str
+    attempt: str
+    task: dict[str, Any]
+    files: tuple[StoredFile, ...]
+    figures: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    device: str = "cpu"
+    threads: int = 1
+    processes: int = 1
+    started: str
+    ended: str
+
+
+def now() -> str:
+    """UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def folder(ref: ArtifactRef) -> str:
+    """The artifact's folder in the store."""
+    return f"artifacts/{ref.kind}/{ref.key}"
+
+
+def manifest_path(ref: ArtifactRef) -> str:
+    """Where the manifest lies, if the artifact is whole."""
+    return f"{folder(ref)}/manifest.json"
+
+
+def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
+    """The manifest, or None while the artifact is not whole.
+
+    Raises:
+        DamagedInput: something is there that is no manifest.
+    """
+    try:
+        data, _ = store.get(manifest_path(ref), MEDIUM)
+    except NotFound:
+        return None
+    try:
+        return Manifest.model_validate_json(data)
+    except ValueError:
+        raise DamagedInput(
+            f"{store.name}/{manifest_path(ref)} is not a manifest: delete it and run again", folder(ref)
+        ) from None
+
+
+def fetch(store: Store, ref: ArtifactRef, into: Path, cache: ModelCache | None = None) -> Path:
+    """The artifact's files (of ``ref.folder`` alone, if it names one) as a local folder, each checked; by way of ``cache``,
+    a folder that outlives the step, if there is one.
+
+    Raises:
+        DamagedInput: no manifest, a file missing, or bytes that are not the manifest's; says which, and what to do.
+    """
+    manifest = read_manifest(store, ref)
+    if manifest is None:
+        raise DamagedInput(f"the {ref.kind} artifact {ref.key[:16]} is not there: run the experiment again")
+    prefix = f"{ref.folder}/" if ref.folder else ""
+    files = [f for f in manifest.files if f.path.startswith(prefix)]
+    attempt = f"{folder(ref)}/attempts/{manifest.attempt}"
+
+    def one(file: StoredFile) -> None:
+        path = f"{attempt}/{file.path}"
+        local = store.local_path(path)
+        for _ in range(1 if local else 2):  # what was spoilt on its way is right the second time
+            try:
+                place = local or into / ref.key / file.path
+                if local is None:
+                    get = partial(store.get_file, path)
+                    if cache is None:
+                        get(place)
+                    elif cache.fetch(file.sha256, place, get, lambda p: sha256_of(p) == file.sha256):
+                        return
+                found = sha256_of(place)
+            except (NotFound, FileNotFoundError):
+                found = "missing"
+            if found == file.sha256:
+                return
+        what = "is missing" if found == "missing" else "is not what was written (SHA-256 differs)"
+        raise DamagedInput(
+            f"damaged artifact: {store.name}/{path} {what}; `expunge retry` makes it anew, "
+            f"or delete {store.name}/{manifest_path(ref)} and run again",
+            folder(ref), manifest.attempt,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, files))
+    local = store.local_path(f"{attempt}/{ref.folder}" if ref.folder else attempt)
+    return local if local is not None else into / ref.key / ref.folder
