@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.attempts import Attempt, checkpoints_of
 from expunge_jobs.runtime.checkpoints import Checkpoints

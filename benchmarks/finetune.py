@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.__main__ import _prepare_torch
 from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.data.rows import Row
 from expunge_jobs.data.selection import load
 from expunge_jobs.inputs.pinning import read_checked
-from expunge_jobs.modeling import loading
+from expunge_jobs.modeling import adapters
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.objectives import RowOutput
 from expunge_jobs.runtime import distributed
@@ -113,9 +113,9 @@ class Lab:
         return made.eval()
 
     @contextmanager
-    def adapter(self) -> Iterator[loading.Lora]:
+    def adapter(self) -> Iterator[adapters.Lora]:
         """The base with a fresh adapter, which goes at the end."""
-        lora = loading.attach_lora(self.base, self.task.settings, self.task.seed)
+        lora = adapters.attach_lora(self.base, self.task.settings, self.task.seed)
         try:
             yield lora
         finally:

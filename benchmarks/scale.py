@@ -30,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from chart import identity, of_kind, rendered
 from cluster import ControlPlane
-from expunge_controller.execution.kubernetes.jobspec import Site, job, job_name
+from expunge_controller.execution.kubernetes.jobspec import job, job_name
+from expunge_controller.execution.kubernetes.site import Site
 from expunge_controller.execution.kubernetes.watch import jobs_path, pods_path
+from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
-from expunge_controller.experiment.schema import load_resource
 from expunge_controller.kube_client.config import connect
 from expunge_controller.operator.job_slots import BACKLOG
 from expunge_jobs.store import open_store

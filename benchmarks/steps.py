@@ -17,7 +17,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.planning.resolve import resolve
 

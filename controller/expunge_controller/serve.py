@@ -17,7 +17,7 @@ from expunge_jobs.core.errors import StepError
 from pydantic import TypeAdapter
 
 from expunge_controller.errors import ExperimentError
-from expunge_controller.execution.kubernetes.jobspec import Site, check_reachable
+from expunge_controller.execution.kubernetes.site import Site, check_reachable
 from expunge_controller.experiment.scheduling import Quantity, bytes_of
 from expunge_controller.kube_client.client import ApiError
 from expunge_controller.kube_client.config import connect

@@ -10,10 +10,10 @@ import pytest
 from expunge_controller.execution.executor import Ended
 from expunge_controller.execution.kubernetes import executor as module
 from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
-from expunge_controller.execution.kubernetes.jobspec import Site as Where
+from expunge_controller.execution.kubernetes.site import Site as Where
 from expunge_controller.execution.kubernetes.watch import Watch
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.experiment.scheduling import Resources
-from expunge_controller.experiment.schema import load_experiment
 from expunge_controller.kube_client.config import connect
 from expunge_controller.planning.plan import Step
 from expunge_controller.planning.resolve import resolve

@@ -17,8 +17,8 @@ import pytest
 from chart import identity
 from cluster import ControlPlane, GivenCluster
 from expunge_controller.execution.kubernetes.jobspec import KEY
+from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.resource import resources_path
-from expunge_controller.experiment.schema import load_resource
 from expunge_controller.kube_client.client import Cluster
 from expunge_controller.kube_client.config import connect
 from expunge_controller.planning.resolve import resolve

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from cluster import ControlPlane
+from expunge_controller.experiment.loading import load_experiment, load_resource
 from expunge_controller.experiment.presets import PRESETS
-from expunge_controller.experiment.schema import load_experiment, load_resource
 from expunge_controller.planning.resolve import resolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

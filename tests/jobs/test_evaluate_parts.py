@@ -13,15 +13,9 @@ import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.data.rows import Document, Question, Row
 from expunge_jobs.inputs.model_folder import folder_digest
+from expunge_jobs.modeling.adapters import Adapter, adapter_config, attach_lora, lora_tensors, write_adapter
 from expunge_jobs.modeling.encoding import Encoded
-from expunge_jobs.modeling.loading import (
-    Adapter,
-    adapter_config,
-    attach_lora,
-    load_for_evaluation,
-    lora_tensors,
-    write_adapter,
-)
+from expunge_jobs.modeling.loading import load_for_evaluation
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps import evaluate
 from expunge_jobs.steps.evaluate import Evaluator

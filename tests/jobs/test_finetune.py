@@ -13,7 +13,7 @@ import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs.model_folder import folder_digest
-from expunge_jobs.modeling.loading import Adapter, attach_lora
+from expunge_jobs.modeling.adapters import Adapter, attach_lora
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps import finetune
 from expunge_jobs.steps.finetune import Trainer

@@ -10,7 +10,8 @@ import pytest
 import tiny
 import torch
 from expunge_jobs.inputs.model_folder import folder_digest
-from expunge_jobs.modeling.loading import Adapter, load_base
+from expunge_jobs.modeling.adapters import Adapter
+from expunge_jobs.modeling.loading import load_base
 from expunge_jobs.steps import evaluate, finetune, memorize, merge
 from expunge_jobs.tasks.references import Input
 from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, MemorizeSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.core.errors import BadTask

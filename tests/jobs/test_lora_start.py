@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.modeling.loading import attach_lora, lora_tensors
+from expunge_jobs.modeling.adapters import attach_lora, lora_tensors
 from torch import Tensor
 
 

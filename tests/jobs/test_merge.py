@@ -12,7 +12,7 @@ import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs.model_folder import folder_digest
-from expunge_jobs.modeling.loading import Adapter, adapter_config, lora_targets, write_adapter
+from expunge_jobs.modeling.adapters import Adapter, adapter_config, lora_targets, write_adapter
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps import merge
 from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, TaskData

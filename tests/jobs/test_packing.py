@@ -9,7 +9,7 @@ import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.modeling.encoding import Encoded
-from expunge_jobs.modeling.loading import batches, check_packing, head_logits, hidden_at, logits_at
+from expunge_jobs.modeling.packing import batches, check_packing, head_logits, hidden_at, logits_at
 
 ROWS = [
     Encoded((5, 6, 7), 1),

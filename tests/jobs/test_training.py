@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from expunge_jobs.modeling.adapters import attach_lora, lora_tensors
 from expunge_jobs.modeling.encoding import Encoded
-from expunge_jobs.modeling.loading import attach_lora, lora_tensors
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.steps.finetune import Trainer
 from torch import Tensor
@@ -247,7 +247,7 @@ def test_accumulation_equals_the_large_batch(
 def test_small_passes_equal_one_large_one(base: Any, words: Any, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """Micro-batches are packed together only as far as they fit; that changes no value."""
     whole = [x["loss"] for x in trainer(copy.deepcopy(base), words, work, batch_size=1, accumulation=4).train()]
-    monkeypatch.setattr("expunge_jobs.modeling.loading.PACK_TOKENS", 5)
+    monkeypatch.setattr("expunge_jobs.modeling.packing.PACK_TOKENS", 5)
     small = trainer(copy.deepcopy(base), words, work, batch_size=1, accumulation=4)
     assert len(list(small._chunks(small.draw(0)))) == 4
     assert [x["loss"] for x in small.train()] == pytest.approx(whole, rel=1e-4)

@@ -17,8 +17,9 @@ import yaml
 from cluster import ControlPlane
 from expunge_controller.execution.kubernetes.jobspec import job_name
 from expunge_controller.execution.kubernetes.watch import SELECTOR, pods_path
+from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.resource import resources_path
-from expunge_controller.experiment.schema import API_VERSION, load_resource
+from expunge_controller.experiment.schema import API_VERSION
 from expunge_controller.kube_client.client import Cluster
 from expunge_controller.kube_client.informer import Mirror
 from expunge_controller.planning.plan import Plan, Step

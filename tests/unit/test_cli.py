@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from expunge_controller.cli.main import main
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.plan import Step
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.attempts import LOG, Attempt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.operator.conditions import conditions, summary
 from expunge_controller.planning.resolve import resolve
 from expunge_controller.planning.step_states import StepStatus, statuses

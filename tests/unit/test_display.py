@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from expunge_controller.cli import display
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.resolve import resolve
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from expunge_controller.errors import ExperimentError
-from expunge_controller.experiment.schema import load_experiment, load_resource
+from expunge_controller.experiment.loading import load_experiment, load_resource
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.resolve import resolve
 

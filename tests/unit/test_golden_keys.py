@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from expunge_controller.experiment.schema import load_experiment
-from expunge_controller.planning.plan import inputs_of, make_plan, with_report
+from expunge_controller.experiment.loading import load_experiment
+from expunge_controller.planning.plan import make_plan, with_report
+from expunge_controller.planning.trial_plan import inputs_of
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = GOLDEN / "keys.json"

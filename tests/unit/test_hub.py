@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from expunge_controller.execution.kubernetes.jobspec import Site
+from expunge_controller.execution.kubernetes.site import Site
 from expunge_controller.experiment.crd import resource_definition
 from expunge_controller.operator.config import Settings
 from expunge_controller.planning.allowed import is_allowed

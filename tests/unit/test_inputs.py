@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from expunge_controller.errors import ExperimentError
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import model_folder, pinning

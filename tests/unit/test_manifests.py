@@ -15,16 +15,15 @@ from expunge_controller.execution.kubernetes.jobspec import (
     DEFAULTS,
     KEY,
     RESOURCES,
-    Site,
-    check_reachable,
     fingerprint,
     job,
     job_name,
     requested,
     trial_job,
 )
+from expunge_controller.execution.kubernetes.site import Site, check_reachable
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
-from expunge_controller.experiment.schema import load_experiment
 from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.core.errors import BadTask, ExitCode

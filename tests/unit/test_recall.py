@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from expunge_controller.experiment.schema import Loaded, load_experiment
+from expunge_controller.experiment.loading import Loaded, load_experiment
 from expunge_controller.planning.resolve import Resolved, recall, resolve, write_record
 from expunge_jobs.store import Store, open_store
 from expunge_jobs.tasks import tasks

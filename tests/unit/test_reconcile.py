@@ -10,7 +10,7 @@ import pytest
 from expunge_controller.execution import runner
 from expunge_controller.execution.executor import Ended, Progress, Start
 from expunge_controller.execution.runner import Runner, mark_cancelled
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.plan import Step
 from expunge_controller.planning.resolve import Resolved, resolve
 from expunge_jobs.store import Unavailable

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from expunge_controller.cli.tables import results_table
 from expunge_jobs.results.intervals import mean_interval, t_quantile
-from expunge_jobs.results.summary import CORE, Result, by_model, verdict
+from expunge_jobs.results.summary import CORE, Result, by_model
+from expunge_jobs.results.verdict import verdict
 
 
 def result(seed: int, model: str, value: float | None, group: str = "default", step: str = "") -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from expunge_controller.cli.tables import aligned
 from expunge_controller.execution.kubernetes.diagnosis import cut
-from expunge_controller.experiment.schema import load_experiment
+from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.operator.conditions import conditions
 from expunge_controller.planning.resolve import resolve
 from expunge_controller.text import printable

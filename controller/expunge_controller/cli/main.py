@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from expunge_jobs.store import Store
 
     from expunge_controller.execution.executor import Executor
-    from expunge_controller.execution.kubernetes.jobspec import Site
+    from expunge_controller.execution.kubernetes.site import Site
     from expunge_controller.execution.runner import Runner
     from expunge_controller.experiment.schema import Spec
     from expunge_controller.kube_client.client import Cluster
@@ -78,7 +78,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Store, Resolved]:
 def _load(arguments: argparse.Namespace) -> tuple[Store, Resolved, Spec]:
     """The store, the plan, and what the file says besides (resources, and what concerns clusters)."""
     from expunge_controller.client import experiments
-    from expunge_controller.experiment.schema import load_experiment, load_resource
+    from expunge_controller.experiment.loading import load_experiment, load_resource
     from expunge_controller.planning.resolve import recall, resolve
 
     name, known = _there(arguments), ""
@@ -123,7 +123,7 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
 
 
 def _site(arguments: argparse.Namespace, namespace: str) -> Site:
-    from expunge_controller.execution.kubernetes.jobspec import Site
+    from expunge_controller.execution.kubernetes.site import Site
 
     return Site(
         namespace=namespace, image=arguments.image or os.environ.get("EXPUNGE_IMAGE") or "",
@@ -161,7 +161,7 @@ def _executor(arguments: argparse.Namespace, store: Store, resolved: Resolved, s
     parallel = arguments.parallel or plan.parallel
     if arguments.executor == "kubernetes":
         from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
-        from expunge_controller.execution.kubernetes.jobspec import check_reachable
+        from expunge_controller.execution.kubernetes.site import check_reachable
         from expunge_controller.execution.kubernetes.watch import Watch
 
         cluster = _cluster(arguments)
@@ -269,8 +269,8 @@ class _Interrupts:
 
 def _submit(arguments: argparse.Namespace) -> int:
     from expunge_controller.client import experiments
+    from expunge_controller.experiment.loading import load_experiment
     from expunge_controller.experiment.resource import PREFIX
-    from expunge_controller.experiment.schema import load_experiment
 
     loaded = load_experiment(Path(arguments.file), arguments.set)
     arguments.namespace = arguments.namespace or loaded.experiment.metadata.namespace
@@ -422,8 +422,9 @@ def _pull(arguments: argparse.Namespace) -> int:
 def _render(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from expunge_controller.execution.kubernetes.jobspec import check_reachable, job
-    from expunge_controller.experiment.schema import load_experiment
+    from expunge_controller.execution.kubernetes.jobspec import job
+    from expunge_controller.execution.kubernetes.site import check_reachable
+    from expunge_controller.experiment.loading import load_experiment
     from expunge_controller.planning.resolve import resolve
 
     loaded = load_experiment(Path(arguments.file), arguments.set)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from expunge_jobs.results.summary import Result, Row, by_model, verdict
+from expunge_jobs.results.summary import Result, Row, by_model
+from expunge_jobs.results.verdict import verdict
 
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.step_states import StepStatus

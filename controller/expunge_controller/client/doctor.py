@@ -14,7 +14,8 @@ from expunge_jobs.store import check_conditional_writes
 from expunge_jobs.store.s3 import S3Store
 
 from expunge_controller.execution.kubernetes import diagnosis
-from expunge_controller.execution.kubernetes.jobspec import CONTAINER, STORE_KEYS, Site, trial_job
+from expunge_controller.execution.kubernetes.jobspec import CONTAINER, trial_job
+from expunge_controller.execution.kubernetes.site import STORE_KEYS, Site
 from expunge_controller.execution.kubernetes.watch import jobs_path, pods_path
 from expunge_controller.experiment.resource import resources_path
 from expunge_controller.kube_client.client import ApiError, Cluster, Object

@@ -16,11 +16,12 @@ from expunge_jobs.store import Store
 from expunge_controller.client.upload import upload
 from expunge_controller.errors import ExperimentError
 from expunge_controller.experiment.document import KeyPath
+from expunge_controller.experiment.loading import Loaded
 from expunge_controller.experiment.resource import FINAL, RETRY, resources_path
-from expunge_controller.experiment.schema import API_VERSION, Loaded
+from expunge_controller.experiment.schema import API_VERSION
 from expunge_controller.kube_client.client import ApiError, Cluster, Object
 from expunge_controller.planning.allowed import is_allowed
-from expunge_controller.planning.plan import inputs_of
+from expunge_controller.planning.trial_plan import inputs_of
 
 POLL, UNSEEN = 2.0, 30.0
 """Seconds between two looks at an Experiment, and after which it is said that no operator has begun it."""

@@ -8,17 +8,10 @@ spec: {model: ..., data: ..., specialists: ..., merge: ..., evaluate: ..., sweep
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import math
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from expunge_jobs import plugins
 from expunge_jobs.core.errors import nearest
-from expunge_jobs.core.hashing import canonical
 from expunge_jobs.core.schema import Count, Float, Int, Model, Seed
 from expunge_jobs.tasks.references import Dtype
 from expunge_jobs.tasks.settings import (
@@ -31,22 +24,11 @@ from expunge_jobs.tasks.settings import (
 )
 from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
 
-from expunge_controller.errors import ExperimentError
-from expunge_controller.experiment.document import Document, problems_of, read_document
 from expunge_controller.experiment.presets import PRESETS
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
-from expunge_controller.text import printable
 
 API_VERSION = "expunge.dev/v1alpha1"
 RESERVED = ("base", "merged")
-MOST_TRIALS = 5000
-"""Trials of a sweep. Each takes some 40 KiB of whoever plans it; an installation may set another bound."""
-MOST_BYTES = 64 * 2**20
-"""Bytes of a spec as JSON, times its trials: each trial has one of its own."""
-LONGEST_VALUE = 200
-"""Characters of a swept value in a trial's name; of a longer one the name has the beginning and a digest."""
-MODELS_A_TRIAL = 10
-"""So many times as many models may be judged, over all trials together: their number follows from specialists and controls."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?$")]
 Address = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -295,135 +277,3 @@ class Experiment(Model):
     kind: Literal["Experiment"]
     metadata: Metadata
     spec: Spec
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One point of the sweep. ``group`` is its name without the seed: trials over which a mean is taken."""
-
-    name: str
-    values: dict[str, Any]
-    spec: Spec
-
-    @property
-    def group(self) -> str:
-        return _trial_name({k: v for k, v in self.values.items() if k != "seed"})
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """An experiment file, checked, with every trial."""
-
-    experiment: Experiment
-    trials: list[Trial]
-    document: Document
-
-    @property
-    def name(self) -> str:
-        return self.experiment.metadata.name
-
-
-def load_experiment(path: Path, overrides: list[str] | None = None) -> Loaded:
-    """The experiment in a file, with ``--set`` overrides.
-
-    Raises:
-        ExperimentError: every problem of the file, each with its line and path.
-    """
-    return check_document(read_document(path, overrides or []))
-
-
-def load_resource(resource: dict[str, Any], most_trials: int = MOST_TRIALS) -> Loaded:
-    """The experiment of a custom resource, as the API server has it, with a sweep of at most so many trials.
-
-    Raises:
-        ExperimentError: every problem, each with its path.
-    """
-    meta = resource["metadata"]
-    raw = {k: resource.get(k) for k in ("apiVersion", "kind", "spec")} | {
-        "metadata": {"name": meta["name"], "namespace": meta["namespace"]}
-    }
-    return check_document(Document(f"experiment {meta['name']}", raw), most_trials)
-
-
-def check_document(document: Document, most_trials: int = MOST_TRIALS) -> Loaded:
-    """The experiment of a document, with a sweep of at most so many trials.
-
-    Raises:
-        ExperimentError: every problem, each with its path.
-    """
-    try:
-        experiment = Experiment.model_validate(document.raw)
-    except ValidationError as error:
-        raise ExperimentError(problems_of(error, document, Experiment)) from None
-    trials = _trials(document, experiment, most_trials)
-    models, most = sum(_models(t.spec) for t in trials), MODELS_A_TRIAL * most_trials
-    if models > most:
-        said = f"{models:,} models to judge, over all trials; allowed: at most {most:,} (ten for each of limits.trials)"
-        raise ExperimentError([document.at(("spec",), said)])
-    return Loaded(experiment, trials, document)
-
-
-def _models(spec: Spec) -> int:
-    """Return how many models a trial judges: the base, specialists, baselines, the merge and its controls."""
-    controls = len(spec.specialists) * len(spec.evaluate.controls)
-    return 1 + len(spec.specialists) + len(spec.baselines) + (1 + controls if spec.merge else 0)
-
-
-def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial]:
-    sweep = experiment.spec.sweep
-    if not sweep:
-        return [Trial("default", {}, experiment.spec)]
-    sizes = [len(values) for values in sweep.values()]
-    if math.prod(sizes) > most:  # counted before a single one is built
-        of = f" ({' x '.join(map(str, sizes))})" if len(sizes) > 1 else ""
-        said = f"{math.prod(sizes):,} trials{of}; allowed: at most {most:,} (limits.trials)"
-        raise ExperimentError([document.at(("spec", "sweep"), said)])
-    size = len(json.dumps(document.raw["spec"], default=str))
-    if size * math.prod(sizes) > MOST_BYTES:
-        said = f"{math.prod(sizes):,} trials of a spec of {size:,} bytes; allowed: at most {MOST_BYTES:,} bytes in all"
-        raise ExperimentError([document.at(("spec", "sweep"), said)])
-    problems: list[str] = []
-    for path, values in sweep.items():
-        if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes", "suspend", "cancel"):
-            problems.append(document.at(("spec", "sweep", path), f"'{path}' changes no result, so it cannot be swept"))
-            continue
-        seen: set[str] = set()
-        for number, value in enumerate(values):
-            # Each value by itself first: an error then names the value, and not one of many combinations.
-            place = ("spec", "sweep", path, number)
-            point = document.with_values({path: value})
-            try:
-                spec = Experiment.model_validate(point.raw).spec
-            except ValidationError as error:
-                problems += [document.at(place, text) for text in problems_of(error, point, Experiment, place=False)]
-                continue
-            understood = spec.model_dump_json()  # in which 0.5 and '5e-1' are one value
-            if understood in seen:
-                problems.append(document.at(place, "the same value twice"))
-            seen.add(understood)
-    if problems:
-        raise ExperimentError(problems)
-    paths = sorted(sweep)
-    trials = []
-    for combination in itertools.product(*(sweep[p] for p in paths)):
-        chosen = dict(zip(paths, combination, strict=True))
-        point = document.with_values(chosen)
-        try:
-            spec = Spec.model_validate(point.raw["spec"])
-        except ValidationError as error:
-            texts = problems_of(error, point, Experiment, place=False)
-            raise ExperimentError([f"{document.file}: trial {_trial_name(chosen)}: {t}" for t in texts]) from None
-        trials.append(Trial(_trial_name(chosen), chosen, spec))
-    return trials
-
-
-def _trial_name(values: dict[str, Any]) -> str:
-    return ",".join(f"{k}={plain(values[k])}" for k in sorted(values)) or "default"
-
-
-def plain(value: Any) -> str:
-    """Return a swept value as names have it."""
-    text = canonical(value) if isinstance(value, dict | list) else str(value)
-    if len(text) > LONGEST_VALUE:
-        text = f"{text[: LONGEST_VALUE - 20]}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return printable(text)

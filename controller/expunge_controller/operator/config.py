@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expunge_controller.errors import ExperimentError
-from expunge_controller.execution.kubernetes.jobspec import Site
-from expunge_controller.experiment.schema import MOST_TRIALS, Loaded
+from expunge_controller.execution.kubernetes.site import Site
+from expunge_controller.experiment.loading import MOST_TRIALS, Loaded
 from expunge_controller.planning.allowed import is_allowed
-from expunge_controller.planning.plan import inputs_of
+from expunge_controller.planning.trial_plan import inputs_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,15 @@ from expunge_controller.errors import ExperimentError
 from expunge_controller.execution.executor import progress_words
 from expunge_controller.execution.kubernetes.diagnosis import cut
 from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
-from expunge_controller.execution.kubernetes.jobspec import Site, requested
+from expunge_controller.execution.kubernetes.jobspec import requested
 from expunge_controller.execution.kubernetes.observe import cancel
+from expunge_controller.execution.kubernetes.site import Site
 from expunge_controller.execution.kubernetes.watch import Watch
 from expunge_controller.execution.runner import Runner
+from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.resource import FINAL, RETRY, Phase, resources_path
 from expunge_controller.experiment.scheduling import ResourcesByKind
-from expunge_controller.experiment.schema import API_VERSION, load_resource
+from expunge_controller.experiment.schema import API_VERSION
 from expunge_controller.kube_client.client import METADATA, ApiError, Cluster, Object
 from expunge_controller.kube_client.informer import Mirror
 from expunge_controller.operator.beginnings import DEATHS, Beginnings

@@ -6,41 +6,18 @@ A trial's steps are named by role (``finetune over``); steps of different trials
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from expunge_jobs import plugins
-from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, RowsRef, SetName, TaskData
-from expunge_jobs.tasks.settings import EvaluateSettings, MemorizeSettings
+from expunge_jobs.tasks.references import ArtifactRef, ModelRef
 from expunge_jobs.tasks.tasks import (
     KIND_VERSIONS,
-    EvaluateTask,
-    FinetuneTask,
-    MemorizeTask,
-    MergeTask,
     ReportTask,
     StageTask,
     Task,
-    WeightedAdapter,
 )
 
-from expunge_controller.experiment.document import KeyPath
-from expunge_controller.experiment.schema import (
-    Data,
-    ExternalAdapter,
-    Finetune,
-    Loaded,
-    Rest,
-    RetainOnly,
-    Spec,
-    Trial,
-    plain,
-)
-
-Pins = Mapping[str, str]
-"""Digests by address; made by ``resolve``."""
+from expunge_controller.experiment.loading import Loaded, Trial, plain
+from expunge_controller.planning.trial_plan import Keys, Pins, TrialPlan, Versions
 
 
 @dataclass(frozen=True)
@@ -84,10 +61,6 @@ class Plan:
     by_key: dict[str, Step] = field(repr=False)
 
 
-Versions = Mapping[str, int]
-"""Of kinds (``finetune``) and plugins (``objectives/npo``)."""
-
-
 def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Versions | None = None) -> Plan:
     """The plan of an experiment whose inputs are pinned. ``stage``: what lies on the hub is copied into the store first.
     ``versions``: of an earlier plan, in place of this code's."""
@@ -95,9 +68,9 @@ def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Version
     trials_of: dict[str, list[str]] = defaultdict(list)
     keys_of_role: dict[str, dict[str, str]] = defaultdict(dict)
     models: list[ModelRow] = []
-    keys = _Keys(versions or {})
+    keys = Keys(versions or {})
     for trial in loaded.trials:
-        planned = _TrialPlan(trial.spec, pins, keys)
+        planned = TrialPlan(trial.spec, pins, keys)
         for role, key, task in planned.steps:
             tasks.setdefault(key, (role, task))
             if not trials_of[key] or trials_of[key][-1] != trial.name:
@@ -145,205 +118,6 @@ def with_report(plan: Plan, record: str) -> Plan:
     needs = tuple(s.key for s in plan.steps if s.kind == "evaluate")
     step = Step(task.key(), task.kind, "report", task, needs, plan.trials)
     return replace(plan, steps=(*plan.steps, step), by_key=plan.by_key | {step.key: step})
-
-
-class Inputs(NamedTuple):
-    """The addresses that a trial reads, by the field that has them."""
-
-    files: dict[KeyPath, str]
-    models: dict[KeyPath, str]
-    adapters: dict[KeyPath, str]
-
-
-def inputs_of(spec: Spec) -> Inputs:
-    """What a trial reads from outside."""
-    files: dict[KeyPath, str] = {("data", n): ref.input.uri for n, ref in _sets(spec.data, lambda _: "").items()}
-    adapters: dict[KeyPath, str] = {
-        (group, name, "adapter"): model.adapter
-        for group, models in (("specialists", spec.specialists), ("baselines", spec.baselines))
-        for name, model in models.items()
-        if isinstance(model, ExternalAdapter)
-    }
-    return Inputs(files, {("model",): spec.model} if spec.model else {}, adapters)
-
-
-class _Keys:
-    """Tasks that are equal in many trials are made and hashed once: a sweep of 1,000 has few distinct ones."""
-
-    def __init__(self, versions: Versions) -> None:
-        self._versions = versions
-        self._made: dict[Any, tuple[str, Task]] = {}
-        self._needs: dict[str, list[ArtifactRef]] = {}
-
-    def make(self, make: Callable[[], Task], *given: Any) -> tuple[str, Task]:
-        """The task and its key; ``make`` is asked once for equal ``given``."""
-        identity = tuple(g.model_dump_json() if hasattr(g, "model_dump_json") else repr(g) for g in given)
-        if identity not in self._made:
-            task = self._of_its_time(make())
-            self._made[identity] = (task.key(), task)
-        return self._made[identity]
-
-    def _of_its_time(self, task: Task) -> Task:
-        plugins = {name: self._versions.get(name, version) for name, version in task.plugins.items()}
-        return task.model_copy(update={"version": self._versions.get(task.kind, task.version), "plugins": plugins})
-
-    def needs(self, key: str, task: Task) -> list[ArtifactRef]:
-        if key not in self._needs:
-            self._needs[key] = task.needs()
-        return self._needs[key]
-
-
-class _TrialPlan:
-    """One trial's steps (role, key, task) and models (name, key of its evaluation, what it is)."""
-
-    def __init__(self, spec: Spec, pins: Pins, keys: _Keys) -> None:
-        self.spec, self.pins, self.keys = spec, pins, keys
-        self.steps: list[tuple[str, str, Task]] = []
-        self.models: list[tuple[str, str, ModelRef]] = []
-        self.sets = _sets(spec.data, pins.__getitem__)
-        self._made: dict[tuple[SetName, ...], TaskData] = {}
-        self.evaluation = EvaluateSettings(
-            batch_size=spec.evaluate.batch_size, max_new_tokens=spec.evaluate.max_new_tokens
-        )
-        self.base = self._base()
-        self._evaluate("base", self.base)
-        adapters = {name: self._specialist(name, s) for name, s in spec.specialists.items()}
-        for name, baseline in spec.baselines.items():
-            if isinstance(baseline, RetainOnly):
-                self._evaluate(name, self._retain_only(name, baseline))
-            else:
-                self._specialist(name, baseline)
-        if spec.merge is not None:
-            self._merge(adapters)
-            for scale in spec.evaluate.controls:
-                for name, adapter in adapters.items():
-                    self._evaluate(f"control:{name}@{scale}", self._on_base(adapter, scale))
-
-    def _data(self, *names: SetName) -> TaskData:
-        data = self.spec.data
-        if names not in self._made:  # one for all steps that read the same: hundreds of plans are kept at once
-            self._made[names] = TaskData(
-                sets={n: self.sets[n] for n in names if n in self.sets}, separator=data.separator, template=data.template,
-                max_length=data.max_length, overlap=data.overlap,
-            )  # fmt: skip
-        return self._made[names]
-
-    def _base(self) -> ModelRef:
-        start = ModelRef(base=self._input(self.spec.model)) if self.spec.model else None
-        if self.spec.memorize is None:
-            assert start is not None, "the experiment has a model or memorize"
-            return start
-        return self._memorize("memorize", self.spec.memorize.model_dump(mode="json"), ("forget", "retain", "probe"))
-
-    def _memorize(self, role: str, given: dict[str, Any], sets: tuple[SetName, ...]) -> ModelRef:
-        start = ModelRef(base=self._input(self.spec.model)) if self.spec.model else None
-        architecture = given.pop("architecture", None)
-        data = self._data(*sets)
-        make = lambda: MemorizeTask(  # noqa: E731
-            data=data, settings=MemorizeSettings.model_validate(given), architecture=architecture, model=start,
-            dtype=self.spec.dtype,
-        )  # fmt: skip
-        key = self._add(role, make, role.split()[0], data, given, architecture, start, self.spec.dtype)
-        return ModelRef(base=ArtifactRef(kind="memorize", key=key, folder="model"))
-
-    def _retain_only(self, name: str, baseline: RetainOnly) -> ModelRef:
-        given = self.spec.retain_only(baseline).model_dump(mode="json")
-        return self._memorize(f"memorize {name}", given, ("retain", "probe"))
-
-    def _specialist(self, name: str, given: Finetune | ExternalAdapter) -> ArtifactRef | Input:
-        adapter: ArtifactRef | Input
-        if isinstance(given, ExternalAdapter):
-            adapter = self._input(given.adapter)
-        else:
-            data = self._data("forget", "retain")
-            make = lambda: FinetuneTask(  # noqa: E731
-                model=self.base, data=data, settings=given.settings(), seed=self.spec.seed, dtype=self.spec.dtype,
-                plugins=_versions("objectives", given.objective),
-            )  # fmt: skip
-            key = self._add(
-                f"finetune {name}", make, "finetune", self.base, data, given, self.spec.seed, self.spec.dtype
-            )
-            adapter = ArtifactRef(kind="finetune", key=key, folder="adapter")
-        self._evaluate(name, self._on_base(adapter))
-        return adapter
-
-    def _merge(self, adapters: dict[str, ArtifactRef | Input]) -> None:
-        merge = self.spec.merge
-        assert merge is not None, "only called with one"
-        random = bool(plugins.load("merge_methods", merge.method).RANDOM)
-        # By name, so that the order in the file makes no other key.
-        weighted = tuple(WeightedAdapter(ref=adapters[n], weight=merge.weights.get(n, 1.0)) for n in sorted(adapters))
-        seed = self.spec.seed if random else None
-        make = lambda: MergeTask(  # noqa: E731
-            base=self.base.base, adapters=weighted, method=merge.method, parameters=merge.parameters, seed=seed,
-            plugins=_versions("merge_methods", [merge.method]),
-        )  # fmt: skip
-        key = self._add("merge", make, "merge", self.base, *weighted, merge, seed)
-        self._evaluate("merged", self._on_base(ArtifactRef(kind="merge", key=key, folder="adapter")))
-
-    def _evaluate(self, name: str, model: ModelRef) -> None:
-        data = self._data("forget", "retain", "probe", "members", "nonmembers", "mmlu")
-        spec, settings = self.spec, self.evaluation
-        make = lambda: EvaluateTask(model=model, data=data, settings=settings, dtype=spec.dtype)  # noqa: E731
-        key = self._add(f"evaluate {name}", make, "evaluate", model, data, settings, spec.dtype)
-        self.models.append((name, key, model))
-
-    def _add(self, role: str, make: Callable[[], Task], *given: Any) -> str:
-        key, task = self.keys.make(make, *given)
-        self.steps.append((role, key, task))
-        return key
-
-    def _on_base(self, adapter: ArtifactRef | Input, scale: float = 1.0) -> ModelRef:
-        return ModelRef(base=self.base.base, adapters=(*self.base.adapters, AdapterRef(ref=adapter, scale=scale)))
-
-    def _input(self, uri: str) -> Input:
-        return Input(uri=uri, digest=self.pins[uri])
-
-
-def _versions(family: str, names: Iterable[str]) -> dict[str, int]:
-    return {f"{family}/{n}": plugins.version(family, n) for n in sorted(names)}
-
-
-_FILES: tuple[SetName, ...] = ("forget", "retain")
-_OTHERS: tuple[SetName, ...] = ("probe", "members", "nonmembers", "mmlu")
-
-
-def _sets(data: Data, digest: Callable[[str], str]) -> dict[SetName, RowsRef]:
-    """The rows of every set: which file, which documents of it."""
-
-    def source(address: str) -> Input:
-        uri = _builtin_uri(address, data)
-        return Input(uri=uri, digest=digest(uri))
-
-    choices: tuple[tuple[SetName, object], ...] = (("probe", data.probe), ("nonmembers", data.nonmembers))
-    rests = {n: r for n, r in choices if isinstance(r, Rest)}
-    out: dict[SetName, RowsRef] = {}
-    for name in _FILES:
-        mine = {n: r for n, r in rests.items() if r.source == name}
-        address = getattr(data, name)
-        take = None if data.documents is None or address.startswith("builtin://") else data.documents
-        whole = (data.documents or 0) + sum(r.documents for r in mine.values())
-        out[name] = RowsRef(input=source(address), seed=data.seed, take=take, of=whole if take else None)
-        skip = data.documents or 0
-        for other, rest in mine.items():
-            out[other] = RowsRef(input=source(address), seed=data.seed, skip=skip, take=rest.documents, of=whole)
-            skip += rest.documents
-    for name in _OTHERS:
-        address = getattr(data, name)
-        if isinstance(address, str):
-            take = data.documents if name == "probe" and not address.startswith("builtin://") else None
-            out[name] = RowsRef(input=source(address), seed=data.seed if take else 0, take=take, of=take)
-    return out
-
-
-def _builtin_uri(address: str, data: Data) -> str:
-    """builtin:// data with what ``data.documents`` and ``data.seed`` say written out, unless the address says it."""
-    if not address.startswith("builtin://"):
-        return address
-    parts = urlsplit(address)
-    query = {"seed": str(data.seed), **({"documents": str(data.documents)} if data.documents else {})}
-    query |= dict(parse_qsl(parts.query, keep_blank_values=True))
-    return f"builtin://{parts.netloc}{parts.path}?{urlencode(sorted(query.items()))}"
 
 
 def _names(trials: list[Trial], keys_of_role: dict[str, dict[str, str]]) -> dict[str, str]:

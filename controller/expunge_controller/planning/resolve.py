@@ -25,8 +25,9 @@ from expunge_jobs.tasks.tasks import EvaluateTask
 
 from expunge_controller.errors import ExperimentError
 from expunge_controller.experiment.document import Document, KeyPath
-from expunge_controller.experiment.schema import Loaded
-from expunge_controller.planning.plan import Plan, Step, inputs_of, make_plan, with_report
+from expunge_controller.experiment.loading import Loaded
+from expunge_controller.planning.plan import Plan, Step, make_plan, with_report
+from expunge_controller.planning.trial_plan import inputs_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from expunge_jobs.data.rows import Document, Item, Question, Row
 from expunge_jobs.data.selection import load
 from expunge_jobs.metrics import EvaluatedRow
 from expunge_jobs.modeling.encoding import Encoded, Encoder
-from expunge_jobs.modeling.loading import batches, end_token, load_for_evaluation, logits_at
+from expunge_jobs.modeling.loading import end_token, load_for_evaluation
+from expunge_jobs.modeling.packing import batches, logits_at
 from expunge_jobs.results.scores import compute_all
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.tasks.references import SetName

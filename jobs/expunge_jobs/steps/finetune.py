@@ -23,6 +23,7 @@ from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import stable_hash
 from expunge_jobs.data.rows import Row
 from expunge_jobs.data.selection import load
+from expunge_jobs.modeling import adapters, packing
 from expunge_jobs.modeling import loading as models
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.objectives import RowOutput
@@ -69,14 +70,14 @@ def run(task: FinetuneTask, work: Work) -> dict[str, Any]:
         if side not in sets:
             raise BadTask(f"a fine-tune needs both sets: data.{side} is missing")
     rows = {side: encoder.rows([i for i in sets[side] if isinstance(i, Row)], task.data.max_length) for side in SIDES}
-    models.check_packing(base, [*rows["forget"], *rows["retain"]])
+    packing.check_packing(base, [*rows["forget"], *rows["retain"]])
     if task.settings.gradient_checkpointing:
         # Before the adapter is attached: PEFT then lets gradients into the checkpointed layers.
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lora = models.attach_lora(base, task.settings, task.seed)
+    lora = adapters.attach_lora(base, task.settings, task.seed)
     trainer = Trainer(lora, rows, task.settings, task.seed, work)
     losses = trainer.train()
-    a, b = models.lora_tensors(lora.wrapped)
+    a, b = adapters.lora_tensors(lora.wrapped)
     if not all(bool(torch.isfinite(t).all()) for t in (*a.values(), *b.values())):
         # A loss is that before its step: the last step's update is in none.
         raise BadTask(
@@ -90,7 +91,7 @@ def run(task: FinetuneTask, work: Work) -> dict[str, Any]:
     (work.out / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in losses))
     return {
         "a_start": lora.a_start, "steps": len(losses), "losses": losses[-1], "forget_rows": len(rows["forget"]),
-        "retain_rows": len(rows["retain"]), "norm": models.Adapter(work.out / "adapter").norm(), **encoder.receipt(),
+        "retain_rows": len(rows["retain"]), "norm": adapters.Adapter(work.out / "adapter").norm(), **encoder.receipt(),
     }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ class Trainer:
     """The training loop; its state is the adapter, the optimizer, the schedule, the losses and the next step's number."""
 
     def __init__(
-        self, lora: models.Lora, rows: dict[Side, list[Encoded]], settings: FinetuneSettings, seed: int, work: Work
+        self, lora: adapters.Lora, rows: dict[Side, list[Encoded]], settings: FinetuneSettings, seed: int, work: Work
     ) -> None:
         self.wrapped, self.model, self.targets = lora.wrapped, lora.wrapped.base_model.model, lora.targets
         self.settings, self.seed, self.work, self.team = settings, seed, work, work.team
@@ -202,8 +203,8 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """The adapter as it is now, as a PEFT directory below the artifact."""
-        config = models.adapter_config(self.settings.rank, self.settings.alpha, self.settings.dropout, self.targets)
-        models.write_adapter(self.work.out / name, config, *models.lora_tensors(self.wrapped))
+        config = adapters.adapter_config(self.settings.rank, self.settings.alpha, self.settings.dropout, self.targets)
+        adapters.write_adapter(self.work.out / name, config, *adapters.lora_tensors(self.wrapped))
 
     def _retain_at(self, place: int) -> int:
         count = len(self.samples["retain"])
@@ -234,7 +235,7 @@ class Trainer:
         size = 0
         for number in sorted(by_micro):
             tokens = sum(len(self._sample(d).row.ids) for d in by_micro[number])
-            if chunk and size + tokens > models.PACK_TOKENS:
+            if chunk and size + tokens > packing.PACK_TOKENS:
                 yield chunk
                 chunk, size = [], 0
             chunk, size = chunk + by_micro[number], size + tokens
@@ -249,12 +250,12 @@ class Trainer:
         positions = [self._positions(d.side, s.row) for d, s in zip(draws, samples, strict=True)]
         outputs = []
         for draw, sample, logits in zip(
-            draws, samples, models.logits_at(self.model, [s.row for s in samples], positions), strict=True
+            draws, samples, packing.logits_at(self.model, [s.row for s in samples], positions), strict=True
         ):
             reference = None
             if sample.reference_hidden is not None:
                 with torch.no_grad():
-                    reference = models.head_logits(self.model, sample.reference_hidden)
+                    reference = packing.head_logits(self.model, sample.reference_hidden)
             outputs.append(
                 RowOutput(_label_nll(sample.row, logits), logits, sample.reference_nll, reference, draw.micro_batch)
             )
@@ -274,13 +275,13 @@ class Trainer:
                 if not wanted:
                     continue
                 samples = self.samples[side]
-                for chunk in models.batches([s.row for s in samples]):
+                for chunk in packing.batches([s.row for s in samples]):
                     members = [samples[i] for i in chunk]
                     rows = [s.row for s in members]
-                    hidden = models.hidden_at(self.model, rows, [self._positions(side, r) for r in rows])
+                    hidden = packing.hidden_at(self.model, rows, [self._positions(side, r) for r in rows])
                     for sample, states in zip(members, hidden, strict=True):
                         if "nll" in wanted:
-                            sample.reference_nll = _label_nll(sample.row, models.head_logits(self.model, states))
+                            sample.reference_nll = _label_nll(sample.row, packing.head_logits(self.model, states))
                         if "logits" in wanted:
                             sample.reference_hidden = states
 

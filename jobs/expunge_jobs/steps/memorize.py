@@ -18,7 +18,8 @@ from expunge_jobs.core.hashing import stable_hash
 from expunge_jobs.data.rows import Row
 from expunge_jobs.data.selection import load
 from expunge_jobs.modeling.encoding import Encoded, Encoder
-from expunge_jobs.modeling.loading import batches, check_packing, end_token, load_model, logits_at
+from expunge_jobs.modeling.loading import end_token, load_model
+from expunge_jobs.modeling.packing import batches, check_packing, logits_at
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.runtime.distributed import Team, device
 from expunge_jobs.tasks.references import TaskData

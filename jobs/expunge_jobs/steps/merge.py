@@ -15,7 +15,7 @@ from expunge_jobs import plugins
 from expunge_jobs.artifacts.manifests import Manifest
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import identity, stable_hash
-from expunge_jobs.modeling.loading import Adapter, adapter_config, write_adapter
+from expunge_jobs.modeling.adapters import Adapter, adapter_config, write_adapter
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.tasks.references import ArtifactRef, ModelRef
 from expunge_jobs.tasks.tasks import MergeTask

@@ -9,7 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from expunge_jobs.results.summary import Result, by_model, collect, is_single, verdict
+from expunge_jobs.results.summary import Result, by_model, collect, is_single
+from expunge_jobs.results.verdict import verdict
 from expunge_jobs.runtime.context import Work
 from expunge_jobs.tasks.tasks import ReportTask
 

@@ -23,13 +23,13 @@ from expunge_controller.execution.kubernetes.jobspec import (
     KEY,
     RESOURCES,
     START_TIMEOUT,
-    Site,
     fingerprint,
     job,
     job_name,
     requested,
 )
 from expunge_controller.execution.kubernetes.observe import cancel, events_of, newest_progress
+from expunge_controller.execution.kubernetes.site import Site
 from expunge_controller.execution.kubernetes.watch import Watch, jobs_path
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.kube_client.client import ApiError, Object

@@ -1,0 +1,175 @@
+"""Adapters in PEFT's format: read, written, attached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.core.hashing import stable_hash
+from expunge_jobs.inputs import model_folder
+from expunge_jobs.tasks.settings import FinetuneSettings
+
+
+class Adapter:
+    """A LoRA adapter read from a PEFT directory: config and float32 tensors by module (``A`` [r, in], ``B`` [out, r])."""
+
+    def __init__(self, folder: Path) -> None:
+        model_folder.check_adapter_folder(folder)
+        self.folder = folder
+        self.config: dict[str, Any] = json.loads((folder / model_folder.ADAPTER_FILES[0]).read_text())
+        if self.config.get("peft_type") != "LORA":
+            raise BadTask(f"the adapter is of PEFT type {self.config.get('peft_type')}; allowed: LORA")
+        for field in ("use_rslora", "use_dora", "lora_bias"):
+            if self.config.get(field):
+                raise BadTask(f"the adapter uses {field}, which a merge of A and B would get silently wrong")
+        if self.config.get("megatron_config"):
+            raise BadTask("the adapter has megatron_config, which names a Python module to be imported")
+        if self.config.get("rank_pattern") or self.config.get("alpha_pattern"):
+            raise BadTask("the adapter has ranks or alphas of its own for some modules (rank_pattern, alpha_pattern)")
+        tensors = {k: v.float() for k, v in load_file(folder / model_folder.ADAPTER_FILES[1]).items()}
+        self.A = {_module(k): v for k, v in tensors.items() if k.endswith(".lora_A.weight")}
+        self.B = {_module(k): v for k, v in tensors.items() if k.endswith(".lora_B.weight")}
+        other = sorted(k for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight")))
+        if other or set(self.A) != set(self.B):
+            raise BadTask(
+                f"the adapter holds something else than pairs of A and B: {(other or ['an A without its B'])[0]}"
+            )
+
+    @property
+    def rank(self) -> int:
+        return int(self.config["r"])
+
+    @property
+    def scaling(self) -> float:
+        """alpha / r, by which the update BA counts."""
+        return float(self.config["lora_alpha"]) / self.rank
+
+    def norm(self) -> float:
+        """Frobenius norm of the whole update, scaling x BA over every module, without forming a BA."""
+        total = 0.0
+        for name, a in self.A.items():
+            b = self.B[name]
+            total += float(((b.T @ b).double() * (a @ a.T).double()).sum())
+        return self.scaling * math.sqrt(max(total, 0.0))
+
+    def finite(self) -> bool:
+        return all(bool(torch.isfinite(t).all()) for t in (*self.A.values(), *self.B.values()))
+
+
+def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    """A PEFT directory, the same bytes for the same tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"base_model.model.{name}.lora_A.weight": t.detach().cpu().contiguous() for name, t in a.items()}
+    tensors |= {f"base_model.model.{name}.lora_B.weight": t.detach().cpu().contiguous() for name, t in b.items()}
+    save_file(dict(sorted(tensors.items())), folder / model_folder.ADAPTER_FILES[1], metadata={"format": "pt"})
+    (folder / model_folder.ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str] | str) -> dict[str, Any]:
+    """What PEFT needs to know of a plain LoRA adapter; ``targets`` are names, or one pattern as PEFT allows."""
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
+        "r": rank, "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": dropout,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "bias": "none", "init_lora_weights": True, "fan_in_fan_out": False,
+        "use_rslora": False, "use_dora": False, "modules_to_save": None,
+    }  # fmt: skip
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes; of the A matrices at their start, it tells whether two adapters can be merged."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _module(key: str) -> str:
+    return key.removeprefix("base_model.model.").removesuffix(".lora_A.weight").removesuffix(".lora_B.weight")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A model with a fresh adapter attached: PEFT's wrapper, the fingerprint of A's start, the adapted modules' names."""
+
+    wrapped: Any
+    a_start: str
+    targets: list[str]
+
+
+def attach_lora(model: Any, settings: FinetuneSettings, seed: int) -> Lora:
+    """The model with a fresh LoRA adapter in float32.
+
+    B is zero. A is uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, LoRA's own start), drawn for each module on the
+    CPU from hash(seed, module's name) alone: specialists of one seed start with the same A, whatever else differs.
+    That is what makes a merge of A and B meaningful.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora_targets(model, settings.targets)
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, bias="none",
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    wrapped: Any = get_peft_model(model, config)
+    starts: dict[str, Tensor] = {}
+    for name, parameter in wrapped.named_parameters():
+        if ".lora_A." in name:
+            module = name.removeprefix("base_model.model.").replace(".lora_A.default.weight", "")
+            generator = torch.Generator().manual_seed(stable_hash("lora_A", seed, module))
+            bound = 1 / math.sqrt(parameter.shape[1])
+            start = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.data.copy_(start)
+            starts[module] = start
+        elif ".lora_B." in name:
+            parameter.data.zero_()
+    return Lora(wrapped, fingerprint(starts), targets)
+
+
+def lora_tensors(wrapped: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The adapter's A and B by module, as they are now."""
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    for name, parameter in wrapped.named_parameters():
+        module = name.removeprefix("base_model.model.")
+        if ".lora_A." in name:
+            a[module.replace(".lora_A.default.weight", "")] = parameter.detach()
+        elif ".lora_B." in name:
+            b[module.replace(".lora_B.default.weight", "")] = parameter.detach()
+    return a, b
+
+
+def lora_targets(model: Any, targets: str | tuple[str, ...]) -> list[str]:
+    """Names of the modules to adapt: as short as PEFT allows, every linear layer but the head for ``all-linear``.
+
+    Raises:
+        BadTask: a named target matches no linear layer; lists those that there are.
+    """
+    head = model.get_output_embeddings()
+    linear = [
+        n for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and m is not head
+    ]
+    last = sorted({n.rsplit(".", 1)[-1] for n in linear})
+    if targets == "all-linear":
+        if not linear:
+            raise BadTask("the model has no linear layer that LoRA could adapt")
+        heads = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if m is head}
+        return linear if heads & set(last) else last
+    unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in linear)]
+    if unknown:
+        raise BadTask(f"targets: the model has no linear layer '{unknown[0]}'; its layers: {', '.join(last)}")
+    return list(targets)
+
+
+def is_conv1d(module: Any) -> bool:
+    return type(module).__name__ == "Conv1D"
