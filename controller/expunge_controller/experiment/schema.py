@@ -1,4 +1,4 @@
-"""The experiment file as types: YAML -> ``Experiment``. Pure but for reading the file; see ``errors`` for its messages.
+"""The experiment file as types: YAML -> ``Experiment``. Pure; messages.py has the words.
 
 apiVersion: expunge.dev/v1alpha1
 kind: Experiment

@@ -1,4 +1,4 @@
-"""Who is next: experiments that have something to do, and those that wait for room for one more Job. Pure but for a clock."""
+"""Which Experiment is looked at next. Pure but for a clock."""
 
 from __future__ import annotations
 

@@ -60,7 +60,8 @@ def _apart(uri: str, should_stop: Callable[[], bool] | None = None, largest: int
     """The store of the folder that an ``s3://`` input lies in, and the input's name there."""
     from dataclasses import replace
 
-    from expunge_jobs.store.s3 import S3Store, parse_address
+    from expunge_jobs.store.s3 import S3Store
+    from expunge_jobs.store.s3_address import parse_address
 
     address = parse_address(uri)
     parent, _, name = address.prefix.rpartition("/")

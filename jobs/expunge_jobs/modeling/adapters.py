@@ -156,9 +156,7 @@ def lora_targets(model: Any, targets: str | tuple[str, ...]) -> list[str]:
         BadTask: a named target matches no linear layer; lists those that there are.
     """
     head = model.get_output_embeddings()
-    linear = [
-        n for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and m is not head
-    ]
+    linear = [n for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and m is not head]
     last = sorted({n.rsplit(".", 1)[-1] for n in linear})
     if targets == "all-linear":
         if not linear:
@@ -172,4 +170,5 @@ def lora_targets(model: Any, targets: str | tuple[str, ...]) -> list[str]:
 
 
 def is_conv1d(module: Any) -> bool:
+    """Return whether it is GPT-2's linear layer, whose weight is transposed."""
     return type(module).__name__ == "Conv1D"

@@ -1,4 +1,4 @@
-"""Loading models and adapters, and running rows through them packed, without padding."""
+"""Models with their adapters, from directories in Hugging Face's format."""
 
 from __future__ import annotations
 

@@ -26,12 +26,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlsplit
 
-from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.proxies import proxy_for
 from expunge_jobs.store.protocol import (
     Conflict,
@@ -44,6 +43,7 @@ from expunge_jobs.store.protocol import (
     smaller,
     too_large,
 )
+from expunge_jobs.store.s3_address import ALLOWED, parse_address
 
 T = TypeVar("T")
 THREADS = 8
@@ -53,77 +53,10 @@ SOON = 0.1
 _MIB = 1 << 20
 _PATIENT, _BRIEF = 10, 2
 """Tries of the SDK, which last 13 s in the mean; fewer where several requests fail at once and share its retry quota."""
-_BUCKET = re.compile(
-    r"(arn:aws[^/]*:(?:s3|s3-object-lambda):[a-z0-9-]*:[0-9]{12}:accesspoint[/:][A-Za-z0-9.-]{1,63}|[A-Za-z0-9._-]{1,255})"
-    r"(?:/|$)"
-)
-"""The SDK's own rule (botocore.handlers.VALID_BUCKET): older and other servers have names that AWS gives to nobody today."""
 _ENTRY = 300
 """Bytes that an entry of a list takes, beside four for each character of its key."""
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".c2s.ic.gov", ".sc2s.sgov.gov", ".api.aws")
 """Ends of AWS's host names, by partition."""
-_ALLOWED = {"addressing": ("path", "virtual", "auto"), "checksums": ("when_supported", "when_required")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Address:
-    """An ``s3://`` address, taken apart."""
-
-    bucket: str
-    prefix: str = ""
-    endpoint_url: str | None = None
-    region: str | None = None
-    addressing: str | None = None
-    checksums: str | None = None
-    ca_bundle: str | None = None
-    sse_kms_key_id: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The bucket and prefix alone, as people read them."""
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
-
-    def __str__(self) -> str:
-        options = {k: v for k in _OPTIONS if (v := getattr(self, k)) is not None}
-        return self.name + (f"?{urlencode(options)}" if options else "")
-
-
-_OPTIONS = tuple(k for k in Address.__dataclass_fields__ if k not in ("bucket", "prefix"))
-
-
-def parse_address(uri: str) -> Address:
-    """Take an address apart.
-
-    Raises:
-        BadTask: no bucket, an impossible one, or an option that is unknown, empty or has another value than is allowed.
-    """
-    place, _, query = uri.removeprefix("s3://").partition("?")
-    found = _BUCKET.match(place)
-    bucket = found[1] if found else place.partition("/")[0]
-    if "@" in bucket:
-        raise BadTask("store s3://...: credentials do not belong in an address; the SDK's own chain finds them")
-    if not found or bucket in (".", ".."):
-        said = "allowed: s3://bucket/prefix?option=value, the bucket's name of letters, digits and ._-, or an access point's ARN"
-        raise BadTask(f"store '{uri}': '{bucket}' is no bucket's name; {said}")
-    prefix = place[len(bucket) :]
-    options: dict[str, str] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in _OPTIONS:
-            allowed = ", ".join(_OPTIONS)
-            raise BadTask(f"store '{uri}': unknown option '{name}'; allowed: {allowed}{nearest(name, list(_OPTIONS))}")
-        values = _ALLOWED.get(name)
-        if not value or (values and value not in values):
-            hint = nearest(value, list(values)) if values else ""
-            raise BadTask(
-                f"store '{uri}': {name} is '{value}'; allowed: {', '.join(values) if values else 'a value'}{hint}"
-            )
-        options[name] = value
-    if query and not options:
-        raise BadTask(f"store '{uri}': '{query}' is no option=value")
-    prefix = prefix.strip("/")
-    if prefix:
-        checked_path(prefix)
-    return Address(bucket=bucket, prefix=prefix, **options)
 
 
 class S3Store:
@@ -418,7 +351,7 @@ class S3Store:
         if re.search(
             "checksum|content-md5", said, re.IGNORECASE
         ):  # with Object Lock a bucket demands what others refuse
-            other = next(v for v in _ALLOWED["checksums"] if v != self.checksums)
+            other = next(v for v in ALLOWED["checksums"] if v != self.checksums)
             return StoreError(f"the store {self.name}: {said}{at}; checksums={other} may help with this server")
         kind = Unavailable if status >= 500 else StoreError
         return kind(f"the store {self.name} failed{at}: {said or status}")
