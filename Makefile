@@ -60,14 +60,14 @@ lint: dev ## ruff, mypy and hadolint
 	$(BIN)/hadolint docker/*.Dockerfile
 
 unit: dev slim ## tests that load no torch; once more in the controller's own environment
-	$(BIN)/coverage run -m pytest tests/unit --at-least 672
-	PYTHONPATH=$(TOOLS) $(SLIM)/bin/python -m pytest tests/unit --at-least 672
+	$(BIN)/coverage run -m pytest tests/unit --at-least 837
+	PYTHONPATH=$(TOOLS) $(SLIM)/bin/python -m pytest tests/unit --at-least 837
 
 store: dev ## the same tests on a directory and on a real S3 server (built once, with Go)
-	$(BIN)/coverage run -m pytest tests/store --at-least 178
+	$(BIN)/coverage run -m pytest tests/store --at-least 210
 
 cluster: dev slim ## tests on a real Kubernetes control plane and with helm (built once, with Go: 5 to 15 minutes), S3, a node of processes
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 119
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/cluster --at-least 131
 
 images: dev ## build our container images and try them (Linux, root, apt; 5 to 10 minutes once)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -93,8 +93,8 @@ cluster-down: dev ## end what cluster-up started
 	@$(BIN)/python tests/support/demo.py down
 
 jobs: dev ## tests of the job programs and of whole runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs --at-least 338
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run -m 'not slow' --at-least 24
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs --at-least 360
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest tests/run -m 'not slow' --at-least 29
 
 test-slow: dev ## the quickstart on seeds 0 to 4, and killed three times
 	$(BIN)/python -m pytest tests/run -m slow
