@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from expunge_controller.experiment.loading import Loaded, load_experiment
+from expunge_controller.planning.plan import make_plan
 from expunge_controller.planning.resolve import Resolved, recall, resolve, write_record
 from expunge_jobs.store import Store, open_store
 from expunge_jobs.tasks import tasks
@@ -76,5 +77,7 @@ def test_a_record_that_somebody_has_changed_is_none(store: Store, rows: Path) ->
     record = json.loads(store.get(path)[0])
     uri = next(u for u in record["inputs"] if u.endswith("retain.jsonl"))
     record["inputs"][uri] = "sha256:../../.ssh"
+    forged = make_plan(loaded, record["inputs"], stage=True, versions=record["versions"])
+    record["steps"] = sorted(s.key for s in forged.steps if s.kind != "stage")
     store.put(path, json.dumps(record).encode())
     assert recall(store, loaded, resolved.digest, NAMESPACE) is None

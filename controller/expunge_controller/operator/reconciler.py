@@ -304,7 +304,11 @@ class Operator:
             write_record(store, resolved)
         if known and recalled is None:
             self.speaker.say(
-                who, found, "Warning", "PlannedAnew", "the operator that began this generation planned other steps"
+                who,
+                found,
+                "Warning",
+                "PlannedAnew",
+                "this generation's record has changed, or would give other steps by now",
             )
         # What was for the record alone is not kept: it is a fifth of what each of hundreds at work takes.
         resolved = replace(resolved, record={}, plan=replace(resolved.plan, models=()))

@@ -142,7 +142,7 @@ BYTES_A_ROW = 256
 SELECTED = 16
 """Times the bytes that an installation reads, over all selections of documents that a sweep makes."""
 _PARSING = threading.Lock()
-"""Rows take four times their file's bytes while they are checked, and threads cannot share that work: so one at a time."""
+"""Rows take several times their file's bytes while they are checked, and threads cannot share that work: so one at a time."""
 
 
 class _Resolver:
