@@ -38,7 +38,7 @@ def test_jobs_go_on_without_the_controller(site: Site, finished_slower: Path, nu
     _, err = process.communicate()
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert "its Jobs go on" in err
+        assert "The Jobs keep running" in err
         assert "expunge cancel" in err
     uids = {j["metadata"]["uid"] for j in site.get("jobs")}
     done = site.command("run", *SLOWER)

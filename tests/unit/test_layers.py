@@ -51,7 +51,11 @@ DYNAMIC: dict[tuple[str, str], str] = {
     ("expunge_jobs.plugins", "expunge_jobs.{}"): "objectives merge_methods metrics",
     ("expunge_jobs.plugins", "expunge_jobs.{}.{}"): "objectives merge_methods metrics",
     ("expunge_jobs.inputs.builtin", "expunge_jobs.inputs.builtin.{}"): "inputs.builtin.people",
-    ("expunge_controller.execution.local", "expunge_jobs.forkserver"): "forkserver",
+    ("expunge_controller.execution.backends", "expunge_controller.execution"): "execution",
+    ("expunge_controller.execution.backends", "expunge_controller.execution.{}.backend"): (
+        "execution.local.backend execution.kubernetes.backend"
+    ),
+    ("expunge_controller.execution.local.executor", "expunge_jobs.forkserver"): "forkserver",
     ("expunge_controller.client.pull", "expunge_jobs.steps.fold"): "steps.fold",
 }
 """What a module's name in a string stands for, wherever one is made for importlib, ``-m`` or a fork server."""

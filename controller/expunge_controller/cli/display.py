@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-from expunge_controller.execution.executor import Progress, progress_words
+from expunge_controller.execution.step_log import Progress, progress_words
 from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.text import printable, say
 

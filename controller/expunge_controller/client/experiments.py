@@ -23,6 +23,8 @@ from expunge_controller.kube_client.client import ApiError, Cluster, Object
 from expunge_controller.planning.allowed import is_allowed
 from expunge_controller.planning.trial_plan import inputs_of
 
+BACKEND = "kubernetes"
+"""What the operator runs steps on."""
 POLL, UNSEEN = 2.0, 30.0
 """Seconds between two looks at an Experiment, and after which it is said that no operator has begun it."""
 

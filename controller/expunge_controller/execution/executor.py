@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from expunge_controller.execution.step_log import Progress
 from expunge_controller.planning.plan import Step
-
-Progress = dict[str, Any]
-"""A step's last progress line (step, steps, loss, ...); or ``reason``, in words why it does not go on; or nothing yet."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +90,3 @@ class Executor(Protocol):
     def stop(self, grace: float) -> None:
         """End what must not outlive this process: ask, wait ``grace`` seconds, then kill."""
         ...
-
-
-def progress_words(progress: Progress) -> str:
-    """``step 12/75, loss 0.31, 5200 tokens/s, 9 s left``, or why it does not go on."""
-    if "reason" in progress:
-        return str(progress["reason"])
-    if not progress:
-        return "starting"
-    out = [f"step {progress['step']}/{progress['steps']}"]
-    if "loss" in progress:
-        out.append(f"loss {progress['loss']:.3f}")
-    if "tokens_per_second" in progress:
-        out.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
-    if "seconds_left" in progress:
-        out.append(f"{progress['seconds_left']:.0f} s left")
-    return ", ".join(out)

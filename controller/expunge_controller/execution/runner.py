@@ -15,7 +15,8 @@ from expunge_jobs.artifacts.damage import find_damaged, give_up_damaged, mark_da
 from expunge_jobs.artifacts.manifests import now
 from expunge_jobs.store import SMALL, Store, Unavailable
 
-from expunge_controller.execution.executor import Ended, Executor, Progress, Start
+from expunge_controller.execution.executor import Ended, Executor, Start
+from expunge_controller.execution.step_log import Progress
 from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.planning.resolve import Resolved, folder
 from expunge_controller.planning.step_states import done_keys, is_done, wanted_keys

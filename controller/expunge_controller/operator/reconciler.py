@@ -21,7 +21,6 @@ from expunge_jobs.inputs.hub import public_hub
 from expunge_jobs.store import Store, StoreError, Unavailable, check_conditional_writes, open_store
 
 from expunge_controller.errors import ExperimentError
-from expunge_controller.execution.executor import progress_words
 from expunge_controller.execution.kubernetes.diagnosis import cut
 from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
 from expunge_controller.execution.kubernetes.jobspec import requested
@@ -29,6 +28,7 @@ from expunge_controller.execution.kubernetes.observe import cancel
 from expunge_controller.execution.kubernetes.site import Site
 from expunge_controller.execution.kubernetes.watch import Watch
 from expunge_controller.execution.runner import Runner
+from expunge_controller.execution.step_log import progress_words
 from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.resource import FINAL, RETRY, Phase, resources_path
 from expunge_controller.experiment.scheduling import ResourcesByKind

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from expunge_controller.execution.executor import Progress
 from expunge_controller.execution.kubernetes.diagnosis import cut
+from expunge_controller.execution.step_log import Progress
 from expunge_controller.experiment.resource import FINAL, Phase, resources_path
 from expunge_controller.experiment.schema import API_VERSION
 from expunge_controller.kube_client.client import ApiError, Cluster, Object, TooDeep

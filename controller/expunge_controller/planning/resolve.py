@@ -41,6 +41,11 @@ class Resolved:
     record: dict[str, Any]
     namespace: str = "local"
 
+    @property
+    def run(self) -> str:
+        """The label of its Jobs where no Experiment owns them."""
+        return self.digest[:16]
+
 
 def resolve(
     loaded: Loaded,

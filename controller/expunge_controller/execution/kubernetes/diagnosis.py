@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -12,6 +10,7 @@ from typing import Any
 from expunge_jobs.core.errors import ExitCode
 
 from expunge_controller.execution.kubernetes.jobspec import KEY, RESOURCES, RUN
+from expunge_controller.execution.step_log import parse_event
 from expunge_controller.experiment.scheduling import Resources
 from expunge_controller.text import printable
 
@@ -213,20 +212,18 @@ def last_words(pods: Iterable[Object]) -> Object:
 
 
 def _last(message: str) -> str:
-    """The last thing that a step said, from the end of its log."""
+    """Return the last thing that a step said, from the end of its log."""
     for line in reversed(message.splitlines()):
-        event: Any = None
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-        if not isinstance(event, dict):
+        event = parse_event(line)
+        if event is None:
             if line.strip():
                 return cut(line)
-            continue
-        if event.get("event") == "failed":
+        elif event["event"] == "failed":
             return str(event.get("reason"))
-        if event.get("event") == "progress":
+        elif event["event"] == "progress":
             return f"step {event.get('step')}/{event.get('steps')}"
-        return str(event.get("event"))
+        else:
+            return str(event["event"])
     return ""
 
 

@@ -17,7 +17,7 @@ from expunge_jobs.artifacts.attempts import End, attempts
 from expunge_jobs.artifacts.manifests import folder
 from expunge_jobs.store import SMALL, NotFound, Store, StoreError
 
-from expunge_controller.execution.executor import Ended, Progress, SlotPool, Start
+from expunge_controller.execution.executor import Ended, SlotPool, Start
 from expunge_controller.execution.kubernetes import diagnosis
 from expunge_controller.execution.kubernetes.jobspec import (
     KEY,
@@ -31,6 +31,7 @@ from expunge_controller.execution.kubernetes.jobspec import (
 from expunge_controller.execution.kubernetes.observe import cancel, events_of, newest_progress
 from expunge_controller.execution.kubernetes.site import Site
 from expunge_controller.execution.kubernetes.watch import Watch, jobs_path
+from expunge_controller.execution.step_log import Progress
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.kube_client.client import ApiError, Object
 from expunge_controller.planning.plan import Step

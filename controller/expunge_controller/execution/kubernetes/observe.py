@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Collection, Iterable, Iterator
 
-from expunge_controller.execution.executor import Progress, progress_words
 from expunge_controller.execution.kubernetes import diagnosis
 from expunge_controller.execution.kubernetes.jobspec import CONTAINER, KEY, RUN, job_name
 from expunge_controller.execution.kubernetes.watch import SELECTOR, jobs_path, pods_path
+from expunge_controller.execution.step_log import Progress, newest_event, progress_words
 from expunge_controller.kube_client.client import ApiError, Cluster, Object
 from expunge_controller.planning.plan import Step
 
@@ -24,13 +23,7 @@ def newest_progress(cluster: Cluster, namespace: str, pod: Object) -> Progress:
     Raises:
         ApiError: the pod has no log, or the cluster does not answer.
     """
-    progress: Progress = {}
-    for line in cluster.log(namespace, pod["metadata"]["name"], CONTAINER, tail=5):
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and event.get("event") == "progress":
-                progress = event
-    return progress
+    return newest_event(cluster.log(namespace, pod["metadata"]["name"], CONTAINER, tail=5), "progress")
 
 
 def events_of(cluster: Cluster, namespace: str, uid: str) -> list[Object]:

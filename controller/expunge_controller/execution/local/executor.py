@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import json
 import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import queue
-import re
 import shutil
 import signal
 import sys
@@ -25,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from expunge_jobs import forkserver
-from expunge_jobs.artifacts.attempts import LOG, Attempt, End, attempts
-from expunge_jobs.artifacts.manifests import folder
+from expunge_jobs.artifacts.attempts import LOG, Attempt, End
 from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.store import NotFound, Store, StoreError
-from expunge_jobs.store.file import FileStore
 
-from expunge_controller.execution.executor import Ended, Progress, Start, progress_words
+from expunge_controller.execution.executor import Ended, Start
+from expunge_controller.execution.local.locks import Locks
+from expunge_controller.execution.local.machine import cores, gpus, machine_memory, threads_of
+from expunge_controller.execution.local.observe import newest
+from expunge_controller.execution.step_log import Progress
 from expunge_controller.experiment.scheduling import ResourcesByKind, bytes_of
 from expunge_controller.planning.plan import Step
 
@@ -41,91 +39,6 @@ if sys.platform == "linux":
     _CONTEXT.set_forkserver_preload(["expunge_jobs.forkserver"])
 _LOST = 255
 """What multiprocessing says of a process whose fork server is gone."""
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def threads_of(kind: str, specialists: int, available: int) -> int:
-    """Threads of a step: from the machine's cores, its kind and the number of specialists alone, so that a step's bits
-    do not depend on what else runs."""
-    if kind == "memorize":
-        return available
-    if kind == "merge":
-        return 1
-    return max(1, available // max(2, specialists))
-
-
-def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the control group that this process is confined to."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            total = min(total, int(Path(file).read_text()))
-    return total
-
-
-def gpus() -> list[str]:
-    """GPUs that this process may use, by number."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [g for g in visible.split(",") if g.strip() not in ("", "-1")]
-    devices = Path("/dev")
-    return sorted(m.group(1) for p in devices.glob("nvidia*") if (m := re.fullmatch(r"nvidia(\d+)", p.name)))
-
-
-class Locks:
-    """One lock a step, held by the process that runs it: two runners on one machine never run a step side by side."""
-
-    def __init__(self, store: Store) -> None:
-        if isinstance(store, FileStore):
-            self.state = store.root
-        else:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            self.state = cache / "expunge" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
-
-    def work(self, key: str) -> Path:
-        """The step's work folder; whoever holds the lock may empty it."""
-        return self.state / "work" / key[:16]
-
-    def take(self, key: str) -> int | None:
-        """A descriptor that holds the step's lock as long as any process has it open; None if it is held."""
-        folder = self.state / "locks"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(folder / key[:16], os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StoreError(f"{folder} is not writable for you ({error.strerror}): use another --store") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
-
-    def tidy(self) -> None:
-        """Removes the work folders of steps that were killed; nobody holds their locks."""
-        for work in sorted((self.state / "work").glob("*")):
-            lock = self.take(work.name)
-            if lock is not None:
-                shutil.rmtree(work, ignore_errors=True)
-                os.close(lock)
-
-    def held(self, key: str) -> bool:
-        """Whether some process runs this step now. Changes nothing, not even by making a file."""
-        try:
-            descriptor = os.open(self.state / "locks" / key[:16], os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
 
 
 @dataclass
@@ -181,7 +94,7 @@ class LocalExecutor:
         return set(self._here)
 
     def running(self) -> dict[str, Progress]:
-        return {key: last_progress(r.log) for key, r in self._here.items()}
+        return {key: newest(r.log, "progress") for key, r in self._here.items()}
 
     def wait(self, seconds: float) -> list[Ended]:
         keys: list[str] = []
@@ -289,7 +202,7 @@ class LocalExecutor:
             data, _ = self.store.get(f"{running.attempt.folder}/end.json")
             return End.model_validate_json(data).reason
         except NotFound:
-            reason = _last_failure(running.log) or f"ended with exit code {code} and no word why"
+            reason = str(newest(running.log, "failed").get("reason") or f"ended with exit code {code} and no word why")
             running.attempt.end(reason, exit_code=code)  # or learn that the store is full, which the step could not say
             return reason
 
@@ -325,47 +238,3 @@ def killed_reason(number: int, kind: str) -> str:
             f"killed by SIGKILL, from outside or because memory ran out: if it was memory, lower {size} or --parallel"
         )
     return f"killed by {name}"
-
-
-def last_progress(log: Path) -> Progress:
-    """The newest progress line of a log; empty before the first."""
-    return next((e for e in reversed(tail(log)) if e.get("event") == "progress"), {})
-
-
-def tail(log: Path, size: int = 8192) -> list[dict[str, Any]]:
-    """The last JSON lines of a log that may still be written."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - size))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    out: list[dict[str, Any]] = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                out.append(value)
-    return out
-
-
-def _last_failure(log: Path) -> str:
-    return next((str(e.get("reason")) for e in reversed(tail(log)) if e.get("event") == "failed"), "")
-
-
-def observe_running(store: Store, steps: list[Step]) -> dict[str, str]:
-    """Steps that any process of this machine runs now, and how far they are."""
-    locks = Locks(store)
-    out = {}
-    for step in steps:
-        if locks.held(step.key):
-            out[step.key] = progress_words(newest_progress(store, step))
-    return out
-
-
-def newest_progress(store: Store, step: Step) -> Progress:
-    """The last progress of the step's newest attempt, from its log in the store."""
-    for record in reversed(attempts(store, step.ref)):
-        local = store.local_path(f"{folder(step.ref)}/attempts/{record.attempt}/{LOG}")
-        return last_progress(local) if local is not None else {}
-    return {}

@@ -1,0 +1,150 @@
+"""An experiment that a command is about: from a file or from a cluster, with its plan, its store and where it runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from expunge_jobs.results.summary import Result, collect
+from expunge_jobs.store import Store, check_conditional_writes, open_store
+
+from expunge_controller.client import experiments
+from expunge_controller.errors import ExperimentError
+from expunge_controller.execution.backends import DEFAULT, Backend, backend, names
+from expunge_controller.execution.executor import Executor
+from expunge_controller.execution.options import Where
+from expunge_controller.execution.runner import mark_cancelled, read_failures
+from expunge_controller.experiment.loading import load_experiment, load_resource
+from expunge_controller.experiment.resource import PREFIX
+from expunge_controller.experiment.schema import Spec
+from expunge_controller.planning.plan import Plan
+from expunge_controller.planning.resolve import Resolved, recall, resolve, write_record
+from expunge_controller.planning.step_states import StepStatus, done_keys, statuses
+
+DEFAULT_STORE = ".expunge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which experiment, and where it runs."""
+
+    file: str
+    """A path, or ``experiment/NAME`` for what a cluster's operator runs."""
+    overrides: tuple[str, ...] = ()
+    """``PATH=VALUE`` below spec."""
+    backend: str = DEFAULT
+    where: Where = field(default_factory=Where)
+
+    @property
+    def name_on_cluster(self) -> str:
+        """The name of the Experiment that is meant; empty where a file is.
+
+        Raises:
+            ExperimentError: an Experiment with overrides.
+        """
+        if not self.file.startswith(PREFIX) or Path(self.file).exists():
+            return ""
+        if self.overrides:
+            said = f"--set: {self.file} is as the cluster has it; change it by kubectl or `expunge submit`"
+            raise ExperimentError([said])
+        return self.file.removeprefix(PREFIX)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An experiment that is loaded, pinned and planned."""
+
+    request: Request
+    """As it was meant: an Experiment of a cluster has the cluster's backend and the operator's store."""
+    store: Store
+    resolved: Resolved
+    spec: Spec
+    backend: Backend
+
+    @property
+    def plan(self) -> Plan:
+        return self.resolved.plan
+
+    def observe(self) -> dict[str, StepStatus]:
+        """The state of every step, whoever runs it. Raises ApiError, StoreError."""
+        done = done_keys(self.store, self.plan.steps)
+        running = self.backend.observe(self.store, [s for s in self.plan.steps if s.key not in done])
+        return statuses(self.plan, done, running, read_failures(self.store, self.resolved))
+
+    def results(self) -> list[Result]:
+        """The scores as far as they are, with a reason for each that is not. Raises ApiError, StoreError."""
+        states = self.observe().items()
+        waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states}
+        return collect(self.store, self.plan.models, waiting)
+
+    def begin(self, parallel: int | None = None) -> Executor:
+        """Record the experiment in its store, and return what runs its steps.
+
+        Raises:
+            ExperimentError: something that steps need is missing.
+            StoreError: the store cannot keep two attempts apart, or cannot be written.
+            ApiError: a cluster refuses, or does not answer.
+        """
+        check_conditional_writes(self.store)
+        write_record(self.store, self.resolved)
+        return self.backend.executor(self.store, self.resolved, self.spec, parallel or self.plan.parallel)
+
+
+def open_experiment(request: Request) -> Opened:
+    """Load, pin and plan an experiment; change nothing.
+
+    Raises:
+        ExperimentError: every problem of the file; or no such Experiment, or one that reads what this user should not.
+        StoreError: the store cannot be used, or does not answer.
+        ApiError: a cluster refuses, or does not answer.
+    """
+    if name := request.name_on_cluster:
+        return _of_cluster(request, name)
+    loaded = load_experiment(Path(request.file), list(request.overrides))
+    store = open_store_at(request.where.store)
+    place = backend(request.backend)
+    resolved = resolve(loaded, place.STAGES, "local")
+    return Opened(request, store, resolved, loaded.experiment.spec, place(request.where))
+
+
+def _of_cluster(request: Request, name: str) -> Opened:
+    resource = experiments.read(request.where.cluster(), name)
+    where = replace(request.where, store=request.where.store or experiments.store_of(resource))
+    request = replace(request, backend=experiments.BACKEND, where=where)
+    loaded, namespace = load_resource(resource), resource["metadata"]["namespace"]
+    store = open_store_at(where.store)
+    # What the operator runs is as it was planned there, whatever a model's name on the hub stands for by now.
+    digest = str((resource.get("status") or {}).get("digest", ""))
+    resolved = recall(store, loaded, digest, namespace) if digest else None
+    if resolved is None:
+        experiments.check_inputs(loaded, store.uri)
+        resolved = resolve(loaded, stage=True, namespace=namespace, report=True)
+    return Opened(request, store, resolved, loaded.experiment.spec, backend(request.backend)(where))
+
+
+def cancel(request: Request) -> int:
+    """End a run that goes on without its runner; how many steps were ended. What is finished is kept.
+
+    Raises:
+        ExperimentError: nothing goes on there without its runner, or the file has problems.
+        StoreError, ApiError: the store or a cluster refuses, or does not answer.
+    """
+    if not backend(request.backend).DETACHES:
+        others = " or ".join(n for n in names() if backend(n).DETACHES)
+        raise ExperimentError([f"cancel is for --executor {others}; Ctrl-C ends a run on this machine"])
+    opened = open_experiment(request)
+    mark_cancelled(opened.store, opened.resolved)  # first: a runner that starts a step looks for the mark afterwards
+    return opened.backend.cancel(opened.resolved)
+
+
+def open_store_at(address: str | None) -> Store:
+    """The store at an address, at $EXPUNGE_STORE or in ./.expunge.
+
+    Raises:
+        BadTask: no address of a store.
+        StoreError: it cannot be used.
+    """
+    store = open_store(address or os.environ.get("EXPUNGE_STORE") or DEFAULT_STORE)
+    store.check()
+    return store
