@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from expunge_controller.execution.executor import Ended
 from expunge_controller.execution.kubernetes import executor as module
+from expunge_controller.execution.kubernetes import tracked_job
 from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
 from expunge_controller.execution.kubernetes.site import Site as Where
 from expunge_controller.execution.kubernetes.watch import Watch
@@ -83,7 +84,7 @@ def test_no_more_at_once_than_it_may(make: Make, steps: dict[str, Step]) -> None
 def test_a_pod_whose_node_is_lost_is_given_up(
     make: Make, steps: dict[str, Step], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOST", 2.0)
+    monkeypatch.setattr(tracked_job, "NODE_LOST_AFTER_SECONDS", 2.0)
     executor = make()
     start(executor, steps["memorize"])
     pod = site.training("memorize")
@@ -142,7 +143,7 @@ def test_a_job_made_by_a_run_that_asked_for_the_same_counts(make: Make, steps: d
 def test_an_earlier_job_that_does_not_go_is_told(
     make: Make, steps: dict[str, Step], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LONG", 1.0)
+    monkeypatch.setattr(module, "BLOCKED_REPORT_SECONDS", 1.0)
     executor = make()
     start(executor, steps["memorize"])
     name = site.job("memorize")["metadata"]["name"]

@@ -7,10 +7,8 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from expunge_jobs.artifacts.attempts import End, attempts
@@ -28,8 +26,10 @@ from expunge_controller.execution.kubernetes.jobspec import (
     job_name,
     requested,
 )
-from expunge_controller.execution.kubernetes.observe import cancel, events_of, newest_progress
+from expunge_controller.execution.kubernetes.observe import cancel, events_of
+from expunge_controller.execution.kubernetes.pod_progress import PodProgress
 from expunge_controller.execution.kubernetes.site import Site
+from expunge_controller.execution.kubernetes.tracked_job import TrackedJob
 from expunge_controller.execution.kubernetes.watch import Watch, jobs_path
 from expunge_controller.execution.step_log import Progress
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
@@ -37,31 +37,10 @@ from expunge_controller.kube_client.client import ApiError, Object
 from expunge_controller.planning.plan import Step
 from expunge_controller.planning.step_states import is_done
 
-LOST = 5 * 60.0
-"""Seconds past the end of its grace period after which a pod that does not go is taken for lost with its node."""
-LOOK = 2.0
-"""Seconds between two looks at what only a clock or a pod's log tells."""
-AGAIN, LONG = 0.5, 15.0
-"""Seconds until a step is tried again whose earlier Job is still going, and after which that is said."""
-UNSEEN = 10.0
-"""Seconds after which a Job that was made and never seen is asked for."""
-
-
-@dataclass
-class _Held:
-    """A Job that this run waits for."""
-
-    step: Step
-    uid: str
-    foreign: bool
-    """Made with other resources than this run asks for: if it fails, that is no verdict on ours."""
-    since: float
-    """When it was met, in seconds of the monotonic clock."""
-    seen: bool = False
-    """The mirror has had it: if it is not there now, it is gone."""
-    looked: str = ""
-    """What happened when the store was asked last."""
-    events: list[Object] = field(default_factory=list)
+CLOCK_SECONDS = 2.0
+"""Between two looks at what only a clock tells."""
+BLOCKED_RETRY_SECONDS, BLOCKED_REPORT_SECONDS = 0.5, 15.0
+"""Until a step is tried again whose earlier Job is still going, and after which that is reported."""
 
 
 class KubernetesExecutor:
@@ -77,7 +56,7 @@ class KubernetesExecutor:
     def __init__(
         self, store: Store, watch: Watch, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
         parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, room: SlotPool | None = None,
-        wake: Callable[[], None] = lambda: None, look: float = LOOK,
+        wake: Callable[[], None] = lambda: None, look: float = CLOCK_SECONDS,
         used: Callable[[Step, float], None] = lambda step, seconds: None,
     ) -> None:  # fmt: skip
         self.store, self.watch, self.site, self.run, self.parallel = store, watch, site, run, parallel
@@ -86,34 +65,34 @@ class KubernetesExecutor:
         self.owner, self.room, self.wake, self.look, self.used = owner, room, wake, look, used
         self.full = ""
         """Why the last step was not started for want of room, in words."""
-        self._here: dict[str, _Held] = {}
-        self._keys: dict[str, str] = {}
+        self._tracked: dict[str, TrackedJob] = {}
+        """By name."""
         self._replaced: set[str] = set()
+        """Keys of steps whose failed Job of another run made room for ours; at most once each."""
         self._judged: dict[str, str] = {}
         """Uids of the Jobs that failed here, by key."""
         self._deleted: set[str] = set()
-        """Uids of Jobs that the mirror may still have."""
+        """Uids of Jobs that the informer may still have."""
         self._ended: list[Ended] = []
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._refused = self._unheard = ""
         self._not_before = 0.0
-        self._in_the_way: dict[str, tuple[float, float]] = {}
+        self._blocked: dict[str, tuple[float, float]] = {}
         """By key, since when an earlier Job of the step is going, and when to look again."""
-        self._progress: dict[str, Progress] = {}
         self._next_look = 0.0
-        self._stopping = threading.Event()
+        self._progress = PodProgress(self.cluster, site.namespace, self._running_pods)
 
     def read_logs(self) -> None:
         """From now on ``running`` tells how far each step is."""
-        threading.Thread(target=self._read_logs, daemon=True, name="logs of pods").start()
+        self._progress.start()
 
     def start(self, step: Step) -> Start:
         now = time.monotonic()
-        if len(self._here) >= self.parallel:
-            self._in_the_way.pop(step.key, None)  # nobody looks whether it is still there
+        if len(self._tracked) >= self.parallel:
+            self._blocked.pop(step.key, None)  # nobody looks whether it is still there
             self.full = f"waits for one of {self.parallel} steps that may run at once (spec.parallel)"
             return "no room"
-        if now < self._not_before or now < self._in_the_way.get(step.key, (0, 0))[1]:
+        if now < self._not_before or now < self._blocked.get(step.key, (0, 0))[1]:
             return "no room"
         if self.adopt(step):
             return "started"
@@ -135,14 +114,14 @@ class KubernetesExecutor:
             self._ended.append(Ended(step.key, ok=False, reason=str(error), final=True))
             started = True
         finally:
-            if self.room and step.key not in self._here:
+            if self.room and job_name(step) not in self._tracked:
                 self.room.leave(job_name(step))
         self._refused = ""
         if started:
-            self._in_the_way.pop(step.key, None)
+            self._blocked.pop(step.key, None)
         else:
-            since = self._in_the_way.get(step.key, (now, 0.0))[0]
-            self._in_the_way[step.key] = (since, now + AGAIN)
+            since = self._blocked.get(step.key, (now, 0.0))[0]
+            self._blocked[step.key] = (since, now + BLOCKED_RETRY_SECONDS)
         return "started" if started else "no room"
 
     def adopt(self, step: Step) -> bool:
@@ -151,19 +130,20 @@ class KubernetesExecutor:
             return False
         if self.room:
             self.room.take(job_name(step), there=True)
-        self._hold(step, known, seen=True)
+        self._track(step, known, seen=True)
         return True
 
     def due(self) -> float:
         now = time.monotonic()
-        put_off = [self._not_before, *(again for _, again in self._in_the_way.values())]
+        put_off = [self._not_before, *(again for _, again in self._blocked.values())]
         return min((then - now for then in put_off if then > now), default=math.inf)
 
     def busy(self) -> set[str]:
-        return {*self._here, *(e.key for e in self._ended)}
+        return {*(s.key for tracked in self._tracked.values() for s in tracked.steps), *(e.key for e in self._ended)}
 
     def running(self) -> dict[str, Progress]:
-        return {key: self._how(held) for key, held in self._here.items()} | {e.key: {} for e in self._ended}
+        tracked = {s.key: self._how(t, s) for t in self._tracked.values() for s in t.steps}
+        return tracked | {e.key: {} for e in self._ended}
 
     def trouble(self) -> str:
         return self._silence() or self._does_not_go()
@@ -174,7 +154,7 @@ class KubernetesExecutor:
 
     def _does_not_go(self) -> str:
         now = time.monotonic()
-        for key in [k for k, (since, _) in self._in_the_way.items() if now - since > LONG]:
+        for key in [k for k, (since, _) in self._blocked.items() if now - since > BLOCKED_REPORT_SECONDS]:
             return f"the earlier Job of step {key[:12]} is being deleted, but does not go: see its finalizers"
         return ""
 
@@ -186,13 +166,12 @@ class KubernetesExecutor:
                 names.add(self._changes.get_nowait())
         try:
             for name in names:
-                held = self._here.get(self._keys.get(name, ""))
-                if held is not None:
-                    self._look(held)
+                if name in self._tracked:
+                    self._look(self._tracked[name])
             if time.monotonic() >= self._next_look:
                 self._next_look = time.monotonic() + self.look
-                for held in list(self._here.values()):
-                    self._look_at_clock(held)
+                for tracked in list(self._tracked.values()):
+                    self._look(tracked)
         except (StoreError, ApiError) as error:
             for name in names:  # nothing that was seen is lost
                 self._changes.put(name)
@@ -218,9 +197,9 @@ class KubernetesExecutor:
 
     def stop(self, grace: float) -> None:
         """End nothing: only stop to look."""
-        self._stopping.set()
-        for held in self._here.values():
-            self._let_go(held)
+        self._progress.stop()
+        for tracked in self._tracked.values():
+            self._let_go(tracked)
 
     def _create(self, step: Step) -> bool:
         """Whether the step has a Job that can be waited for. One of an earlier run that failed makes room for ours."""
@@ -242,7 +221,7 @@ class KubernetesExecutor:
         if found["metadata"]["deletionTimestamp"]:
             return False
         if _is_at_work(found, step):
-            self._hold(step, found)
+            self._track(step, found)
             return True
         if is_done(self.store, step):
             self._ended.append(Ended(step.key, ok=True))
@@ -250,95 +229,102 @@ class KubernetesExecutor:
         self._delete(found)
         return False
 
-    def _hold(self, step: Step, found: Object, seen: bool = False) -> None:
+    def _track(self, step: Step, found: Object, seen: bool = False) -> None:
         wanted = fingerprint(self.site, requested(step, self.resources), self.kubernetes)
-        foreign = found["metadata"]["annotations"].get(RESOURCES) != wanted
-        self._in_the_way.pop(step.key, None)
-        self._keys[job_name(step)] = step.key
-        self._here[step.key] = _Held(step, found["metadata"]["uid"], foreign, time.monotonic(), seen)
-        self.watch.follow(job_name(step), self._tell)
-        self._tell(job_name(step))  # what happened before it was held
+        foreign = found["metadata"]["annotations"].get(RESOURCES) != wanted and step.key not in self._replaced
+        name = job_name(step)
+        self._blocked.pop(step.key, None)
+        self._tracked[name] = TrackedJob((step,), name, found["metadata"]["uid"], foreign, time.monotonic(), seen)
+        self.watch.follow(name, self._tell)
+        self._tell(name)  # what happened before it was tracked
 
     def _tell(self, name: str) -> None:
         self._changes.put(name)
         self.wake()
 
-    def _let_go(self, held: _Held) -> None:
-        self.watch.leave(job_name(held.step), self._tell)
+    def _let_go(self, tracked: TrackedJob) -> None:
+        self.watch.leave(tracked.name, self._tell)
         if self.room:
-            self.room.leave(job_name(held.step))
+            self.room.leave(tracked.name)
 
     def _delete(self, found: Object) -> None:
         meta = found["metadata"]
         self._deleted.add(meta["uid"])
         self.cluster.delete(jobs_path(self.site.namespace, meta["name"]), meta["uid"])
 
-    def _take(self, held: _Held, ended: Ended) -> None:
-        found, pods = self._find(held)
-        if found is not None and found["metadata"]["run"] == self.run:
-            self.used(held.step, diagnosis.seconds_run(pods))
-        del self._here[held.step.key]
-        self._let_go(held)
-        if ended.final:
-            self._judged[held.step.key] = held.uid
-        self._progress.pop(held.step.key, None)
-        self._ended.append(ended)
-
-    def _find(self, held: _Held) -> tuple[Object | None, list[Object]]:
-        """The Job as the mirror has it, and its pods."""
-        name = job_name(held.step)
-        found = self.watch.jobs.get(name)
-        if found is not None and found["metadata"]["uid"] != held.uid:
+    def _find(self, tracked: TrackedJob) -> tuple[Object | None, list[Object]]:
+        """The Job as the informer has it, and its pods."""
+        found = self.watch.jobs.get(tracked.name)
+        if found is not None and found["metadata"]["uid"] != tracked.uid:
             found = None  # an earlier one that is going, or a later one that somebody made
-        if found is not None:
-            held.seen = True
-        return found, self.watch.pods.of(held.uid)
+        return found, self.watch.pods.of(tracked.uid)
 
-    def _look(self, held: _Held) -> None:
-        """Something has changed about the Job or its pods."""
-        found, pods = self._find(held)
+    def _look(self, tracked: TrackedJob) -> None:
+        """Act on what is seen of a Job."""
+        found, pods = self._find(tracked)
         if pods and self.room:
-            self.room.has_pod(job_name(held.step))
-        ended = diagnosis.newest(p for p in pods if diagnosis.has_ended(p))
-        final = diagnosis.condition(found, "Failed", "Complete") if found else None
-        gone = found is None and held.seen
-        what = f"{ended and ended['metadata']['uid']} {final and final['type']} {gone}"
-        if (ended or final or gone) and what != held.looked:
-            if is_done(self.store, held.step):
-                self._take(held, Ended(held.step.key, ok=True))
+            self.room.has_pod(tracked.name)
+        age = time.monotonic() - tracked.since
+        outcome = tracked.observe(found, pods, datetime.now(UTC), age, self.start_timeout)
+        if outcome.evidence and outcome.evidence != tracked.answered:
+            if all(is_done(self.store, s) for s in tracked.steps):
+                self._finish(tracked, ok=True)
                 return
-            held.looked = what
-        if gone:
-            self._take(held, Ended(held.step.key, ok=False, reason="its Job is gone", lost=True))
-        elif found and (final or (ended and (diagnosis.out_of_memory(ended) or diagnosis.out_of_disk(ended)))):
-            # A step that met its own limit meets it again: no need to wait for the Job's other tries.
-            self._judge(held, found, pods)
+            tracked.answered = outcome.evidence
+        match outcome.action:
+            case "ask cluster":
+                tracked.since, tracked.seen = time.monotonic(), self._is_gone(tracked)
+                self._changes.put(tracked.name)
+            case "read events":
+                tracked.events = events_of(self.cluster, self.site.namespace, tracked.uid)
+            case "vanished":
+                self._finish(tracked, reason="its Job is gone", lost=True)
+            case "replace" if found:
+                self._replaced |= {s.key for s in tracked.steps}
+                self._delete(found)
+                self._finish(tracked, reason="failed as another run asked for it", lost=True)
+            case "failed" if found:
+                self._finish(
+                    tracked, reason=self._why(tracked, found, pods), final=True, pod=diagnosis.last_words(pods)
+                )
+            case "cannot start":
+                self._finish(tracked, reason=outcome.reason, final=True)
+            case "node lost" if found:
+                self._delete(found)
 
-    def _judge(self, held: _Held, found: Object, pods: list[Object]) -> None:
-        """The Job has ended without an artifact."""
-        step = held.step
-        if self._replace(held, found):
-            return
+    def _finish(
+        self,
+        tracked: TrackedJob,
+        *,
+        ok: bool = False,
+        reason: str = "",
+        final: bool = False,
+        lost: bool = False,
+        pod: Object | None = None,
+    ) -> None:
+        """Its steps have ended: wait for the Job no longer."""
+        found, pods = self._find(tracked)
+        if found is not None and found["metadata"]["run"] == self.run:
+            self.used(tracked.steps[0], diagnosis.seconds_run(pods))
+        del self._tracked[tracked.name]
+        self._let_go(tracked)
+        for step in tracked.steps:
+            if final:
+                self._judged[step.key] = tracked.uid
+            self._progress.forget(step.key)
+            self._ended.append(Ended(step.key, ok=ok, reason=reason, final=final, lost=lost, pod=pod or {}))
+
+    def _why(self, tracked: TrackedJob, found: Object, pods: list[Object]) -> str:
+        """Why the Job ended without an artifact."""
         if diagnosis.condition(found, "Complete"):
-            reason = "completed without an artifact"
-        else:
-            asked = requested(step, self.resources)
-            reason = diagnosis.failure_words(step.kind, asked, found, pods, self._said(held))
-        self._take(held, Ended(step.key, ok=False, reason=reason, final=True, pod=diagnosis.last_words(pods)))
+            return "completed without an artifact"
+        step = tracked.steps[-1]
+        return diagnosis.failure_words(step.kind, requested(step, self.resources), found, pods, self._said(tracked))
 
-    def _replace(self, held: _Held, found: Object) -> bool:
-        """Whether the Job, being another run's with another wish, made room for ours; once for each step."""
-        if not held.foreign or held.step.key in self._replaced:
-            return False
-        self._replaced.add(held.step.key)
-        self._delete(found)
-        self._take(held, Ended(held.step.key, ok=False, reason="failed as another run asked for it", lost=True))
-        return True
-
-    def _said(self, held: _Held) -> str:
+    def _said(self, tracked: TrackedJob) -> str:
         """What the newest attempt of this very Job has written about its end."""
-        step = held.step
-        for record in reversed([r for r in attempts(self.store, step.ref) if r.job == held.uid]):
+        step = tracked.steps[-1]
+        for record in reversed([r for r in attempts(self.store, step.ref) if r.job == tracked.uid]):
             try:
                 data, _ = self.store.get(f"{folder(step.ref)}/attempts/{record.attempt}/end.json", SMALL)
             except NotFound:
@@ -346,55 +332,29 @@ class KubernetesExecutor:
             return End.model_validate_json(data).reason
         return ""
 
-    def _look_at_clock(self, held: _Held) -> None:
-        """What only time tells, or what no change is sent for."""
-        found, pods = self._find(held)
-        age = time.monotonic() - held.since
-        if found is None and not held.seen and age > UNSEEN:
-            held.since, held.seen = time.monotonic(), self._is_gone(held)
-            self._changes.put(job_name(held.step))
-        if found is not None and not pods and not found["spec"]["suspend"] and age > LOOK:
-            held.events = events_of(self.cluster, self.site.namespace, held.uid)
-        now = datetime.now(UTC)
-        for pod in pods:
-            trouble, waited = diagnosis.start_trouble(pod), diagnosis.seconds_since_scheduled(pod, now)
-            if trouble and found is not None and self._replace(held, found):
-                return
-            if trouble and not diagnosis.has_ended(pod) and waited > self.start_timeout:
-                reason = f"could not start within {self.start_timeout:.0f} s: {trouble}"
-                self._take(held, Ended(held.step.key, ok=False, reason=reason, final=True))
-                return
-            if found is not None and diagnosis.seconds_past_end(pod, now) > LOST:
-                self._delete(found)  # its node is lost; a Job makes no new pod while the old one may still run
-                return
-
-    def _is_gone(self, held: _Held) -> bool:
+    def _is_gone(self, tracked: TrackedJob) -> bool:
         try:
-            found = self.cluster.request("GET", jobs_path(self.site.namespace, job_name(held.step)))
+            found = self.cluster.request("GET", jobs_path(self.site.namespace, tracked.name))
         except ApiError as error:
             return error.status == 404
-        return bool(found["metadata"]["uid"] != held.uid)
+        return bool(found["metadata"]["uid"] != tracked.uid)
 
-    def _how(self, held: _Held) -> Progress:
-        found, pods = self._find(held)
+    def _how(self, tracked: TrackedJob, step: Step) -> Progress:
+        found, pods = self._find(tracked)
         if silence := self._silence():
             return {"reason": silence}
         if found is None:
             return {}
-        words = diagnosis.waiting_words(found, pods, held.events)
-        return {"reason": words} if words else self._progress.get(held.step.key, {})
+        words = diagnosis.waiting_words(found, pods, tracked.events)
+        return {"reason": words} if words else self._progress.of(step.key)
 
-    def _read_logs(self) -> None:
-        """Keeps the newest progress of every running pod, from the end of its log."""
-        while not self._stopping.wait(LOOK):
-            for key, held in list(self._here.items()):
-                _, pods = self._find(held)
-                pod = diagnosis.newest(p for p in pods if p["status"]["phase"] == "Running")
-                if pod is not None:
-                    # No log is no error: the pod may have ended, or its node may not answer. Its state says the rest.
-                    with contextlib.suppress(ApiError):
-                        newest = newest_progress(self.cluster, self.site.namespace, pod)
-                        self._progress[key] = newest or self._progress.get(key, {})
+    def _running_pods(self) -> dict[str, Object]:
+        out: dict[str, Object] = {}
+        for tracked in list(self._tracked.values()):
+            pod = diagnosis.newest(p for p in self.watch.pods.of(tracked.uid) if p["status"]["phase"] == "Running")
+            if pod is not None:
+                out |= dict.fromkeys([s.key for s in tracked.steps], pod)
+        return out
 
 
 def _is_at_work(found: Object, step: Step) -> bool:
