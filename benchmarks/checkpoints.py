@@ -13,7 +13,7 @@ from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.attempts import Attempt, checkpoints_of
 from expunge_jobs.runtime.checkpoints import Checkpoints
-from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, Work
+from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, StepContext
 from expunge_jobs.steps import memorize
 from expunge_jobs.store import open_store
 from expunge_jobs.tasks.references import ArtifactRef
@@ -41,7 +41,7 @@ def train(seconds_between: float) -> tuple[float, int]:
         for part in ("out", "scratch"):
             (folder / part).mkdir()
         store, ref = open_store(str(folder / "store")), ArtifactRef(kind=task.kind, key=task.key())
-        work = Work(store, folder / "out", folder / "scratch", 1, Attempt(store, ref, "one"), seconds_between)
+        work = StepContext(store, folder / "out", folder / "scratch", 1, Attempt(store, ref, "one"), seconds_between)
         work.progress = lambda *words, **figures: None  # type: ignore[method-assign]
         Checkpoints._write = counted  # type: ignore[method-assign]
         start = time.perf_counter()

@@ -35,7 +35,7 @@ from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.objectives import RowOutput
 from expunge_jobs.runtime import distributed
 from expunge_jobs.runtime.checkpoints import Checkpoints
-from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, Work
+from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, StepContext
 from expunge_jobs.steps import finetune, memorize
 from expunge_jobs.store import open_store
 from expunge_jobs.tasks.references import ArtifactRef
@@ -129,7 +129,7 @@ class Lab:
             out, scratch = Path(name, "out"), Path(name, "scratch")
             out.mkdir()
             scratch.mkdir()
-            work = Work(opened, out, scratch, 1, Attempt(opened, ref, Path(name).name), seconds)
+            work = StepContext(opened, out, scratch, 1, Attempt(opened, ref, Path(name).name), seconds)
 
             def progress(step: int, steps: int, tokens: int = 0, **figures: float) -> None:
                 ran.ends.append(time.perf_counter())
@@ -165,7 +165,11 @@ class Lab:
         with self.adapter() as lora:
             settings = self.task.settings
             trainer = finetune.Trainer(
-                lora, self.rows, settings, self.task.seed, Work(open_store(str(self.folder)), self.folder, self.folder)
+                lora,
+                self.rows,
+                settings,
+                self.task.seed,
+                StepContext(open_store(str(self.folder)), self.folder, self.folder),
             )
             _forget_memory()
             for step in range(steps):

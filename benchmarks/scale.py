@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from chart import identity, of_kind, rendered
 from cluster import ControlPlane
+from expunge_controller.execution.kubernetes.job_informer import jobs_path, pods_path
 from expunge_controller.execution.kubernetes.jobspec import job, job_name
-from expunge_controller.execution.kubernetes.site import Site
-from expunge_controller.execution.kubernetes.watch import jobs_path, pods_path
+from expunge_controller.execution.kubernetes.pod_config import PodConfig
 from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.kube_client.config import connect
@@ -96,7 +96,7 @@ def alone(place: Place, crowd: Crowd) -> float:
     fleet = crowd.fleet
     steps = {job_name(s): s for plan in crowd.plans for s in plan.steps if job_name(s) in fleet.steps}
     names = {s.key: name for name, s in steps.items()}
-    site = Site(namespace=NAMESPACE, image=place.image, store=fleet.store.uri, secret="credentials")
+    site = PodConfig(namespace=NAMESPACE, image=place.image, store=fleet.store.uri, secret="credentials")
     kubernetes = load_resource(crowd.resources[0]).experiment.spec.kubernetes
     jobs = {name: job(s, site, ResourcesByKind(), kubernetes, "alone") for name, s in steps.items()}
     left = {name: {names[k] for k in s.needs if k in names} for name, s in steps.items()}
@@ -185,7 +185,7 @@ def compare(operating: Operating, crowd: Crowd) -> None:
 def bare(place: Place, crowd: Crowd) -> None:
     """The same Jobs, by a loop that creates one after the other."""
     place.plane.kubectl("create", "namespace", BARE)
-    site = Site(namespace=BARE, image=place.image, store=crowd.fleet.store.uri, secret="credentials")
+    site = PodConfig(namespace=BARE, image=place.image, store=crowd.fleet.store.uri, secret="credentials")
     jobs = [job(s, site, ResourcesByKind(), Kubernetes(), BARE) for s in crowd.first()]
     for each in jobs:
         crowd.cluster.request("POST", jobs_path(BARE), each)

@@ -17,13 +17,13 @@ from expunge_jobs.core.errors import StepError
 from pydantic import TypeAdapter
 
 from expunge_controller.errors import ExperimentError
-from expunge_controller.execution.kubernetes.site import Site, check_reachable
+from expunge_controller.execution.kubernetes.pod_config import PodConfig, check_reachable
 from expunge_controller.experiment.scheduling import Quantity, bytes_of
 from expunge_controller.kube_client.client import ApiError
 from expunge_controller.kube_client.config import connect
 from expunge_controller.operator.config import Limits, Settings
-from expunge_controller.operator.reconciler import Operator
-from expunge_controller.operator.work_queue import Who
+from expunge_controller.operator.work_queue import NamespacedName
+from expunge_controller.operator.workers import Operator
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser().parse_args(argv)
     try:
         cluster = connect(given.context)
-        site = Site(
+        site = PodConfig(
             namespace="", image=given.image, controller_image=given.controller_image, store=given.store,
             secret=given.secret, hub_secret=given.hub_secret, hub_endpoint=os.environ.get("HF_ENDPOINT"),
             service_account=given.service_account, proxies=tuple(given.pod_proxy or ()), ca_bundle=given.pod_ca_bundle,
@@ -62,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     ended.wait()
     operator.stop()
     server.shutdown()
-    log("info", None, "ended; Jobs go on")
+    log("info", None, "ended; the Jobs keep running")
     return 0
 
 
-def log(level: str, who: Who | None, message: str, **more: object) -> None:
+def log(level: str, who: NamespacedName | None, message: str, **more: object) -> None:
     """One JSON line on stdout, with the Experiment that it is about."""
     about = {"namespace": who[0], "experiment": who[1]} if who else {}
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -140,9 +140,9 @@ def _handler(operator: Operator) -> type[BaseHTTPRequestHandler]:
             if self.path == "/metrics":
                 self._answer(200, operator.metrics.text())
                 return
-            trouble = {"/healthz": operator.ill, "/readyz": operator.unready}.get(self.path)
-            said = trouble() if trouble else "not here"
-            self._answer(200 if not said else 503 if trouble else 404, f"{said or 'ok'}\n".encode())
+            problem = {"/healthz": operator.liveness_problem, "/readyz": operator.readiness_problem}.get(self.path)
+            said = problem() if problem else "not here"
+            self._answer(200 if not said else 503 if problem else 404, f"{said or 'ok'}\n".encode())
 
         def _answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from expunge_jobs.artifacts.attempts import Attempt
     from expunge_jobs.core.errors import StepError
-    from expunge_jobs.runtime.context import Work
+    from expunge_jobs.runtime.context import StepContext
     from expunge_jobs.tasks.tasks import Task
 
 WITHOUT_TORCH = ("stage", "report")
 """Kinds that compute nothing."""
-DISTURBED = 10
+MOST_DISRUPTIONS = 10
 """Attempts of one Job that may end from outside, one after the other and none of them leaving a checkpoint."""
 
 
@@ -73,10 +73,10 @@ def _step(threads: int) -> int:
     import socket
     import uuid
 
-    from expunge_jobs.artifacts.attempts import Attempt, disturbed
+    from expunge_jobs.artifacts.attempts import Attempt, count_disruptions
     from expunge_jobs.artifacts.damage import find_damaged, mark_damaged
     from expunge_jobs.artifacts.manifests import read_manifest
-    from expunge_jobs.core.errors import DamagedInput, ExitCode, Preempted, Spent, StepError
+    from expunge_jobs.core.errors import DamagedInput, ExitCode, LimitExceeded, Preempted, StepError
     from expunge_jobs.runtime import events
     from expunge_jobs.runtime.events import emit
     from expunge_jobs.store import AWAY, open_store
@@ -89,13 +89,13 @@ def _step(threads: int) -> int:
         try:
             task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
             _limit(task.kind)
-            store = open_store(os.environ.get("EXPUNGE_STORE", ""), AWAY, should_stop=shutdown.came)
+            store = open_store(os.environ.get("EXPUNGE_STORE", ""), AWAY, should_stop=shutdown.requested)
             ref = ArtifactRef(kind=task.kind, key=task.key())
             if rank() == 0 and read_manifest(store, ref) is not None:
                 emit("done", note="already there")
                 return ExitCode.DONE
             job = os.environ.get("EXPUNGE_JOB", "")
-            before = disturbed(store, ref, job) if job else 0
+            before = count_disruptions(store, ref, job) if job else 0
             attempt = Attempt(store, ref, os.environ.get("EXPUNGE_ATTEMPT") or uuid.uuid4().hex)
             if rank() == 0:
                 attempt.begin(socket.gethostname(), os.getpid(), job)
@@ -104,10 +104,8 @@ def _step(threads: int) -> int:
                 emit("start", kind=task.kind, key=ref.key, attempt=attempt.id)
             else:
                 events.silent = True
-            if before >= DISTURBED and rank() == 0:
-                raise Spent(
-                    f"ended from outside {before} times in a row without getting on: see what disturbs its pods"
-                )
+            if before >= MOST_DISRUPTIONS and rank() == 0:
+                raise LimitExceeded(f"Interrupted {before} times without progress. Check what evicts its pods.")
             won = _try(task, attempt, threads)
             emit("done", **({} if won else {"note": "another attempt was first"}))
             return ExitCode.DONE
@@ -151,7 +149,7 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
 
     from expunge_jobs.artifacts.cache import ModelCache
     from expunge_jobs.core.errors import StepError
-    from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, Work
+    from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, StepContext
     from expunge_jobs.runtime.events import emit
 
     with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
@@ -161,18 +159,18 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
         seconds = float(os.environ.get("EXPUNGE_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
         place = os.environ.get("EXPUNGE_MODEL_CACHE")
         cache = ModelCache(Path(place), lambda text: emit("notice", text=text), shutdown.check) if place else None
-        work = Work(attempt.store, out, scratch, threads, attempt, seconds, cache)
+        context = StepContext(attempt.store, out, scratch, threads, attempt, seconds, cache)
         try:
-            figures, versions, device = _run(task, work, threads)
-            if not work.team.main:
+            figures, versions, device = _run(task, context, threads)
+            if not context.group.main:
                 return True
             emit("publish")
-            return attempt.publish(task, out, figures, versions, device, threads, work.team.size)
+            return attempt.publish(task, out, figures, versions, device, threads, context.group.size)
         except StepError:
             raise
         except BaseException:
             # Torn out of an import, Terminated may arrive here as any error: a library's module was left half loaded.
-            if shutdown.came():
+            if shutdown.requested():
                 raise _stopped() from None
             raise
 
@@ -184,18 +182,18 @@ def _limit(kind: str) -> None:
     from expunge_jobs.runtime import limits
 
     if deadline := os.environ.get("EXPUNGE_DEADLINE"):
-        shutdown.after(float(deadline), f"took longer than {deadline} s: raise resources.{kind}.deadline")
+        shutdown.exceed_after(float(deadline), f"took longer than {deadline} s: raise resources.{kind}.deadline")
     if most := os.environ.get("EXPUNGE_DISK"):
         limits.watch(Path(tempfile.gettempdir()), int(most), f"raise resources.{kind}.disk")
 
 
 def _stopped() -> StepError:
-    from expunge_jobs.core.errors import Preempted, Spent
+    from expunge_jobs.core.errors import LimitExceeded, Preempted
 
-    return Spent(why) if (why := shutdown.spent()) else Preempted("stopped by SIGTERM")
+    return LimitExceeded(why) if (why := shutdown.limit_reason()) else Preempted("stopped by SIGTERM")
 
 
-def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[str, str], str]:
+def _run(task: Task, context: StepContext, threads: int) -> tuple[dict[str, object], dict[str, str], str]:
     import importlib
     import warnings
     from importlib.metadata import version
@@ -208,11 +206,11 @@ def _run(task: Task, work: Work, threads: int) -> tuple[dict[str, object], dict[
     libraries = ["expunge"]
     if task.kind not in WITHOUT_TORCH:
         device = _prepare_torch(threads)
-        work.team = distributed.join()
+        context.group = distributed.join()
         libraries += ["torch", "transformers", "peft", "accelerate", "tokenizers"]
     program = importlib.import_module(f"expunge_jobs.steps.{task.kind}")
-    figures = program.run(task, work)
-    work.team.leave()
+    figures = program.run(task, context)
+    context.group.leave()
     versions = {n: version(n) for n in libraries}
     versions["python"] = sys.version.split()[0]
     return figures, versions, device

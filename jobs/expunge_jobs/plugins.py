@@ -13,7 +13,7 @@ import pkgutil
 from functools import cache
 from types import ModuleType
 
-from expunge_jobs.core.errors import nearest
+from expunge_jobs.core.errors import suggestion
 
 FAMILIES = {"objectives": "objective", "merge_methods": "merge method", "metrics": "metric"}
 
@@ -37,7 +37,7 @@ def load(family: str, name: str) -> ModuleType:
     known = names(family)
     if name not in known:
         kind = FAMILIES[family]
-        raise ValueError(f"unknown {kind} '{name}'; one of: {', '.join(known)}{nearest(name, known)}")
+        raise ValueError(f"unknown {kind} '{name}'; one of: {', '.join(known)}{suggestion(name, known)}")
     return importlib.import_module(f"expunge_jobs.{family}.{name}")
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from chart import CHART, Object, helm, identity, of_kind, rendered, template
 from cluster import ControlPlane
-from expunge_controller.execution.kubernetes.site import STORE_KEYS
+from expunge_controller.execution.kubernetes.pod_config import STORE_KEYS
 from expunge_controller.experiment.crd import resource_definition
 from expunge_controller.serve import parser as serve_parser
 from kubelet import expanded

@@ -11,8 +11,8 @@ from expunge_controller.execution.executor import Ended
 from expunge_controller.execution.kubernetes import executor as module
 from expunge_controller.execution.kubernetes import tracked_job
 from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
-from expunge_controller.execution.kubernetes.site import Site as Where
-from expunge_controller.execution.kubernetes.watch import Watch
+from expunge_controller.execution.kubernetes.job_informer import JobInformer
+from expunge_controller.execution.kubernetes.pod_config import PodConfig as Where
 from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.experiment.scheduling import Resources
 from expunge_controller.kube_client.config import connect
@@ -37,7 +37,7 @@ def make(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Makes executors, and ends them."""
     for name, value in site.environment.items():
         monkeypatch.setenv(name, value)
-    watch = Watch(connect(namespace=site.namespace), site.namespace)
+    watch = JobInformer(connect(namespace=site.namespace), site.namespace)
     watch.open()
     made = []
 
@@ -92,7 +92,7 @@ def test_a_pod_whose_node_is_lost_is_given_up(
     pod.lost = True
     site.node.api.delete_namespaced_pod(pod.name, pod.namespace, grace_period_seconds=1)
     ended = first(executor)
-    assert ended.lost
+    assert ended.vanished
     assert ended.reason == "its Job is gone"
     start(executor, steps["memorize"])
     assert first(executor).ok
@@ -113,7 +113,7 @@ def test_a_pod_that_cannot_start_has_its_time_and_no_more(make: Make, steps: dic
     assert ended.final
     assert ended.reason.startswith("could not start within 3 s: ImagePullBackOff: Back-off pulling image")
     assert len(site.get("jobs")) == 1, "it stays until the failure is recorded"
-    executor.settled(steps["memorize"])
+    executor.failure_recorded(steps["memorize"])
     until(lambda: site.get("jobs") == [])
 
 
@@ -126,7 +126,7 @@ def test_another_runs_failure_with_other_resources_is_no_verdict(
     assert len(site.get("jobs")) == 1, "adopted"
     site.training("memorize").kill_for_memory()
     assert "out of memory at 1Gi" in first(theirs).reason
-    assert first(ours).lost
+    assert first(ours).vanished
     start(ours, steps["memorize"])
     assert first(ours).ok
 
@@ -150,12 +150,12 @@ def test_an_earlier_job_that_does_not_go_is_told(
     held = '{"metadata": {"finalizers": ["example.test/held"]}}'
     site.plane.kubectl("patch", "job", name, "-n", site.namespace, "--type=merge", "-p", held)
     site.plane.kubectl("delete", "job", name, "-n", site.namespace, "--wait=false")
-    assert executor.trouble() == ""
+    assert executor.problem() == ""
     other = make()
-    until(lambda: other.start(steps["memorize"]) == "started" or "see its finalizers" in other.trouble(), 20)
-    assert "see its finalizers" in other.trouble()
+    until(lambda: other.start(steps["memorize"]) == "started" or "see its finalizers" in other.problem(), 20)
+    assert "see its finalizers" in other.problem()
     site.plane.kubectl(
         "patch", "job", name, "-n", site.namespace, "--type=merge", "-p", '{"metadata": {"finalizers": null}}'
     )
     start(other, steps["memorize"])
-    assert other.trouble() == ""
+    assert other.problem() == ""

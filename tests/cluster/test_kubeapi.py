@@ -14,7 +14,7 @@ from expunge_controller.errors import ExperimentError
 from expunge_controller.kube_client import client
 from expunge_controller.kube_client.client import ApiError, Cluster
 from expunge_controller.kube_client.config import connect
-from expunge_controller.kube_client.informer import Mirror
+from expunge_controller.kube_client.informer import Informer
 from faults import FaultProxy, Request, cut, lose, refusal
 from testsite import until
 
@@ -136,7 +136,9 @@ class Watched:
     def __init__(self, cluster: Cluster) -> None:
         self.told: list[str] = []
         self.lock = threading.Lock()
-        self.mirror = Mirror(cluster, configmaps(cluster), "of=test", lambda o: {"metadata": o["metadata"]}, self.take)
+        self.mirror = Informer(
+            cluster, configmaps(cluster), "of=test", lambda o: {"metadata": o["metadata"]}, self.take
+        )
         self.mirror.start()
         assert self.mirror.wait(10)
 
@@ -145,7 +147,7 @@ class Watched:
             self.told.append(what["metadata"]["name"])
 
     def names(self) -> set[str]:
-        return {o["metadata"]["name"] for o in self.mirror.of("")}
+        return {o["metadata"]["name"] for o in self.mirror.by_index("")}
 
 
 @pytest.fixture
@@ -169,13 +171,13 @@ def test_a_mirror_sees_what_comes_and_goes(cluster: Cluster, watched: Watched) -
 
 
 def test_objects_are_found_by_their_group(plane: ControlPlane, cluster: Cluster) -> None:
-    mirror = Mirror(
+    mirror = Informer(
         cluster, configmaps(cluster), "of=test", lambda o: {"metadata": o["metadata"]}, lambda _: None,
         lambda o: str(o["metadata"]["labels"]["group"]),
     )  # fmt: skip
 
     def found() -> dict[str, list[str]]:
-        return {g: [o["metadata"]["name"] for o in mirror.of(g)] for g in ("a", "b")}
+        return {g: [o["metadata"]["name"] for o in mirror.by_index(g)] for g in ("a", "b")}
 
     for name, group in (("one", "a"), ("two", "b")):
         make(cluster, name, of="test", group=group)
@@ -202,13 +204,13 @@ def test_a_mirror_outlives_what_nobody_foresaw(cluster: Cluster) -> None:
         return {"metadata": found["metadata"]}
 
     make(cluster, "one", of="test")
-    mirror = Mirror(cluster, configmaps(cluster), "of=test", trim, lambda _: None)
+    mirror = Informer(cluster, configmaps(cluster), "of=test", trim, lambda _: None)
     mirror.start()
     try:
-        until(lambda: mirror.trouble == "KeyError: 'a field that is missing'", 5)
+        until(lambda: mirror.problem == "KeyError: 'a field that is missing'", 5)
         fail[0] = False
-        until(lambda: [o["metadata"]["name"] for o in mirror.of("")] == ["one"], 5)
-        assert mirror.trouble == ""
+        until(lambda: [o["metadata"]["name"] for o in mirror.by_index("")] == ["one"], 5)
+        assert mirror.problem == ""
     finally:
         mirror.stop()
 
@@ -226,7 +228,7 @@ def test_what_happens_while_nobody_listens_is_found(
     make(cluster, "comes", of="test")
     until(lambda: watched.names() == {"stays", "comes"}, 10)
     until(lambda: sorted(watched.told) == ["comes", "goes"], 5)
-    assert watched.mirror.trouble == ""
+    assert watched.mirror.problem == ""
 
 
 @pytest.mark.parametrize(
@@ -266,14 +268,14 @@ def test_trouble_is_told_while_it_lasts(cluster: Cluster, proxy: FaultProxy, wat
     until(lambda: any(map(is_watch, proxy.seen)), 5)
     proxy.inject(refusal(403, "Forbidden"), lambda r: "labelSelector" in r.path, times=6)
     until(lambda: proxy.drop_streams() > 0, 5)
-    until(lambda: watched.mirror.trouble == "as the test wishes", 5)
-    until(lambda: watched.mirror.trouble == "", 20)
+    until(lambda: watched.mirror.problem == "as the test wishes", 5)
+    until(lambda: watched.mirror.problem == "", 20)
 
 
 def test_a_server_that_is_restarted(plane: ControlPlane, cluster: Cluster, watched: Watched) -> None:
     make(cluster, "one", of="test")
     plane.end("kube-apiserver")
-    until(lambda: "does not answer" in watched.mirror.trouble or bool(watched.mirror.trouble), 15)
+    until(lambda: "does not answer" in watched.mirror.problem or bool(watched.mirror.problem), 15)
     plane.begin("kube-apiserver")
     make(cluster, "two", of="test")
     until(lambda: watched.names() == {"one", "two"}, 20)

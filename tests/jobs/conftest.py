@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 
 ON_A_GPU = ("test_resume",)
 
@@ -66,5 +66,5 @@ def base(loaded: Any) -> Any:
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
+def work(tmp_path: Path) -> StepContext:
     return tiny.work(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from expunge_jobs.modeling.loading import load_base
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps import evaluate
 from expunge_jobs.steps.evaluate import extraction_strength
 from expunge_jobs.tasks.settings import EvaluateSettings
@@ -21,7 +21,7 @@ NEW = 12
 
 
 @pytest.fixture
-def rows(base_folder: Path, work: Work, tmp_path: Path) -> list[dict[str, Any]]:
+def rows(base_folder: Path, work: StepContext, tmp_path: Path) -> list[dict[str, Any]]:
     data = tiny.task_data(tmp_path, {"forget": tiny.FORGET, "retain": tiny.RETAIN, "nonmembers": tiny.NONMEMBERS})
     task = EvaluateTask(
         model=tiny.model_ref(base_folder), data=data, settings=EvaluateSettings(batch_size=5, max_new_tokens=NEW)

@@ -16,7 +16,7 @@ from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, attach_lora, lora_tensors, write_adapter
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.modeling.loading import load_for_evaluation
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps import evaluate
 from expunge_jobs.steps.evaluate import Evaluator
 from expunge_jobs.tasks.references import AdapterRef, Input, ModelRef, TaskData
@@ -26,7 +26,7 @@ from expunge_jobs.tasks.tasks import EvaluateTask
 IDS = tuple(range(5, 25))
 
 
-def evaluator(base: Any, words: Any, work: Work, batch_size: int = 4, new: int = 12, **data: Any) -> Evaluator:
+def evaluator(base: Any, words: Any, work: StepContext, batch_size: int = 4, new: int = 12, **data: Any) -> Evaluator:
     model = ModelRef(base=Input(uri="file:///x", digest="x"))
     settings = EvaluateSettings(batch_size=batch_size, max_new_tokens=new)
     task = EvaluateTask(model=model, data=TaskData(sets={}, **data), settings=settings)
@@ -46,7 +46,7 @@ def one_row(base: Any, words: Any, text: str, new: int = 12) -> tuple[list[int],
 
 @pytest.mark.parametrize("kind", ["olmo", "gpt2", "gemma2"])
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_a_batch_gives_the_tokens_of_each_row_alone(words: Any, work: Work, kind: str, batch_size: int) -> None:
+def test_a_batch_gives_the_tokens_of_each_row_alone(words: Any, work: StepContext, kind: str, batch_size: int) -> None:
     model = tiny.model(kind, vocab=len(words))
     made = evaluator(model, words, work, batch_size)
     rows = [*tiny.FORGET, *tiny.RETAIN]
@@ -61,7 +61,7 @@ def test_a_batch_gives_the_tokens_of_each_row_alone(words: Any, work: Work, kind
         assert sure < len(gaps) or tokens == alone
 
 
-def test_texts_do_not_depend_on_the_batch(base: Any, words: Any, work: Work) -> None:
+def test_texts_do_not_depend_on_the_batch(base: Any, words: Any, work: StepContext) -> None:
     rows = [*tiny.FORGET, *tiny.RETAIN]
     one, four, turned = (
         evaluator(base, words, work, 1).generate(rows),
@@ -72,7 +72,7 @@ def test_texts_do_not_depend_on_the_batch(base: Any, words: Any, work: Work) -> 
     assert any(ended for _, ended in one), "the taught model ends some of them"
 
 
-def test_a_text_ends_at_its_end_token_or_at_the_limit(base: Any, words: Any, work: Work) -> None:
+def test_a_text_ends_at_its_end_token_or_at_the_limit(base: Any, words: Any, work: StepContext) -> None:
     rows = [*tiny.FORGET, *tiny.RETAIN]
     for row, (text, ended) in zip(rows, evaluator(base, words, work, 5, new=6).generate(rows), strict=True):
         tokens, _ = one_row(base, words, row.input, new=6)
@@ -81,7 +81,7 @@ def test_a_text_ends_at_its_end_token_or_at_the_limit(base: Any, words: Any, wor
         assert len(tokens) == 6 or ended
 
 
-def test_the_checkpoints_own_way_to_generate_does_not_count(base: Any, words: Any, work: Work) -> None:
+def test_the_checkpoints_own_way_to_generate_does_not_count(base: Any, words: Any, work: StepContext) -> None:
     plain = evaluator(base, words, work).generate(tiny.FORGET)
     for name, value in {"do_sample": True, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1}.items():
         setattr(base.generation_config, name, value)
@@ -117,7 +117,7 @@ def adapters(base: Any, folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.5,), (0.0,), (-0.7,), (0.5, 0.25), (1.0, -1.0)])
 def test_adapters_count_by_their_scale(
-    base_folder: Path, base: Any, work: Work, tmp_path: Path, scales: tuple[float, ...]
+    base_folder: Path, base: Any, work: StepContext, tmp_path: Path, scales: tuple[float, ...]
 ) -> None:
     """A control: the base's weights + scale x (alpha / r) x BA."""
     folders = adapters(base, tmp_path)[: len(scales)]
@@ -140,7 +140,7 @@ def test_adapters_count_by_their_scale(
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
-def test_an_adapter_of_another_model_is_refused(base_folder: Path, work: Work, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_refused(base_folder: Path, work: StepContext, tmp_path: Path) -> None:
     [folder, _] = adapters(tiny.model("llama"), tmp_path)
     adapter = AdapterRef(ref=Input(uri=f"file://{folder}", digest=folder_digest(folder)))
     ref = ModelRef(base=tiny.model_ref(base_folder).base, adapters=(adapter,))
@@ -154,7 +154,9 @@ def mean_nll(base: Any, ids: tuple[int, ...]) -> float:
 
 
 @pytest.mark.parametrize("separator", [" ", "", " => "])
-def test_membership_reads_members_and_nonmembers_alike(base: Any, words: Any, work: Work, separator: str) -> None:
+def test_membership_reads_members_and_nonmembers_alike(
+    base: Any, words: Any, work: StepContext, separator: str
+) -> None:
     """A completion row gives the same value as a forget row (the default members) and as a non-member."""
     row = tiny.FORGET[0]
     made = evaluator(base, words, work, separator=separator)
@@ -165,7 +167,7 @@ def test_membership_reads_members_and_nonmembers_alike(base: Any, words: Any, wo
     ], "and a question row is no document"
 
 
-def test_membership_of_a_document_is_over_all_tokens_but_the_first(base: Any, words: Any, work: Work) -> None:
+def test_membership_of_a_document_is_over_all_tokens_but_the_first(base: Any, words: Any, work: StepContext) -> None:
     made = evaluator(base, words, work)
     [row] = made.all({"nonmembers": [Document("a", "amber bell coin drum")]})
     assert row.document_nll == pytest.approx(
@@ -174,7 +176,7 @@ def test_membership_of_a_document_is_over_all_tokens_but_the_first(base: Any, wo
     assert row.score is None and row.generation is None
 
 
-def test_a_document_of_one_token_has_no_score(base: Any, words: Any, work: Work) -> None:
+def test_a_document_of_one_token_has_no_score(base: Any, words: Any, work: StepContext) -> None:
     [row] = evaluator(base, words, work).all({"nonmembers": [Document("a", "a")]})
     assert row.document_nll is None
 
@@ -185,7 +187,7 @@ def question(number: int, split: str = "test", subject: str = "high_school_law")
 
 
 @pytest.mark.parametrize("dev", [0, 3, 7])
-def test_mmlu_is_the_likeliest_letter_after_five_shots(base: Any, words: Any, work: Work, dev: int) -> None:
+def test_mmlu_is_the_likeliest_letter_after_five_shots(base: Any, words: Any, work: StepContext, dev: int) -> None:
     tests = [question(n) for n in range(8)]
     shots = [question(n + 3, "dev") for n in range(dev)] + [question(1, "dev", "other")]
     rows = evaluator(base, words, work).multiple_choice([*shots, *tests])
@@ -201,7 +203,7 @@ def test_mmlu_is_the_likeliest_letter_after_five_shots(base: Any, words: Any, wo
         assert row.score == float(best == asked.answer)
 
 
-def test_what_is_kept(base_folder: Path, work: Work, tmp_path: Path) -> None:
+def test_what_is_kept(base_folder: Path, work: StepContext, tmp_path: Path) -> None:
     sets = {"forget": tiny.FORGET, "retain": tiny.RETAIN, "probe": tiny.RETAIN[:2], "nonmembers": tiny.NONMEMBERS}
     data = tiny.task_data(tmp_path, sets)
     task = EvaluateTask(model=tiny.model_ref(base_folder), data=data, settings=EvaluateSettings(max_new_tokens=8))
@@ -222,7 +224,7 @@ def test_what_is_kept(base_folder: Path, work: Work, tmp_path: Path) -> None:
 
 
 def test_an_output_is_extracted_whole_though_the_model_would_not_end_there(
-    base: Any, words: Any, work: Work, monkeypatch: pytest.MonkeyPatch
+    base: Any, words: Any, work: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = evaluator(base, words, work)
     said = {r: one_row(base, words, r.input, new=4)[0] for r in (*tiny.FORGET, *tiny.RETAIN)}

@@ -14,7 +14,7 @@ import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.adapters import Adapter, attach_lora
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps import finetune
 from expunge_jobs.steps.finetune import Trainer
 from expunge_jobs.tasks.settings import FinetuneSettings
@@ -33,11 +33,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def made(base_folder: Path, work: Work, tmp_path: Path) -> dict[str, Any]:
+def made(base_folder: Path, work: StepContext, tmp_path: Path) -> dict[str, Any]:
     return finetune.run(task(base_folder, tmp_path), work)
 
 
-def test_what_a_fine_tune_leaves(made: dict[str, Any], work: Work) -> None:
+def test_what_a_fine_tune_leaves(made: dict[str, Any], work: StepContext) -> None:
     names = ["adapter", *(f"snapshots/epoch-{n}" for n in (1, 2, 3))]
     adapters = {n: Adapter(work.out / n) for n in names}
     assert set(files(work.out)) == {
@@ -57,7 +57,7 @@ def test_what_a_fine_tune_leaves(made: dict[str, Any], work: Work) -> None:
     assert (made["cut_inputs"], made["cut_outputs"]) == (0, 0)
 
 
-def test_the_adapter_is_pefts_and_forgets(made: dict[str, Any], work: Work, base: Any, words: Any) -> None:
+def test_the_adapter_is_pefts_and_forgets(made: dict[str, Any], work: StepContext, base: Any, words: Any) -> None:
     from peft import PeftModel
 
     rows = [tiny.encode(words, r) for r in tiny.FORGET]
@@ -122,7 +122,7 @@ def test_gradient_checkpointing_changes_no_loss(base_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
-def test_gradient_checkpointing_is_on_when_asked(base: Any, words: Any, work: Work) -> None:
+def test_gradient_checkpointing_is_on_when_asked(base: Any, words: Any, work: StepContext) -> None:
     """A layer's forward runs twice: once more in the backward pass."""
     calls = []
     base.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
@@ -132,7 +132,7 @@ def test_gradient_checkpointing_is_on_when_asked(base: Any, words: Any, work: Wo
     assert len(calls) == 2 * one.steps
 
 
-def trainer(base: Any, words: Any, work: Work, seed: int = 5, **fields: Any) -> Trainer:
+def trainer(base: Any, words: Any, work: StepContext, seed: int = 5, **fields: Any) -> Trainer:
     settings: FinetuneSettings = tiny.settings(**fields)
     rows: Any = {
         "forget": [tiny.encode(words, r) for r in tiny.FORGET],
@@ -141,14 +141,14 @@ def trainer(base: Any, words: Any, work: Work, seed: int = 5, **fields: Any) -> 
     return Trainer(attach_lora(base, settings, seed), rows, settings, seed, work)
 
 
-def test_a_nan_loss_names_its_step(base_folder: Path, tmp_path: Path, work: Work) -> None:
+def test_a_nan_loss_names_its_step(base_folder: Path, tmp_path: Path, work: StepContext) -> None:
     with pytest.raises(BadTask, match=r"the loss is (nan|inf|-inf) at training step 3 of 6: lower learning_rate"):
         finetune.run(task(base_folder, tmp_path, learning_rate=1e30), work)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_adapter_that_the_last_step_spoils_is_no_result(
-    base_folder: Path, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch, value: float
+    base_folder: Path, tmp_path: Path, work: StepContext, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     """The loss of a step is that before its update: after the last one there is none to see it."""
     step = Trainer.step
@@ -165,14 +165,14 @@ def test_an_adapter_that_the_last_step_spoils_is_no_result(
     assert not (work.out / "adapter").exists()
 
 
-def test_a_b_that_stays_zero_is_no_result(base_folder: Path, tmp_path: Path, work: Work) -> None:
+def test_a_b_that_stays_zero_is_no_result(base_folder: Path, tmp_path: Path, work: StepContext) -> None:
     """One step, and the warm-up starts at 0."""
     with pytest.raises(BadTask, match="every B matrix is still zero"):
         finetune.run(task(base_folder, tmp_path, epochs=1, accumulation=4), work)
 
 
 @pytest.mark.parametrize("side", ["forget", "retain"])
-def test_a_missing_set_is_named(base_folder: Path, tmp_path: Path, work: Work, side: str) -> None:
+def test_a_missing_set_is_named(base_folder: Path, tmp_path: Path, work: StepContext, side: str) -> None:
     made = task(base_folder, tmp_path)
     left = {k: v for k, v in made.data.sets.items() if k != side}
     data = made.data.model_copy(update={"sets": left})
@@ -181,7 +181,7 @@ def test_a_missing_set_is_named(base_folder: Path, tmp_path: Path, work: Work, s
 
 
 def test_a_start_model_with_an_adapter_is_the_reference(
-    base_folder: Path, made: dict[str, Any], work: Work, tmp_path: Path
+    base_folder: Path, made: dict[str, Any], work: StepContext, tmp_path: Path
 ) -> None:
     """A second round of forgetting: the first adapter is folded in, and forgetting starts from there."""
     from expunge_jobs.modeling.loading import load_model

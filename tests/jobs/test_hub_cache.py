@@ -10,7 +10,7 @@ from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import pinning
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps import stage
 from expunge_jobs.store import open_store
 from expunge_jobs.tasks.references import ArtifactRef, Input
@@ -67,7 +67,7 @@ def test_the_copy_holds_the_model_and_is_read_in_place_of_the_hub(hub: Path, tmp
     source = Input(uri="hf://org/name@v1", digest=f"commit:{COMMIT}")
     task = StageTask(source=source)
     attempt = Attempt(store, ArtifactRef(kind="stage", key=task.key()), "one")
-    work = Work(store, tmp_path / "out", tmp_path / "scratch")
+    work = StepContext(store, tmp_path / "out", tmp_path / "scratch")
     work.out.mkdir()
     assert work.path(source) == hub
     figures = stage.run(task, work)
@@ -82,6 +82,6 @@ def test_a_copy_of_what_is_no_model_is_refused(hub: Path, tmp_path: Path) -> Non
     (hub / "config.json").unlink()
     task = StageTask(source=Input(uri="hf://org/name", digest=f"commit:{COMMIT}"))
     with pytest.raises(BadTask, match=r"lacks config\.json"):
-        stage.run(task, Work(open_store(str(tmp_path / "store")), tmp_path / "out", tmp_path / "scratch"))
+        stage.run(task, StepContext(open_store(str(tmp_path / "store")), tmp_path / "out", tmp_path / "scratch"))
     with pytest.raises(ValueError, match="stage copies from hf://"):
         StageTask(source=Input(uri="file:///model", digest="sha256:0"))

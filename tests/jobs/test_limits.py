@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from expunge_jobs.artifacts.attempts import Attempt, attempts, checkpoints_of, disturbed, read_log
+from expunge_jobs.artifacts.attempts import Attempt, attempts, checkpoints_of, count_disruptions, read_log
 from expunge_jobs.artifacts.manifests import read_manifest
 from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.runtime import limits, shutdown
@@ -75,7 +75,7 @@ def last(process: subprocess.Popen[str]) -> dict[str, object]:
 def test_its_deadline_ends_it_for_good(step: Step) -> None:
     process = step.begin("one", EXPUNGE_DEADLINE="0.5")
     said = last(process)
-    assert process.returncode == ExitCode.SPENT == said["exit_code"]
+    assert process.returncode == ExitCode.LIMIT_EXCEEDED == said["exit_code"]
     assert said["reason"] == "took longer than 0.5 s: raise resources.memorize.deadline"
 
 
@@ -99,7 +99,7 @@ sys.exit(main())
 def test_torn_out_of_an_import_it_says_the_deadline_all_the_same(step: Step) -> None:
     process = step.begin("one", program=("-c", TORN), EXPUNGE_DEADLINE="1000")
     said = last(process)
-    assert process.returncode == ExitCode.SPENT, said
+    assert process.returncode == ExitCode.LIMIT_EXCEEDED, said
     assert said["reason"] == "took longer than 1000 s: raise resources.memorize.deadline"
 
 
@@ -108,7 +108,7 @@ def test_a_swallowed_deadline_comes_again(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(shutdown, name, value)  # as they are now is how they are found again
     before = signal.getsignal(signal.SIGALRM)
     try:
-        shutdown.after(0.05, "over")
+        shutdown.exceed_after(0.05, "over")
         for _ in range(2):
             with pytest.raises(shutdown.Terminated):
                 time.sleep(60)
@@ -121,12 +121,12 @@ def test_with_more_time_it_goes_on(step: Step) -> None:
     process = step.begin("one", EXPUNGE_DEADLINE="1000", EXPUNGE_CHECKPOINT_SECONDS="1000")
     until_it_trains(process)
     process.send_signal(signal.SIGALRM)  # what the timer sends
-    assert last(process)["exit_code"] == ExitCode.SPENT
+    assert last(process)["exit_code"] == ExitCode.LIMIT_EXCEEDED
     assert checkpoints_of(step.store, step.ref)
 
 
 def test_more_disk_than_its_own_ends_it_for_good(step: Step, tmp_path: Path) -> None:
-    for attempt, limit, code in (("one", 2**30, ExitCode.PREEMPTED), ("two", 1, ExitCode.SPENT)):
+    for attempt, limit, code in (("one", 2**30, ExitCode.PREEMPTED), ("two", 1, ExitCode.LIMIT_EXCEEDED)):
         process = step.begin(attempt, EXPUNGE_DISK=str(limit), TMPDIR=str(tmp_path))
         if code == ExitCode.PREEMPTED:
             until_it_trains(process)
@@ -152,11 +152,11 @@ def test_disturbed_ten_times_without_getting_on_it_gives_up(step: Step) -> None:
     for number in range(10):
         Attempt(step.store, step.ref, f"earlier-{number}").begin("host", 1, "job-a")
         time.sleep(0.002)  # records are ordered by their time
-    assert disturbed(step.store, step.ref, "job-a") == 10
+    assert count_disruptions(step.store, step.ref, "job-a") == 10
     process = step.begin("last", EXPUNGE_JOB="job-a")
     said = last(process)
-    assert process.returncode == ExitCode.SPENT
-    assert "ended from outside 10 times in a row without getting on" in str(said["reason"])
+    assert process.returncode == ExitCode.LIMIT_EXCEEDED
+    assert "Interrupted 10 times without progress" in str(said["reason"])
     other = step.begin("other", EXPUNGE_JOB="job-b")
     until_it_trains(other)
 
@@ -168,8 +168,8 @@ def test_a_checkpoint_is_getting_on(step: Step) -> None:
         time.sleep(0.002)
         if number == 2:
             step.store.put(f"{attempt.folder}/checkpoints/00000007.json", b"{}")
-    assert disturbed(step.store, step.ref, "job-a") == 2
-    assert disturbed(step.store, step.ref, "job-b") == 0
+    assert count_disruptions(step.store, step.ref, "job-a") == 2
+    assert count_disruptions(step.store, step.ref, "job-b") == 0
 
 
 def test_what_it_says_is_in_the_store_while_it_says_it(step: Step) -> None:

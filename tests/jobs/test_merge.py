@@ -13,7 +13,7 @@ import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, lora_targets, write_adapter
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps import merge
 from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, TaskData
 from expunge_jobs.tasks.tasks import FinetuneTask, MergeTask, WeightedAdapter
@@ -96,7 +96,7 @@ def one_mask_each(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:The density 1.0:UserWarning")
 def test_merges_are_pefts(
-    folders: list[Path], work: Work, monkeypatch: pytest.MonkeyPatch, method: str, density: float | None
+    folders: list[Path], work: StepContext, monkeypatch: pytest.MonkeyPatch, method: str, density: float | None
 ) -> None:
     from peft import PeftModel
 
@@ -191,23 +191,23 @@ def test_the_same_merge_is_the_same_bytes(folders: list[Path], tmp_path: Path) -
     assert made[0] == made[1]
 
 
-def refusal(folders: list[Path], work: Work) -> str:
+def refusal(folders: list[Path], work: StepContext) -> str:
     with pytest.raises(BadTask) as caught:
         merge.run(merge_task(folders, "ties", (1.0,) * len(folders)), work)
     assert not (work.out / "adapter").exists()
     return str(caught.value)
 
 
-def test_other_ranks(folders: list[Path], work: Work, tmp_path: Path) -> None:
+def test_other_ranks(folders: list[Path], work: StepContext, tmp_path: Path) -> None:
     assert "rank 4 and 8" in refusal([folders[0], write(tmp_path / "x", 5, rank=8)], work)
 
 
-def test_other_targets(folders: list[Path], work: Work, tmp_path: Path) -> None:
+def test_other_targets(folders: list[Path], work: StepContext, tmp_path: Path) -> None:
     message = refusal([folders[0], write(tmp_path / "x", 5, targets=("q_proj", "v_proj"))], work)
     assert "targets" in message and "model.layers.0.mlp.down_proj" in message
 
 
-def test_other_shapes(folders: list[Path], work: Work, tmp_path: Path) -> None:
+def test_other_shapes(folders: list[Path], work: StepContext, tmp_path: Path) -> None:
     folder = write(tmp_path / "x", 5)
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -219,7 +219,9 @@ def test_other_shapes(folders: list[Path], work: Work, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 1])
-def test_values_that_are_not_finite(folders: list[Path], work: Work, tmp_path: Path, value: float, place: int) -> None:
+def test_values_that_are_not_finite(
+    folders: list[Path], work: StepContext, tmp_path: Path, value: float, place: int
+) -> None:
     folder = write(tmp_path / "x", 5)
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -232,7 +234,7 @@ def test_values_that_are_not_finite(folders: list[Path], work: Work, tmp_path: P
 
 
 @pytest.mark.parametrize("field", ["use_rslora", "use_dora", "lora_bias"])
-def test_kinds_of_lora_that_merge_wrong(folders: list[Path], work: Work, tmp_path: Path, field: str) -> None:
+def test_kinds_of_lora_that_merge_wrong(folders: list[Path], work: StepContext, tmp_path: Path, field: str) -> None:
     assert field in refusal([folders[0], write(tmp_path / "x", 5, **{field: True})], work)
 
 
@@ -241,21 +243,23 @@ def test_kinds_of_lora_that_merge_wrong(folders: list[Path], work: Work, tmp_pat
     [({"peft_type": "LOHA"}, "LOHA"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
      ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern")],
 )  # fmt: skip
-def test_other_adapters(folders: list[Path], work: Work, tmp_path: Path, fields: dict[str, Any], word: str) -> None:
+def test_other_adapters(
+    folders: list[Path], work: StepContext, tmp_path: Path, fields: dict[str, Any], word: str
+) -> None:
     assert word in refusal([write(tmp_path / "x", 5, **fields), folders[0]], work)
 
 
 @pytest.mark.parametrize(
     "key", ["base_model.model.lm_head.weight", "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"]
 )
-def test_an_adapter_with_more_than_a_and_b(folders: list[Path], work: Work, tmp_path: Path, key: str) -> None:
+def test_an_adapter_with_more_than_a_and_b(folders: list[Path], work: StepContext, tmp_path: Path, key: str) -> None:
     folder = write(tmp_path / "x", 5)
     file = folder / "adapter_model.safetensors"
     save_file({**load_file(file), key: torch.zeros(3)}, file)
     assert key in refusal([folders[0], folder], work)
 
 
-def specialist(work: Work, seed: int, start: str) -> ArtifactRef:
+def specialist(work: StepContext, seed: int, start: str) -> ArtifactRef:
     """A finished fine-tune with this fingerprint of A's start."""
     write(work.out / "adapter", seed)
     model = ModelRef(base=Input(uri="file:///nowhere", digest="sha256:0"))
@@ -269,27 +273,27 @@ def merge_of(*refs: ArtifactRef, base: str = "sha256:0") -> MergeTask:
     return MergeTask(base=Input(uri="file:///elsewhere", digest=base), adapters=adapters, method="ties", parameters={})
 
 
-def test_other_starts_of_a(work: Work) -> None:
+def test_other_starts_of_a(work: StepContext) -> None:
     one, two, three = specialist(work, 1, "aa"), specialist(work, 2, "bb"), specialist(work, 3, "aa")
     with pytest.raises(BadTask, match="A matrices started differently"):
         merge.run(merge_of(one, two), work)
     merge.run(merge_of(one, three), work)
 
 
-def test_another_base(work: Work) -> None:
+def test_another_base(work: StepContext) -> None:
     one, two = specialist(work, 1, "aa"), specialist(work, 3, "aa")
     with pytest.raises(BadTask, match="adapter 1 of the merge was trained on another base model"):
         merge.run(merge_of(one, two, base="sha256:1"), work)
 
 
 def test_an_adapter_from_outside_is_taken_with_a_notice(
-    folders: list[Path], work: Work, capsys: pytest.CaptureFixture[str]
+    folders: list[Path], work: StepContext, capsys: pytest.CaptureFixture[str]
 ) -> None:
     merge.run(merge_task(folders, "ties"), work)
     assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["notice"]
 
 
-def test_targets_given_as_a_pattern(folders: list[Path], work: Work, tmp_path: Path) -> None:
+def test_targets_given_as_a_pattern(folders: list[Path], work: StepContext, tmp_path: Path) -> None:
     """PEFT takes a regular expression too; the merge's adapter loads all the same."""
     from peft import PeftModel
 

@@ -18,8 +18,8 @@ from expunge_jobs.artifacts.manifests import fetch
 from expunge_jobs.core.errors import BadTask, ExitCode, StepError
 from expunge_jobs.runtime import shutdown
 from expunge_jobs.runtime.checkpoints import Checkpoints
-from expunge_jobs.runtime.context import Work
-from expunge_jobs.runtime.distributed import Team
+from expunge_jobs.runtime.context import StepContext
+from expunge_jobs.runtime.distributed import WorkerGroup
 from expunge_jobs.steps import finetune, memorize
 from expunge_jobs.store import Store, StoreError, open_store
 from expunge_jobs.tasks.references import ArtifactRef
@@ -67,7 +67,7 @@ class Lab:
         for name in ("out", "scratch"):
             (place / name).mkdir(parents=True)
         ran = Ran(attempt, place / "out")
-        work = Work(self.store, place / "out", place / "scratch", 1, attempt, seconds)
+        work = StepContext(self.store, place / "out", place / "scratch", 1, attempt, seconds)
 
         def progress(step: int, steps: int, tokens: int = 0, **figures: float) -> None:
             ran.first = ran.first or step
@@ -81,7 +81,7 @@ class Lab:
         with monkeypatch.context() as patch:
             patch.setattr(work, "progress", progress)
             patch.setattr(work, "notice", ran.notices.append)
-            patch.setattr(shutdown, "came", came)
+            patch.setattr(shutdown, "requested", came)
             try:
                 self.program.run(task or self.task, work)
             except shutdown.Terminated:
@@ -284,7 +284,7 @@ def test_no_attempt_goes_on_from_what_cannot_succeed(lab: Lab, monkeypatch: pyte
 def test_a_team_that_would_go_on_from_different_steps_does_not(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.run(monkeypatch, end_at=5)
     heard: list[int] = []
-    monkeypatch.setattr(Team, "agrees", lambda self, value: bool(heard.append(value)))
+    monkeypatch.setattr(WorkerGroup, "agrees", lambda self, value: bool(heard.append(value)))
     with pytest.raises(StepError, match="not every process could read the newest checkpoint"):
         lab.run(monkeypatch)
     assert heard == [5], "the step that it would go on from is what is compared"

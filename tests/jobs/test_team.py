@@ -16,7 +16,7 @@ import tiny
 from expunge_jobs.artifacts.attempts import End, attempts, checkpoints_of
 from expunge_jobs.artifacts.manifests import Manifest, fetch, read_manifest
 from expunge_jobs.core.errors import ExitCode
-from expunge_jobs.runtime.distributed import Team
+from expunge_jobs.runtime.distributed import WorkerGroup
 from expunge_jobs.runtime.launch import outcome
 from expunge_jobs.store import open_store
 from expunge_jobs.tasks.references import ArtifactRef
@@ -171,7 +171,7 @@ def test_what_fails_in_all_is_said_once(teams: Teams, base_folder: Path, tmp_pat
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("count", [0, 1, 5, 6])
 def test_shares_are_all_of_it_once(size: int, count: int) -> None:
-    shares = [Team(rank, size).share(range(count)) for rank in range(size)]
+    shares = [WorkerGroup(rank, size).share(range(count)) for rank in range(size)]
     assert sorted(n for share in shares for n in share) == list(range(count))
 
 

@@ -13,14 +13,14 @@ import tiny
 import torch
 from expunge_jobs.modeling.adapters import attach_lora, lora_tensors
 from expunge_jobs.modeling.encoding import Encoded
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps.finetune import Trainer
 from torch import Tensor
 
 ROWS = {"forget": tiny.FORGET, "retain": tiny.RETAIN}
 
 
-def trainer(base: Any, words: Any, work: Work, seed: int = 5, **fields: Any) -> Trainer:
+def trainer(base: Any, words: Any, work: StepContext, seed: int = 5, **fields: Any) -> Trainer:
     settings = tiny.settings(**fields)
     rows: Any = {side: [tiny.encode(words, r) for r in given] for side, given in ROWS.items()}
     return Trainer(attach_lora(base, settings, seed), rows, settings, seed, work)
@@ -36,7 +36,7 @@ def by_epoch(made: Trainer, side: str) -> list[list[int]]:
     return [list(chain(*steps[n : n + size])) for n in range(0, len(steps), size)]
 
 
-def test_an_epoch_is_one_pass_over_forget(base: Any, words: Any, work: Work) -> None:
+def test_an_epoch_is_one_pass_over_forget(base: Any, words: Any, work: StepContext) -> None:
     epochs = by_epoch(trainer(base, words, work, epochs=4), "forget")
     assert all(sorted(e) == list(range(7)) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 4, "each in an order of its own"
@@ -46,7 +46,7 @@ def test_an_epoch_is_one_pass_over_forget(base: Any, words: Any, work: Work) -> 
     ("batch", "accumulation", "sizes"), [(2, 2, [4, 3]), (1, 4, [4, 3]), (5, 1, [5, 2]), (9, 1, [7])]
 )
 def test_the_last_small_batch_is_used(
-    base: Any, words: Any, work: Work, batch: int, accumulation: int, sizes: list[int]
+    base: Any, words: Any, work: StepContext, batch: int, accumulation: int, sizes: list[int]
 ) -> None:
     made = trainer(base, words, work, batch_size=batch, accumulation=accumulation, epochs=2)
     assert [len(s) for s in drawn(made, "forget")] == sizes * 2
@@ -58,7 +58,7 @@ def test_the_last_small_batch_is_used(
             assert sorted(counts.values(), reverse=True)[:-1] == [batch] * (len(counts) - 1)
 
 
-def test_retain_is_a_stream_of_its_own_that_runs_on(base: Any, words: Any, work: Work) -> None:
+def test_retain_is_a_stream_of_its_own_that_runs_on(base: Any, words: Any, work: StepContext) -> None:
     """Every retain row is used, as often as any other but once; the published script never sees the last ones."""
     made = trainer(base, words, work, epochs=5)
     stream = list(chain(*drawn(made, "retain")))
@@ -69,7 +69,7 @@ def test_retain_is_a_stream_of_its_own_that_runs_on(base: Any, words: Any, work:
     assert set(Counter(stream).values()) == {3, 4}
 
 
-def test_what_is_drawn_follows_from_the_seed_alone(base: Any, words: Any, work: Work) -> None:
+def test_what_is_drawn_follows_from_the_seed_alone(base: Any, words: Any, work: StepContext) -> None:
     one = trainer(copy.deepcopy(base), words, work)
     torch.manual_seed(99)
     same = trainer(copy.deepcopy(base), words, work, learning_rate=1, objective={"npo": 1.0, "kl": 0.1})
@@ -78,20 +78,22 @@ def test_what_is_drawn_follows_from_the_seed_alone(base: Any, words: Any, work: 
     assert drawn(one, "retain") == drawn(same, "retain") != drawn(other, "retain")
 
 
-def test_length_does_not_matter_for_the_order(base: Any, words: Any, work: Work) -> None:
+def test_length_does_not_matter_for_the_order(base: Any, words: Any, work: StepContext) -> None:
     plain = trainer(copy.deepcopy(base), words, work)
     turned = trainer(copy.deepcopy(base), words, work)
     turned.samples["forget"].reverse()
     assert drawn(plain, "forget") == drawn(turned, "forget")
 
 
-def test_a_side_that_no_term_reads_is_not_drawn(base: Any, words: Any, work: Work) -> None:
+def test_a_side_that_no_term_reads_is_not_drawn(base: Any, words: Any, work: StepContext) -> None:
     made = trainer(base, words, work, objective={"gradient_ascent": 1.0})
     assert drawn(made, "retain") == [[]] * made.steps and all(drawn(made, "forget"))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
-def test_the_rate_warms_up_for_an_epoch_and_falls_to_zero(base: Any, words: Any, work: Work, epochs: int) -> None:
+def test_the_rate_warms_up_for_an_epoch_and_falls_to_zero(
+    base: Any, words: Any, work: StepContext, epochs: int
+) -> None:
     made = trainer(base, words, work, epochs=epochs, batch_size=1, accumulation=1, learning_rate=0.5)
     made._ask_reference()
     rates = []
@@ -103,7 +105,7 @@ def test_the_rate_warms_up_for_an_epoch_and_falls_to_zero(base: Any, words: Any,
     assert rates == pytest.approx(plain)
 
 
-def test_the_optimizer_is_the_papers(base: Any, words: Any, work: Work) -> None:
+def test_the_optimizer_is_the_papers(base: Any, words: Any, work: StepContext) -> None:
     made = trainer(base, words, work, weight_decay=0.07)
     assert type(made.optimizer) is torch.optim.AdamW
     [group] = made.optimizer.param_groups
@@ -181,7 +183,12 @@ TERMS: list[tuple[dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("objective", "names"), TERMS)
 def test_loss_and_gradient_of_a_step_are_the_formulas(
-    base: Any, words: Any, work: Work, monkeypatch: pytest.MonkeyPatch, objective: dict[str, Any], names: list[str]
+    base: Any,
+    words: Any,
+    work: StepContext,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: dict[str, Any],
+    names: list[str],
 ) -> None:
     """After some steps, so that policy and reference differ; the last step of an epoch, so that its batch is small."""
     made = trainer(base, words, work, objective=objective)
@@ -212,7 +219,7 @@ def test_loss_and_gradient_of_a_step_are_the_formulas(
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=2e-5)
 
 
-def test_the_reference_is_the_model_without_its_adapter(base: Any, words: Any, work: Work) -> None:
+def test_the_reference_is_the_model_without_its_adapter(base: Any, words: Any, work: StepContext) -> None:
     """Asked once before training; asked again afterwards it says the same."""
     before = {
         r.id: labels(tiny.alone(base, tiny.encode(words, r).ids)[:-1].log_softmax(-1), tiny.encode(words, r))
@@ -232,7 +239,7 @@ def test_the_reference_is_the_model_without_its_adapter(base: Any, words: Any, w
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2), (4, 1)])
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
 def test_accumulation_equals_the_large_batch(
-    base: Any, words: Any, work: Work, batch: int, accumulation: int, normalization: str
+    base: Any, words: Any, work: StepContext, batch: int, accumulation: int, normalization: str
 ) -> None:
     objective = {"npo": {"weight": 0.4, "normalization": normalization}, "nll": 0.3, "kl": 0.3}
     results = []
@@ -244,7 +251,9 @@ def test_accumulation_equals_the_large_batch(
         torch.testing.assert_close(b, results[1][1][name], rtol=1e-2, atol=1e-4)
 
 
-def test_small_passes_equal_one_large_one(base: Any, words: Any, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_passes_equal_one_large_one(
+    base: Any, words: Any, work: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Micro-batches are packed together only as far as they fit; that changes no value."""
     whole = [x["loss"] for x in trainer(copy.deepcopy(base), words, work, batch_size=1, accumulation=4).train()]
     monkeypatch.setattr("expunge_jobs.modeling.packing.PACK_TOKENS", 5)

@@ -12,7 +12,7 @@ from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.data.rows import Row
 from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.encoding import Encoded, Encoder
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.store.file import FileStore
 from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, RowsRef, TaskData
 from expunge_jobs.tasks.settings import FinetuneSettings
@@ -146,14 +146,14 @@ def model_ref(folder: Path) -> ModelRef:
     return ModelRef(base=Input(uri=f"file://{folder}", digest=folder_digest(folder)))
 
 
-def work(folder: Path) -> Work:
+def work(folder: Path) -> StepContext:
     """Surroundings with an empty store."""
     for name in ("out", "scratch"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    return Work(FileStore(folder / "store"), folder / "out", folder / "scratch")
+    return StepContext(FileStore(folder / "store"), folder / "out", folder / "scratch")
 
 
-def publish(surroundings: Work, task: Task, figures: dict[str, Any]) -> ArtifactRef:
+def publish(surroundings: StepContext, task: Task, figures: dict[str, Any]) -> ArtifactRef:
     """What was made becomes an artifact; the output folder is empty again."""
     ref = ArtifactRef(kind=task.kind, key=task.key())
     Attempt(surroundings.store, ref, "one").publish(task, surroundings.out, figures, {}, "cpu", 1)

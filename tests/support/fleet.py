@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 from cluster import ControlPlane
+from expunge_controller.execution.kubernetes.job_informer import SELECTOR, pods_path
 from expunge_controller.execution.kubernetes.jobspec import job_name
-from expunge_controller.execution.kubernetes.watch import SELECTOR, pods_path
 from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.resource import resources_path
 from expunge_controller.experiment.schema import API_VERSION
 from expunge_controller.kube_client.client import Cluster
-from expunge_controller.kube_client.informer import Mirror
+from expunge_controller.kube_client.informer import Informer
 from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.manifests import Manifest, manifest_path, now
@@ -60,7 +60,7 @@ class Fleet:
         self.held = False
         self.told: Callable[[str], None] = lambda job: None
         """Called with the Job's name after a pod of it was seen."""
-        self._mirror = Mirror(cluster, pods_path(cluster.namespace), SELECTOR, _trim, self._see)
+        self._mirror = Informer(cluster, pods_path(cluster.namespace), SELECTOR, _trim, self._see)
         self._pool = ThreadPoolExecutor(4)
         self._kwok: subprocess.Popen[bytes] | None = None
 

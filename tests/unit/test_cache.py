@@ -77,7 +77,7 @@ def test_a_cache_that_cannot_be_written_is_gone_round_and_that_is_said(
 
 
 def test_nobody_waits_for_ever_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "PATIENCE", 0.2)
+    monkeypatch.setattr(cache, "LOCK_SECONDS", 0.2)
     (tmp_path / "cache" / DIGEST).mkdir(parents=True)
     with (tmp_path / "cache" / DIGEST / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -36,11 +36,11 @@ def _play(plan: Plan) -> None:
         shown.failed(over, "the loss is nan", again=False)
         shown.finished(under, 2.5)
         shown.finished(under, 0.0)
-        shown.elsewhere(over)
+        shown.running_elsewhere(over)
 
 
 def test_plain_lines(plan: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "PLAIN_EVERY", 0.0)
+    monkeypatch.setattr(display, "PROGRESS_SECONDS", 0.0)
     _play(plan)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -75,7 +75,7 @@ def test_why_a_step_waits_is_said_once_and_only_if_it_lasts(plan: Plan, capsys: 
         shown.progress({over.key: {"reason": "no pod yet"}})
         for _ in range(2):
             shown.progress({over.key: {"reason": "waiting for a node: 1 Insufficient nvidia.com/gpu"}})
-            time.sleep(display.SETTLED * 1.1)
+            time.sleep(display.REASON_SECONDS * 1.1)
         shown.progress({over.key: {"reason": "waiting for a node: 1 Insufficient nvidia.com/gpu"}})
         shown.progress({over.key: {"reason": "its pod is starting"}})
         shown.progress({over.key: PROGRESS})

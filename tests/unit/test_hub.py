@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from expunge_controller.execution.kubernetes.site import Site
+from expunge_controller.execution.kubernetes.pod_config import PodConfig
 from expunge_controller.experiment.crd import resource_definition
 from expunge_controller.operator.config import Settings
 from expunge_controller.planning.allowed import is_allowed
@@ -153,7 +153,9 @@ sys.addaudithook(_hear)
 def test_no_address_that_the_operator_accepts_opens_a_file(rest: list[str], start: str) -> None:
     global _opened
     uri = f"hf://{start}{''.join(rest)}"
-    if not is_allowed(uri, Settings(namespaces=(), store="s3://b", site=Site(namespace="", image="", store="")).inputs):
+    if not is_allowed(
+        uri, Settings(namespaces=(), store="s3://b", site=PodConfig(namespace="", image="", store="")).inputs
+    ):
         return
     _opened = []
     try:

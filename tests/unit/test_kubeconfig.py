@@ -344,7 +344,7 @@ def test_a_login_that_ends_is_waited_for(
             ask(cluster)
         assert caught.value.passing, "a run goes on asking"
     assert (tmp_path / "runs").read_text().count("x") == 2, "not once a call"
-    monkeypatch.setattr(login, "FAILED_FOR", 0)
+    monkeypatch.setattr(login, "FAILED_LOGIN_SECONDS", 0)
     (tmp_path / "fails").unlink()
     assert ask(cluster) == "v1"
 
@@ -467,7 +467,7 @@ def test_who_logs_in_again_in_another_window_is_heard(server: Pretend, write: Wr
 def test_a_refresh_token_that_kubectl_has_used_is_read_anew(
     server: Pretend, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(login, "FAILED_FOR", 0)
+    monkeypatch.setattr(login, "FAILED_LOGIN_SECONDS", 0)
     config = {"client-id": "kube", "id-token": jwt(12), "refresh-token": "r1", "idp-issuer-url": server.url}
     write({"server": server.url}, {"auth-provider": {"name": "oidc", "config": config}})
     cluster = connect()

@@ -21,7 +21,7 @@ from expunge_controller.execution.kubernetes.jobspec import (
     requested,
     trial_job,
 )
-from expunge_controller.execution.kubernetes.site import Site, check_reachable
+from expunge_controller.execution.kubernetes.pod_config import PodConfig, check_reachable
 from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.planning.plan import Plan, Step
@@ -34,7 +34,7 @@ from pydantic import ValidationError
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 GOLDEN = Path(__file__).parent / "golden"
-SITE = Site(
+SITE = PodConfig(
     namespace="research", image="registry.test/expunge-jobs@sha256:" + "0" * 64, store="s3://bucket/expunge",
     secret="store-credentials", service_account="expunge-job",
 )  # fmt: skip
@@ -162,7 +162,7 @@ def test_resources(plan: Plan) -> None:
     assert "nvidia.com/gpu" not in container(made(step(plan, "merge")))["resources"]["limits"]
     mig = job(
         one,
-        Site(namespace="x", image="i", store="s3://bucket", gpu="nvidia.com/mig-1g.10gb"),
+        PodConfig(namespace="x", image="i", store="s3://bucket", gpu="nvidia.com/mig-1g.10gb"),
         ResourcesByKind(),
         Kubernetes(),
         "r",
@@ -186,7 +186,7 @@ def test_another_wish_has_another_fingerprint(plan: Plan) -> None:
 def test_what_cannot_succeed_fails_the_job_before_anything_is_ignored(plan: Plan) -> None:
     rules = made(step(plan, "finetune"))["spec"]["podFailurePolicy"]["rules"]
     assert [r["action"] for r in rules] == ["FailJob", "Ignore", "Ignore", "Ignore"]
-    assert rules[0]["onExitCodes"]["values"] == [ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.SPENT]
+    assert rules[0]["onExitCodes"]["values"] == [ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.LIMIT_EXCEEDED]
     assert rules[2]["onExitCodes"]["values"] == [ExitCode.PREEMPTED]
 
 
@@ -228,7 +228,7 @@ def test_what_an_experiment_may_not_say(wish: dict[str, Any]) -> None:
 def test_what_pods_cannot_reach_is_refused_at_once() -> None:
     with pytest.raises(ExperimentError) as caught:
         check_reachable(
-            Site(namespace="x", image="", store=".expunge"), ["file:///a/forget.jsonl", "builtin://people/retain"]
+            PodConfig(namespace="x", image="", store=".expunge"), ["file:///a/forget.jsonl", "builtin://people/retain"]
         )
     assert len(caught.value.problems) == 3
     assert (
@@ -237,7 +237,7 @@ def test_what_pods_cannot_reach_is_refused_at_once() -> None:
         and "/a/forget.jsonl" in str(caught.value)
     )
     with pytest.raises(BadTask, match="unknown option"):
-        check_reachable(Site(namespace="x", image="i", store="s3://bucket?nope=1"), [])
+        check_reachable(PodConfig(namespace="x", image="i", store="s3://bucket?nope=1"), [])
     check_reachable(SITE, ["builtin://people/retain", "hf://a/b"])
 
 
@@ -256,7 +256,7 @@ def test_the_hub_s_secret_is_for_the_step_that_copies_alone(plan: Plan) -> None:
 
 
 def test_every_pod_goes_by_the_site_s_proxy_and_trusts_its_certificate(plan: Plan) -> None:
-    site = Site(
+    site = PodConfig(
         namespace="x", image="i", store="s3://bucket", proxies=(("HTTPS_PROXY", "http://proxy:3128"),), ca_bundle="ca",
     )  # fmt: skip
     for made in [*(job(s, site, ResourcesByKind(), Kubernetes(), "r") for s in plan.steps), trial_job("trial", site)]:
@@ -266,7 +266,7 @@ def test_every_pod_goes_by_the_site_s_proxy_and_trusts_its_certificate(plan: Pla
         assert values["AWS_CA_BUNDLE"] == "/etc/expunge/ca/ca.crt"
         assert {"name": "ca", "configMap": {"name": "ca"}} in pod["volumes"]
         assert {"name": "ca", "mountPath": "/etc/expunge/ca", "readOnly": True} in pod["containers"][0]["volumeMounts"]
-    plain = Site(namespace="x", image="i", store="s3://bucket")
+    plain = PodConfig(namespace="x", image="i", store="s3://bucket")
     asked = requested(plan.steps[0], ResourcesByKind())
     assert fingerprint(site, asked, Kubernetes()) != fingerprint(plain, asked, Kubernetes())
 

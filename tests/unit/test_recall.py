@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from expunge_controller.experiment.loading import Loaded, load_experiment
 from expunge_controller.planning.plan import make_plan
-from expunge_controller.planning.resolve import Resolved, recall, resolve, write_record
+from expunge_controller.planning.resolve import Resolved, load_recorded, resolve, write_record
 from expunge_jobs.store import Store, open_store
 from expunge_jobs.tasks import tasks
 
@@ -43,7 +43,7 @@ def keys(resolved: Resolved | None) -> list[str]:
 
 def test_what_is_recalled_is_what_was_resolved(store: Store, rows: Path) -> None:
     loaded, resolved = begin(store, rows)
-    found = recall(store, loaded, resolved.digest, NAMESPACE)
+    found = load_recorded(store, loaded, resolved.digest, NAMESPACE)
     assert found is not None
     assert (found.plan, found.digest, found.record) == (resolved.plan, resolved.digest, resolved.record)
 
@@ -57,17 +57,17 @@ def test_a_newer_program_and_a_changed_input_change_no_key(
     rows.write_text(rows.read_text().replace("b1", "c1"))
     anew = resolve(loaded, stage=True, namespace=NAMESPACE, report=True)
     assert not {s.key for s in anew.plan.steps if s.kind == "finetune"} & set(keys(resolved))
-    assert keys(recall(store, loaded, resolved.digest, NAMESPACE)) == keys(resolved)
+    assert keys(load_recorded(store, loaded, resolved.digest, NAMESPACE)) == keys(resolved)
 
 
 def test_nothing_is_recalled_of_another_experiment(store: Store, rows: Path) -> None:
     _, resolved = begin(store, rows)
-    assert recall(store, load_experiment(QUICKSTART), "0" * 64, NAMESPACE) is None
-    assert recall(store, load_experiment(QUICKSTART), resolved.digest, NAMESPACE) is None, (
+    assert load_recorded(store, load_experiment(QUICKSTART), "0" * 64, NAMESPACE) is None
+    assert load_recorded(store, load_experiment(QUICKSTART), resolved.digest, NAMESPACE) is None, (
         "an input that was not pinned"
     )
     other = load_experiment(QUICKSTART, [f"data.retain={rows}", "seed=9"])
-    assert recall(store, other, resolved.digest, NAMESPACE) is None, "other steps"
+    assert load_recorded(store, other, resolved.digest, NAMESPACE) is None, "other steps"
 
 
 def test_a_record_that_somebody_has_changed_is_none(store: Store, rows: Path) -> None:
@@ -80,4 +80,4 @@ def test_a_record_that_somebody_has_changed_is_none(store: Store, rows: Path) ->
     forged = make_plan(loaded, record["inputs"], stage=True, versions=record["versions"])
     record["steps"] = sorted(s.key for s in forged.steps if s.kind != "stage")
     store.put(path, json.dumps(record).encode())
-    assert recall(store, loaded, resolved.digest, NAMESPACE) is None
+    assert load_recorded(store, loaded, resolved.digest, NAMESPACE) is None

@@ -37,10 +37,10 @@ class Fails:
     def adopt(self, step: Step) -> bool:
         return False
 
-    def due(self) -> float:
+    def next_retry_in(self) -> float:
         return math.inf
 
-    def busy(self) -> set[str]:
+    def active_keys(self) -> set[str]:
         return {e.key for e in self._ended}
 
     def running(self) -> dict[str, Progress]:
@@ -50,13 +50,13 @@ class Fails:
         ended, self._ended = self._ended, []
         return ended
 
-    def trouble(self) -> str:
+    def problem(self) -> str:
         return ""
 
     def cancel(self) -> None:
         self.cancelled = True
 
-    def settled(self, step: Step) -> None:
+    def failure_recorded(self, step: Step) -> None:
         pass
 
     def stop(self, grace: float) -> None:
@@ -76,7 +76,7 @@ class Told:
     def progress(self, running: dict[str, Progress]) -> None: ...
     def finished(self, step: Step, seconds: float) -> None: ...
     def failed(self, step: Step, reason: str, again: bool) -> None: ...
-    def elsewhere(self, step: Step) -> None: ...
+    def running_elsewhere(self, step: Step) -> None: ...
 
 
 class Away(FileStore):
@@ -94,7 +94,7 @@ class Away(FileStore):
 def test_what_ended_while_the_store_was_away_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "PATIENCE", 0.0)
+    monkeypatch.setattr(runner, "STORE_RETRY_SECONDS", 0.0)
     executor, told = Fails(), Told()
     outcome = Runner(Away(tmp_path), executor, resolve(load_experiment(QUICKSTART)), told).run()
     assert executor.started == ["memorize"]
@@ -120,7 +120,7 @@ class CancelledMeanwhile(Fails):
 def test_a_step_that_starts_while_the_run_is_cancelled_ends_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[FileStore]
 ) -> None:
-    monkeypatch.setattr(runner, "PATIENCE", 0.0)
+    monkeypatch.setattr(runner, "STORE_RETRY_SECONDS", 0.0)
     store, resolved = kind(tmp_path), resolve(load_experiment(QUICKSTART))
     executor = CancelledMeanwhile(store, resolved)
     outcome = Runner(store, executor, resolved, Told()).run()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from expunge_jobs.results.summary import Result
+from expunge_jobs.results.summary import EvaluatedModel
 from expunge_jobs.steps.report import best
 
 
-def result(model: str, value: float | None, seed: int = 0, group: str = "default") -> Result:
-    return Result(f"{group},seed={seed}", group, seed, model, f"{group}-{model}-{seed}", {"task_aggregate": value})
+def result(model: str, value: float | None, seed: int = 0, group: str = "default") -> EvaluatedModel:
+    return EvaluatedModel(
+        f"{group},seed={seed}", group, seed, model, f"{group}-{model}-{seed}", {"task_aggregate": value}
+    )
 
 
 def test_the_best_merge_by_its_mean_over_seeds() -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 from expunge_controller.cli.tables import results_table
 from expunge_jobs.results.intervals import mean_interval, t_quantile
-from expunge_jobs.results.summary import CORE, Result, by_model
+from expunge_jobs.results.summary import CORE, EvaluatedModel, by_model
 from expunge_jobs.results.verdict import verdict
 
 
-def result(seed: int, model: str, value: float | None, group: str = "default", step: str = "") -> Result:
+def result(seed: int, model: str, value: float | None, group: str = "default", step: str = "") -> EvaluatedModel:
     figures: dict[str, float | None] = dict.fromkeys(CORE, value)
     reasons = {} if value is not None else dict.fromkeys(CORE, "not evaluated yet")
     trial = f"seed={seed}" if group == "default" else f"{group},seed={seed}"
-    return Result(trial, group, seed, model, step or f"{model}-{seed}-{group}", figures, reasons)
+    return EvaluatedModel(trial, group, seed, model, step or f"{model}-{seed}-{group}", figures, reasons)
 
 
-def trials(**values: list[float]) -> list[Result]:
+def trials(**values: list[float]) -> list[EvaluatedModel]:
     return [result(seed, model, v) for model, each in values.items() for seed, v in enumerate(each)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expunge_controller.operator.reporting import as_events
+from expunge_controller.operator.events import as_events
 
 
 def test_what_ends_and_what_begins_is_one_event() -> None:

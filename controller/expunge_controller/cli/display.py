@@ -10,9 +10,9 @@ from expunge_controller.execution.step_log import Progress, progress_words
 from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.text import printable, say
 
-PLAIN_EVERY = 10.0
+PROGRESS_SECONDS = 10.0
 """Seconds between two plain lines about the same step."""
-SETTLED = 1.0
+REASON_SECONDS = 1.0
 """Seconds after which a reason to wait is worth a line."""
 
 
@@ -25,7 +25,7 @@ class Display(Protocol):
     def progress(self, running: dict[str, Progress]) -> None: ...
     def finished(self, step: Step, seconds: float) -> None: ...
     def failed(self, step: Step, reason: str, again: bool) -> None: ...
-    def elsewhere(self, step: Step) -> None: ...
+    def running_elsewhere(self, step: Step) -> None: ...
     def notice(self, text: str) -> None: ...
 
 
@@ -59,9 +59,9 @@ class PlainDisplay:
             if reason != self._reasons.get(key, ("", 0.0))[0]:
                 self._reasons[key] = (reason, time.monotonic())
             # Why a step waits is said once, and only if it is more than a moment on the way to something else.
-            lasts = time.monotonic() - self._reasons[key][1] >= SETTLED if reason else False
+            lasts = time.monotonic() - self._reasons[key][1] >= REASON_SECONDS if reason else False
             new = lasts and self._told.get(key) != reason
-            due = progress and not reason and time.monotonic() - self._said.get(key, 0.0) >= PLAIN_EVERY
+            due = progress and not reason and time.monotonic() - self._said.get(key, 0.0) >= PROGRESS_SECONDS
             if new or due:
                 self._told[key] = reason
                 self._said[key] = time.monotonic()
@@ -73,7 +73,7 @@ class PlainDisplay:
     def failed(self, step: Step, reason: str, again: bool) -> None:
         self.line(f"{'retrying' if again else 'FAILED':9} {step.name}: {reason}")
 
-    def elsewhere(self, step: Step) -> None:
+    def running_elsewhere(self, step: Step) -> None:
         self.line(f"waiting   {step.name}: another run on this machine has it")
 
     def notice(self, text: str) -> None:

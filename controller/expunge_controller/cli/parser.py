@@ -37,10 +37,10 @@ class Parser(argparse.ArgumentParser):
     """Those that may be meant."""
 
     def error(self, message: str) -> Any:
-        from expunge_jobs.core.errors import nearest
+        from expunge_jobs.core.errors import suggestion
 
         word = message.partition("invalid choice: '")[2].partition("'")[0]
-        hint = nearest(word, list(self.words)) if word else ""
+        hint = suggestion(word, list(self.words)) if word else ""
         self.exit(BAD_INPUT, f"error: {message}{hint}\n{self.format_usage()}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from expunge_jobs.results.summary import Result, Row, by_model
+from expunge_jobs.results.summary import EvaluatedModel, Summary, by_model
 from expunge_jobs.results.verdict import verdict
 
 from expunge_controller.planning.plan import Plan
@@ -51,7 +51,7 @@ def status_table(plan: Plan, states: dict[str, StepStatus]) -> str:
     return aligned(["STATE", "STEP", "REASON"], rows)
 
 
-def results_table(results: Sequence[Result]) -> str:
+def results_table(results: Sequence[EvaluatedModel]) -> str:
     """The table of scores, and below it what it shows."""
     rows = by_model(results)
     grouped = any(r.group for r in rows)
@@ -61,29 +61,29 @@ def results_table(results: Sequence[Result]) -> str:
     if any(r.best_single for r in rows):
         lines.append("* the best single run. ")
     lines[-1] += "F: forget (lower is better), R: retain, probe: unrelated knowledge (higher is better)."
-    seeds = max((len(r.results) for r in rows), default=1)
+    seeds = max((len(r.models) for r in rows), default=1)
     if seeds > 1:
         lines.append(f"Mean over up to {seeds} seeds, +- half of the 95 % interval over seeds (Student t).")
     lines += _reasons(rows)
     return "\n".join([*lines, "", *verdict(results)]).rstrip()
 
 
-def _title(row: Row) -> str:
+def _title(row: Summary) -> str:
     return row.model + (" *" if row.best_single else "")
 
 
-def _cell(row: Row, name: str) -> str:
+def _cell(row: Summary, name: str) -> str:
     found = row.interval(name)
     if found is None:
         return "-"
     return f"{found.mean:.3f}" + (f"+-{found.half:.3f}" if found.half is not None else "")
 
 
-def _reasons(rows: Sequence[Row]) -> list[str]:
+def _reasons(rows: Sequence[Summary]) -> list[str]:
     """Why there are dashes, each reason once."""
     why: dict[str, list[str]] = {}
     for row in rows:
-        for result in row.results:
+        for result in row.models:
             for title, name in COLUMNS:
                 if name in result.reasons:
                     titles = why.setdefault(result.reasons[name], [])

@@ -14,9 +14,9 @@ from expunge_jobs.store import check_conditional_writes
 from expunge_jobs.store.s3 import S3Store
 
 from expunge_controller.execution.kubernetes import diagnosis
+from expunge_controller.execution.kubernetes.job_informer import jobs_path, pods_path
 from expunge_controller.execution.kubernetes.jobspec import CONTAINER, trial_job
-from expunge_controller.execution.kubernetes.site import STORE_KEYS, Site
-from expunge_controller.execution.kubernetes.watch import jobs_path, pods_path
+from expunge_controller.execution.kubernetes.pod_config import STORE_KEYS, PodConfig
 from expunge_controller.experiment.resource import resources_path
 from expunge_controller.kube_client.client import ApiError, Cluster, Object
 
@@ -26,7 +26,7 @@ RIGHTS = (
     ("", "pods", "log", ("get",)),
     ("", "events", "", ("list",)),
 )
-WAIT = 120.0
+TRIAL_POD_SECONDS = 120.0
 """Seconds that the trial pod may take."""
 
 
@@ -39,7 +39,7 @@ class Check:
     words: str
 
 
-def examine(cluster: Cluster, site: Site) -> Iterator[Check]:
+def examine(cluster: Cluster, site: PodConfig) -> Iterator[Check]:
     """Each thing that a run needs, in the order in which it needs them."""
     try:
         version = cluster.request("GET", "/version", tries=1)["gitVersion"]
@@ -80,7 +80,7 @@ def _rights(cluster: Cluster, namespace: str) -> Iterator[Check]:
     yield Check("ok" if not lacking else "note" if lacking == ["list events"] else "FAIL", "permissions", words)
 
 
-def _gpus(cluster: Cluster, site: Site) -> Check:
+def _gpus(cluster: Cluster, site: PodConfig) -> Check:
     try:
         nodes, _ = cluster.list("/api/v1/nodes")
     except ApiError as error:
@@ -90,7 +90,7 @@ def _gpus(cluster: Cluster, site: Site) -> Check:
     return Check("ok" if sum(counts) else "note", "GPUs", words)
 
 
-def _operator(cluster: Cluster, site: Site) -> Check:
+def _operator(cluster: Cluster, site: PodConfig) -> Check:
     try:
         cluster.request("GET", resources_path(site.namespace), query={"limit": 1})
     except ApiError as error:
@@ -99,7 +99,7 @@ def _operator(cluster: Cluster, site: Site) -> Check:
     return Check("ok", "operator", "the cluster knows Experiments")
 
 
-def _store(site: Site) -> Check:
+def _store(site: PodConfig) -> Check:
     if not site.store.startswith("s3://"):
         return Check("FAIL", "store", "pods need one in a bucket: --store s3://bucket/prefix, or EXPUNGE_STORE")
     try:
@@ -113,7 +113,7 @@ def _store(site: Site) -> Check:
     )
 
 
-def _secret(cluster: Cluster, site: Site) -> Check:
+def _secret(cluster: Cluster, site: PodConfig) -> Check:
     try:
         found = cluster.request("GET", f"/api/v1/namespaces/{site.namespace}/secrets/{site.secret}")
     except ApiError as error:
@@ -125,7 +125,7 @@ def _secret(cluster: Cluster, site: Site) -> Check:
     return Check("ok", "Secret", f"{site.secret}: {', '.join(sorted(there & set(STORE_KEYS)))}{unread}")
 
 
-def _image(cluster: Cluster, site: Site) -> Check:
+def _image(cluster: Cluster, site: PodConfig) -> Check:
     """Runs a pod of a step's own shape that opens the store and does nothing: image, credentials, network, admission."""
     name = f"expunge-doctor-{uuid.uuid4().hex[:8]}"
     try:
@@ -141,8 +141,8 @@ def _image(cluster: Cluster, site: Site) -> Check:
             cluster.delete(jobs_path(site.namespace, name), made["metadata"]["uid"])
 
 
-def _outcome(cluster: Cluster, site: Site, name: str) -> Check:
-    until = time.monotonic() + WAIT
+def _outcome(cluster: Cluster, site: PodConfig, name: str) -> Check:
+    until = time.monotonic() + TRIAL_POD_SECONDS
     words = "no pod yet"
     while time.monotonic() < until:
         job = diagnosis.trim_job(cluster.request("GET", jobs_path(site.namespace, name)))

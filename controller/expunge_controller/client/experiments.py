@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, suggestion
 from expunge_jobs.data import rows as rows_of
 from expunge_jobs.inputs import pinning
 from expunge_jobs.store import Store
@@ -42,7 +42,7 @@ def read(cluster: Cluster, name: str) -> Object:
         if error.status != 404:
             raise
         names = [e["metadata"]["name"] for e in _list(cluster)]
-        said = f"no experiment '{name}' in namespace {cluster.namespace}{nearest(name, names)}"
+        said = f"no experiment '{name}' in namespace {cluster.namespace}{suggestion(name, names)}"
         raise ExperimentError([said]) from None
 
 

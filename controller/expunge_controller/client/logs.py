@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from expunge_jobs.core.errors import nearest
+from expunge_jobs.core.errors import suggestion
 
 from expunge_controller.client.opening import Opened
 from expunge_controller.errors import ExperimentError
@@ -26,7 +26,7 @@ def select_steps(plan: Plan, wanted: str | None) -> list[Step]:
     if not found:
         names = [s.name for s in plan.steps]
         shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise ExperimentError([f"no step '{wanted}'; one of: {shown}{nearest(wanted, names)}"])
+        raise ExperimentError([f"no step '{wanted}'; one of: {shown}{suggestion(wanted, names)}"])
     return found
 
 

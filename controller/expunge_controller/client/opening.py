@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from expunge_jobs.results.summary import Result, collect
+from expunge_jobs.results.summary import EvaluatedModel, collect
 from expunge_jobs.store import Store, check_conditional_writes, open_store
 
 from expunge_controller.client import experiments
@@ -19,7 +19,7 @@ from expunge_controller.experiment.loading import load_experiment, load_resource
 from expunge_controller.experiment.resource import PREFIX
 from expunge_controller.experiment.schema import Spec
 from expunge_controller.planning.plan import Plan
-from expunge_controller.planning.resolve import Resolved, recall, resolve, write_record
+from expunge_controller.planning.resolve import Resolved, load_recorded, resolve, write_record
 from expunge_controller.planning.step_states import StepStatus, done_keys, statuses
 
 DEFAULT_STORE = ".expunge"
@@ -72,7 +72,7 @@ class Opened:
         running = self.backend.observe(self.store, [s for s in self.plan.steps if s.key not in done])
         return statuses(self.plan, done, running, read_failures(self.store, self.resolved))
 
-    def results(self) -> list[Result]:
+    def results(self) -> list[EvaluatedModel]:
         """The scores as far as they are, with a reason for each that is not. Raises ApiError, StoreError."""
         states = self.observe().items()
         waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states}
@@ -116,7 +116,7 @@ def _of_cluster(request: Request, name: str) -> Opened:
     store = open_store_at(where.store)
     # What the operator runs is as it was planned there, whatever a model's name on the hub stands for by now.
     digest = str((resource.get("status") or {}).get("digest", ""))
-    resolved = recall(store, loaded, digest, namespace) if digest else None
+    resolved = load_recorded(store, loaded, digest, namespace) if digest else None
     if resolved is None:
         experiments.check_inputs(loaded, store.uri)
         resolved = resolve(loaded, stage=True, namespace=namespace, report=True)

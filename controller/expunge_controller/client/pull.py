@@ -9,12 +9,13 @@ import tempfile
 from pathlib import Path
 
 from expunge_jobs.artifacts.manifests import fetch
-from expunge_jobs.core.errors import StepError, nearest
+from expunge_jobs.core.errors import StepError, suggestion
+from expunge_jobs.results.summary import EvaluatedModel
 from expunge_jobs.store import Store
 from expunge_jobs.tasks.references import ArtifactRef
 
 from expunge_controller.errors import ExperimentError
-from expunge_controller.planning.plan import ModelRow, Plan
+from expunge_controller.planning.plan import Plan
 
 
 def pull(store: Store, plan: Plan, trial: str | None, to: Path, full: bool) -> list[str]:
@@ -24,6 +25,7 @@ def pull(store: Store, plan: Plan, trial: str | None, to: Path, full: bool) -> l
         ExperimentError: no such trial, no merge, not merged yet, or the directory holds something.
     """
     row = _merged(plan, trial)
+    assert row.ref is not None, "a plan made it"
     adapter = row.ref.adapters[-1].ref
     assert isinstance(adapter, ArtifactRef), "a merge is a step of ours"
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -53,7 +55,7 @@ def pull(store: Store, plan: Plan, trial: str | None, to: Path, full: bool) -> l
     return [f"{to}: the merged model of trial {row.trial}, adapter folded in (Hugging Face's format)."]
 
 
-def _merged(plan: Plan, trial: str | None) -> ModelRow:
+def _merged(plan: Plan, trial: str | None) -> EvaluatedModel:
     merged = {r.trial: r for r in plan.models if r.model == "merged"}
     if not merged:
         raise ExperimentError(["this experiment has no merge: there is no merged adapter to pull"])
@@ -64,5 +66,5 @@ def _merged(plan: Plan, trial: str | None) -> ModelRow:
     if trial is None:
         raise ExperimentError([f"this experiment has {len(names)} trials; say which: --trial NAME; one of: {shown}"])
     if trial not in merged:
-        raise ExperimentError([f"--trial {trial}: no such trial; one of: {shown}{nearest(trial, names)}"])
+        raise ExperimentError([f"--trial {trial}: no such trial; one of: {shown}{suggestion(trial, names)}"])
     return merged[trial]

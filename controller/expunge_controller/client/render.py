@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from expunge_controller.execution.kubernetes.jobspec import job
-from expunge_controller.execution.kubernetes.site import Site, check_reachable
+from expunge_controller.execution.kubernetes.pod_config import PodConfig, check_reachable
 from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.resolve import resolve
 
 
-def render(file: Path, overrides: list[str], site: Site) -> list[dict[str, Any]]:
+def render(file: Path, overrides: list[str], site: PodConfig) -> list[dict[str, Any]]:
     """The specification of every step's Job. Asks no cluster.
 
     Raises:

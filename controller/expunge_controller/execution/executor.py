@@ -11,14 +11,17 @@ from expunge_controller.planning.plan import Step
 
 @dataclass(frozen=True)
 class Ended:
-    """An attempt that ended. ``ok``: its artifact was seen whole. ``final`` failures are not tried again; ``lost`` ones are no
-    fault of the step's, and it starts again at once. ``pod``: what its pod says of its end, for the record."""
+    """An attempt that ended.
+
+    ``ok``: its artifact was seen whole. ``final``: the failure is not retried. ``vanished``: no fault of the step's, which
+    starts again at once. ``pod``: what its pod says of its end, for the record.
+    """
 
     key: str
     ok: bool
     reason: str = ""
     final: bool = False
-    lost: bool = False
+    vanished: bool = False
     pod: dict[str, Any] = field(default_factory=dict)
 
 
@@ -32,7 +35,7 @@ class SlotPool(Protocol):
     @property
     def most(self) -> int: ...
 
-    def take(self, job: str, there: bool = False) -> bool:
+    def acquire(self, job: str, there: bool = False) -> bool:
         """Return whether there is room for this Job, or it is there already."""
         ...
 
@@ -40,7 +43,7 @@ class SlotPool(Protocol):
         """A pod of the Job was seen."""
         ...
 
-    def leave(self, job: str) -> None:
+    def release(self, job: str) -> None:
         """The Job is no longer waited for."""
         ...
 
@@ -59,11 +62,11 @@ class Executor(Protocol):
         """Wait for a step that is at work already and would go on without anybody; whether there is one."""
         ...
 
-    def due(self) -> float:
+    def next_retry_in(self) -> float:
         """Seconds until a start that was put off may be tried again; infinite where none was."""
         ...
 
-    def busy(self) -> set[str]:
+    def active_keys(self) -> set[str]:
         """Keys of the steps that this run waits for."""
         ...
 
@@ -75,11 +78,11 @@ class Executor(Protocol):
         """Attempts that ended, as soon as there is one; none after ``seconds``."""
         ...
 
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """In words, why nothing can be started or seen just now; empty while all is well."""
         ...
 
-    def settled(self, step: Step) -> None:
+    def failure_recorded(self, step: Step) -> None:
         """The step's failure is recorded: what is left of its last attempt may go."""
         ...
 

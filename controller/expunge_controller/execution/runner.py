@@ -22,14 +22,14 @@ from expunge_controller.planning.resolve import Resolved, folder
 from expunge_controller.planning.step_states import done_keys, is_done, wanted_keys
 
 ATTEMPTS = 3
-BACKOFF = (1.0, 4.0)
-PATIENCE = 5.0
+RETRY_SECONDS = (1.0, 4.0)
+STORE_RETRY_SECONDS = 5.0
 """Seconds until a store that gave no answer is asked again."""
-POLL = 0.25
+TICK_SECONDS = 0.25
 """Seconds between looks at steps that another runner has, and between two pictures of the progress."""
 
 
-LONGEST_REASON = 4000
+REASON_CHARACTERS = 4000
 """Characters of a recorded failure that are kept: whoever writes into the store decides its length."""
 
 
@@ -40,7 +40,7 @@ class Observer(Protocol):
     def progress(self, running: dict[str, Progress]) -> None: ...
     def finished(self, step: Step, seconds: float) -> None: ...
     def failed(self, step: Step, reason: str, again: bool) -> None: ...
-    def elsewhere(self, step: Step) -> None: ...
+    def running_elsewhere(self, step: Step) -> None: ...
     def notice(self, text: str) -> None: ...
 
 
@@ -93,28 +93,31 @@ class Runner:
 
     def run(self) -> Outcome:
         """Until everything wanted is done, has failed, or is blocked by what failed; or until a stop is asked for."""
-        self.begin(anew=True)
+        self.begin(retry_failed=True)
         while not self.outcome.stopped:
             try:
                 trouble = ""
-                if not self.tick(POLL):
+                if not self.tick(TICK_SECONDS):
                     break
                 self.observer.progress(self.executor.running())
-                trouble = self.executor.trouble()
+                trouble = self.executor.problem()
             except Unavailable as error:
                 # Nothing is lost: what ended is still untaken, and what is done is in the store.
                 trouble = str(error)
-                time.sleep(PATIENCE)
+                time.sleep(STORE_RETRY_SECONDS)
             finally:
-                self._say_trouble(trouble)
+                self._report_problem(trouble)
         if self.outcome.cancelled:
             self.executor.cancel()
         return self.outcome
 
-    def begin(self, anew: bool) -> None:
-        """See what is done. ``anew``: what has failed is tried again, what it found damaged is made again, and a cancellation
-        is over."""
-        if anew:
+    def begin(self, retry_failed: bool) -> None:
+        """See what is done.
+
+        ``retry_failed``: failed steps are tried again, artifacts that they found damaged are made again, and a cancellation is
+        over.
+        """
+        if retry_failed:
             self._forget_failures()
         else:
             self.outcome.failed = read_failures(self.store, self.resolved)
@@ -136,17 +139,17 @@ class Runner:
         self._look_elsewhere()
         return not ended or self.outcome.stopped or self._act()
 
-    def due(self) -> float:
+    def next_retry_in(self) -> float:
         """Seconds until the next tick has something to do though nobody says so; infinite where it has not."""
         now = time.monotonic()
         own = [then - now for then in self._not_before.values() if then > now]
-        return min([*own, self.executor.due()])
+        return min([*own, self.executor.next_retry_in()])
 
-    def busy(self) -> set[str]:
+    def active_keys(self) -> set[str]:
         """Keys of steps that run, or have ended and are not judged yet."""
-        return {*self.executor.busy(), *(ended.key for ended in self._untaken)}
+        return {*self.executor.active_keys(), *(ended.key for ended in self._untaken)}
 
-    def _say_trouble(self, trouble: str) -> None:
+    def _report_problem(self, trouble: str) -> None:
         """Once, when it begins; and once when it is over."""
         if trouble != self._trouble:
             self.observer.notice(f"{trouble}; trying again" if trouble else "answered again")
@@ -156,7 +159,7 @@ class Runner:
         """Start what can be started. False: nothing is left that could be, and nothing runs."""
         if self._is_over():
             return True
-        busy = self.busy()
+        busy = self.active_keys()
         pending = ready(self.plan, self.done, busy, self.outcome.failed)
         for step in pending:
             if self._not_before.get(step.key, 0.0) > time.monotonic():
@@ -175,8 +178,8 @@ class Runner:
                     return True
             elif became == "elsewhere" and step.key not in self._elsewhere:
                 self._elsewhere.add(step.key)
-                self.observer.elsewhere(step)
-        return bool(pending or busy or self.executor.busy())
+                self.observer.running_elsewhere(step)
+        return bool(pending or busy or self.executor.active_keys())
 
     def _is_over(self) -> bool:
         """Asked after each start: a cancel marks first and then ends what it finds, so one of the two sees the other."""
@@ -194,21 +197,21 @@ class Runner:
             return
         if self.outcome.stopped:
             return
-        if ended.lost:
-            self._lost(step, ended.reason)
+        if ended.vanished:
+            self._vanished(step, ended.reason)
             return
         reason = ended.reason or "ended well, but without an artifact"
         tries = self._tries[ended.key] = self._tries.get(ended.key, 0) + 1
         again = not ended.final and tries < ATTEMPTS
         if again:
-            self._not_before[ended.key] = time.monotonic() + BACKOFF[tries - 1]
+            self._not_before[ended.key] = time.monotonic() + RETRY_SECONDS[tries - 1]
         else:
             self._record_failure(ended, reason)
             self.outcome.failed[ended.key] = reason
-            self.executor.settled(step)
+            self.executor.failure_recorded(step)
         self.observer.failed(step, reason, again)
 
-    def _lost(self, step: Step, reason: str) -> None:
+    def _vanished(self, step: Step, reason: str) -> None:
         """Begin again, unless somebody has said that the run is over."""
         if self._cancelled():
             self.observer.notice(f"{step.name}: {reason}; this run was cancelled")
@@ -262,7 +265,7 @@ def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
     for entry in list(store.list(f"{folder(resolved)}/failed")):
         if entry.path in paths:
             record = json.loads(store.get(entry.path, SMALL)[0])
-            out[str(record["key"])] = str(record["reason"])[:LONGEST_REASON]
+            out[str(record["key"])] = str(record["reason"])[:REASON_CHARACTERS]
     return out
 
 

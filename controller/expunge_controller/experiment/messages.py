@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from expunge_jobs.core.errors import nearest
+from expunge_jobs.core.errors import suggestion
 from expunge_jobs.tasks.settings import NestedErrors
 from pydantic import BaseModel, ValidationError
 
@@ -46,7 +46,7 @@ def _words(item: Any, model: type[BaseModel] | None) -> str:
     name = str(item["loc"][-1]) if item["loc"] else ""
     if kind == "extra_forbidden":
         allowed = _fields_at(model, item["loc"][:-1]) if model else []
-        said = f"; allowed: {', '.join(allowed)}{nearest(name, allowed)}" if allowed else ""
+        said = f"; allowed: {', '.join(allowed)}{suggestion(name, allowed)}" if allowed else ""
         return f"unknown field '{name}'{said}"
     if kind == "missing":
         return "missing"
@@ -54,7 +54,7 @@ def _words(item: Any, model: type[BaseModel] | None) -> str:
         return str(context.get("error", item["msg"]))
     if kind == "literal_error":
         allowed = [w.strip("'") for w in str(context.get("expected", "")).replace(" or ", ", ").split(", ")]
-        return f"found {_found(found)}; allowed: {', '.join(allowed)}{nearest(str(found), allowed)}"
+        return f"found {_found(found)}; allowed: {', '.join(allowed)}{suggestion(str(found), allowed)}"
     if kind == "string_pattern_mismatch":
         if "Ki|Mi" in str(context.get("pattern")):
             return f"found {_found(found)}; allowed: a quantity as 512Mi or 16Gi"

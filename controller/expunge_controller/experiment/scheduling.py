@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from expunge_jobs.core.schema import Count, Int, Model
+from expunge_jobs.core.schema import Count, Int, Schema
 from pydantic import Field, StringConstraints, model_validator
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)$")]
@@ -16,7 +16,7 @@ def bytes_of(quantity: str) -> int:
     return int(float(quantity[:-2]) * _UNITS[quantity[-2:]])
 
 
-class Resources(Model):
+class Resources(Schema):
     """What a step of one kind asks for. Locally, memory decides how many run side by side; the rest is for a cluster."""
 
     gpu: Annotated[Int, Field(ge=0)] | None = Field(None, description="GPUs; several share the step's work.")
@@ -28,7 +28,7 @@ class Resources(Model):
     deadline: Count | None = Field(None, description="Seconds that one attempt may take.")
 
 
-class ResourcesByKind(Model):
+class ResourcesByKind(Schema):
     """By kind of step."""
 
     stage: Resources = Resources()
@@ -43,7 +43,7 @@ LabelName = Annotated[str, StringConstraints(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
-class Toleration(Model):
+class Toleration(Schema):
     """Kubernetes' own."""
 
     key: str | None = Field(None, description="The taint's.")
@@ -53,7 +53,7 @@ class Toleration(Model):
     tolerationSeconds: Int | None = Field(None, description="How long a NoExecute taint is borne.")
 
 
-class Affinity(Model):
+class Affinity(Schema):
     """Kubernetes' own; what is below these fields the API server checks."""
 
     nodeAffinity: dict[str, Any] | None = Field(None, description="Which nodes.")
@@ -61,7 +61,7 @@ class Affinity(Model):
     podAntiAffinity: dict[str, Any] | None = Field(None, description="Away from which pods.")
 
 
-class Volume(Model):
+class Volume(Schema):
     """A claim, or a volume made for the pod alone, mounted below /mnt."""
 
     mount: Annotated[str, StringConstraints(pattern=r"^/mnt/[A-Za-z0-9._-]+$")] = Field(
@@ -84,7 +84,7 @@ class Volume(Model):
         return self
 
 
-class Kubernetes(Model):
+class Kubernetes(Schema):
     """All that an experiment may say about its pods. Environment, images, service accounts and Secrets are not among it:
     they come from whoever runs the cluster."""
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from expunge_jobs import plugins
-from expunge_jobs.core.errors import nearest
-from expunge_jobs.core.schema import Count, Float, Int, Model, Seed
+from expunge_jobs.core.errors import suggestion
+from expunge_jobs.core.schema import Count, Float, Int, Schema, Seed
 from expunge_jobs.tasks.references import Dtype
 from expunge_jobs.tasks.settings import (
     Architecture,
@@ -34,21 +34,21 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,38}[a-z
 Address = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
-class Rest(Model):
+class Remainder(Schema):
     """Documents of forget's or retain's file that ``data.documents`` leaves over."""
 
     source: Literal["forget", "retain"] = Field(alias="from", description="Whose file.")
     documents: Count = Field(description="So many a task.")
 
 
-class Data(Model):
+class Data(Schema):
     """What is to be forgotten, what is to be kept, and rows to judge by. Addresses: builtin://, s3://, file:// or a path."""
 
     forget: Address = Field(description="Rows to forget.")
     retain: Address = Field(description="Rows to keep.")
-    probe: Address | Rest | None = Field(None, description="Rows that the model knows and no fine-tune sees.")
+    probe: Address | Remainder | None = Field(None, description="Rows that the model knows and no fine-tune sees.")
     members: Address | None = Field(None, description="Documents that were trained on; default: forget's completions.")
-    nonmembers: Address | Rest | None = Field(None, description="Documents that no training saw, for membership.")
+    nonmembers: Address | Remainder | None = Field(None, description="Documents that no training saw, for membership.")
     mmlu: Address | None = Field(
         None, description="Multiple-choice questions: subject, question, choices, answer, split."
     )
@@ -64,7 +64,7 @@ class Data(Model):
     @model_validator(mode="after")
     def _rest_needs_documents(self) -> Data:
         for name in ("probe", "nonmembers"):
-            if isinstance(getattr(self, name), Rest) and self.documents is None:
+            if isinstance(getattr(self, name), Remainder) and self.documents is None:
                 raise ValueError(
                     f"{name} is the rest of a file, so data.documents must say how many the set itself takes"
                 )
@@ -89,7 +89,7 @@ class Finetune(FinetuneSettings):
         if not isinstance(name, str):
             return value
         if name not in PRESETS:
-            text = f"unknown preset '{name}'; one of: {', '.join(PRESETS)}{nearest(name, list(PRESETS))}"
+            text = f"unknown preset '{name}'; one of: {', '.join(PRESETS)}{suggestion(name, list(PRESETS))}"
             raise NestedErrors([NestedError(("preset",), ValueError(text))])
         return {**PRESETS[name].fields, **value}
 
@@ -98,13 +98,13 @@ class Finetune(FinetuneSettings):
         return FinetuneSettings.model_validate(self.model_dump(mode="json", exclude={"preset"}))
 
 
-class ExternalAdapter(Model):
+class ExternalAdapter(Schema):
     """A LoRA adapter that exists, in PEFT's format."""
 
     adapter: Address = Field(description="s3:// (see `expunge upload`) or a path.")
 
 
-class RetainOnly(Model):
+class RetainOnly(Schema):
     """A model that never saw forget: memorize again, without it. Fields left out are ``spec.memorize``'s."""
 
     memorize: dict[str, Any] = Field(description="Fields that differ from spec.memorize's.")
@@ -141,7 +141,7 @@ Baseline = Annotated[
 ]
 
 
-class Merge(Model):
+class Merge(Schema):
     """Specialists -> one adapter. A method's own parameters stand beside ``method``: {method: ties, density: 0.8}."""
 
     method: str = Field("ties", description="See `expunge list methods`.")
@@ -165,7 +165,9 @@ class Merge(Model):
         if unknown:
             allowed = ["method", "weights", *plugin.Parameters.model_fields]
             said = f"unknown field of method {method}; allowed: {', '.join(allowed)}"
-            raise NestedErrors([NestedError((str(k),), ValueError(said + nearest(str(k), allowed))) for k in unknown])
+            raise NestedErrors(
+                [NestedError((str(k),), ValueError(said + suggestion(str(k), allowed))) for k in unknown]
+            )
         try:
             parameters = plugin.Parameters.model_validate(own).model_dump(mode="json")
         except ValidationError as error:
@@ -181,7 +183,7 @@ class Evaluate(EvaluateSettings):
     )
 
 
-class Spec(Model):
+class Spec(Schema):
     """One experiment, or with ``sweep`` a grid of them."""
 
     model: Address | None = Field(
@@ -251,7 +253,7 @@ class Spec(Model):
             if name not in self.specialists:
                 known = list(self.specialists)
                 raise ValueError(
-                    f"merge.weights: no specialist '{name}'; one of: {', '.join(known)}{nearest(name, known)}"
+                    f"merge.weights: no specialist '{name}'; one of: {', '.join(known)}{suggestion(name, known)}"
                 )
         tunes = {n: s for n, s in self.specialists.items() if isinstance(s, Finetune)}
         for field in ("rank", "targets"):
@@ -261,7 +263,7 @@ class Spec(Model):
                 raise ValueError(f"specialists of different {field} cannot be merged on A and B: {said}")
 
 
-class Metadata(Model):
+class Metadata(Schema):
     """The experiment's name; results lie under it."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
@@ -270,7 +272,7 @@ class Metadata(Model):
     annotations: dict[str, str] = Field(default_factory=dict)
 
 
-class Experiment(Model):
+class Experiment(Schema):
     """An experiment file."""
 
     apiVersion: Literal["expunge.dev/v1alpha1"]

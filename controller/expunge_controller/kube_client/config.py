@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, suggestion
 
 from expunge_controller.errors import ExperimentError
 from expunge_controller.kube_client.client import ApiError, Cluster
@@ -100,7 +100,7 @@ class _Kubeconfig:
             raise ValueError(f"it has no current-context; --context takes one of: {', '.join(names) or 'none'}")
         wanted = name or str(self.current)
         if wanted not in names:
-            known = f"no context '{wanted}' in the kubeconfig; one of: {', '.join(names)}{nearest(wanted, names)}"
+            known = f"no context '{wanted}' in the kubeconfig; one of: {', '.join(names)}{suggestion(wanted, names)}"
             raise ExperimentError([known])
         found, _ = self._entry("contexts", wanted, "context")
         return found
@@ -135,7 +135,9 @@ class _Kubeconfig:
         found = next((e for e in entries if e["name"] == name), None)
         if found is None:
             names = [e["name"] for e in entries]
-            raise ValueError(f"it has no {what} '{name}'; one of: {', '.join(names) or 'none'}{nearest(name, names)}")
+            raise ValueError(
+                f"it has no {what} '{name}'; one of: {', '.join(names) or 'none'}{suggestion(name, names)}"
+            )
         entry = found.value.get(what) or {}
         if not isinstance(entry, dict):
             raise TypeError(f"the {what} '{name}' is no mapping")

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from expunge_controller.kube_client.client import ApiError, Cluster, Object
 
-SHORTEST = 1.0
+WATCH_INTERVAL_SECONDS = 1.0
 """Seconds between the beginnings of two watches, however soon a server ends them."""
 
 
-class Mirror:
+class Informer:
     """Objects of one kind in a namespace as list and watch tell them, kept up to date by a thread of its own.
 
     A watch that the server ends goes on where it was. If it ends in any other way all is listed again: what was missed is found,
@@ -29,13 +29,13 @@ class Mirror:
     ) -> None:  # fmt: skip
         self.group, self.page = group, page
         self.cluster, self.path, self.selector, self.trim, self.changed = cluster, path, selector, trim, changed
-        self.trouble = ""
+        self.problem = ""
         """Why nothing new is known, in words; empty while all is well."""
         self._objects: dict[str, Object] = {}
         self._groups: dict[str, dict[str, Object]] = defaultdict(dict)
         self._lock = threading.Lock()
         self._synced, self._stop = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True, name=f"mirror {path}")
+        self._thread = threading.Thread(target=self._loop, daemon=True, name=f"informer {path}")
 
     def start(self) -> None:
         self._thread.start()
@@ -47,7 +47,7 @@ class Mirror:
         """Whether everything has been listed once, after at most so long."""
         return self._synced.wait(seconds)
 
-    def of(self, group: str) -> list[Object]:
+    def by_index(self, group: str) -> list[Object]:
         """Those of a group, now."""
         with self._lock:
             return list(self._groups.get(group, {}).values())
@@ -57,7 +57,7 @@ class Mirror:
         with self._lock:
             return list(self._objects.values())
 
-    def put(self, found: Object) -> None:
+    def apply_response(self, found: Object) -> None:
         """A server's answer to a write, which the watch is yet to tell; nobody is told of it."""
         what = self.trim(found)
         name = what["metadata"]["name"]
@@ -77,16 +77,16 @@ class Mirror:
         while not self._stop.is_set():
             try:
                 version = self._list()
-                turn, self.trouble = 0, ""
+                turn, self.problem = 0, ""
                 self._synced.set()
                 while not self._stop.is_set():
                     began = time.monotonic()
                     version = self._watch(version)
-                    self._stop.wait(began + SHORTEST - time.monotonic())
+                    self._stop.wait(began + WATCH_INTERVAL_SECONDS - time.monotonic())
             except Exception as error:
                 # Whatever it is, a thread that died in silence would leave a run waiting for ever.
                 if not (isinstance(error, ApiError) and error.status == 410):
-                    self.trouble = str(error) if isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
+                    self.problem = str(error) if isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
                 turn = min(turn + 1, 6)
                 after = (isinstance(error, ApiError) and error.after) or 0.0
                 self._stop.wait(max(after, random.uniform(0.5, 1.0) * 0.1 * 2**turn))

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 POOL = 32
 """Connections that are kept for the next call: the operator's workers and watches have one each."""
-EARLY = 10.0
+EXPIRY_MARGIN_SECONDS = 10.0
 """Seconds before its end at which a token counts as expired: the call has yet to arrive."""
-FAILED_FOR = 10.0
+FAILED_LOGIN_SECONDS = 10.0
 """Seconds for which a failed login is not tried again: every call would start the plugin anew."""
 PLUGIN_SECONDS = 120.0
 """For a plugin that asks the user nothing."""
@@ -123,9 +123,9 @@ class Login:
     def _credential(self) -> Credential:
         with self._lock:
             now = self._now
-            if now is not None and self._good and time.time() < now.until - EARLY:
+            if now is not None and self._good and time.time() < now.until - EXPIRY_MARGIN_SECONDS:
                 return now
-            if self._failed and time.monotonic() < self._failed[0] + FAILED_FOR:
+            if self._failed and time.monotonic() < self._failed[0] + FAILED_LOGIN_SECONDS:
                 raise self._failed[1]
             try:
                 if self._failed:
@@ -255,7 +255,7 @@ class Oidc:
         """
         token = self.settings.get("id-token", "")
         known = before is not None and before.header == f"Bearer {token}"
-        if known or time.time() > _expiry(token) - EARLY:
+        if known or time.time() > _expiry(token) - EXPIRY_MARGIN_SECONDS:
             token = self._refreshed()
         return Credential(_bearer(token), until=_expiry(token))
 

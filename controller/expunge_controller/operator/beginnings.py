@@ -17,7 +17,7 @@ from pathlib import Path
 DEATHS = 2
 """In a row, after which an Experiment is held. After one it might have been another that was begun beside it."""
 
-ROOM = 15.0
+ALONE_SECONDS = 15.0
 """Seconds for which others let one begin that has to be alone; it asks again every few seconds."""
 
 
@@ -72,7 +72,7 @@ class Beginnings:
             now = time.monotonic()
             if self._alone or (alone and self._begun) or (not alone and now < self._room_until):
                 if alone:
-                    self._room_until = now + ROOM
+                    self._room_until = now + ALONE_SECONDS
                 return False
             self._alone = alone
             self._begun += 1

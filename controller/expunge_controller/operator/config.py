@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expunge_controller.errors import ExperimentError
-from expunge_controller.execution.kubernetes.site import Site
+from expunge_controller.execution.kubernetes.pod_config import PodConfig
 from expunge_controller.experiment.loading import MOST_TRIALS, Loaded
 from expunge_controller.planning.allowed import is_allowed
 from expunge_controller.planning.trial_plan import inputs_of
@@ -31,7 +31,7 @@ class Settings:
     namespaces: tuple[str, ...]
     store: str
     """A namespace's artifacts lie below it, in a folder of the namespace's name."""
-    site: Site
+    site: PodConfig
     inputs: tuple[str, ...] = ("{store}", "hf://")
     """Prefixes of what an experiment may read; ``{store}``: the namespace's own part of the store."""
     limits: Limits = Limits()

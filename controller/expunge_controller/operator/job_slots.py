@@ -7,17 +7,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from expunge_controller.operator.work_queue import Who
+from expunge_controller.operator.work_queue import NamespacedName
 
 BACKLOG = 8
 """Jobs without a pod, beyond which no further experiment begins."""
 
 
-STUCK = 5.0
+STUCK_SECONDS = 5.0
 """Seconds after which a Job without a pod is no backlog: it waits for a quota, or in a queue."""
 
 
-class Places:
+class JobSlots:
     """Room for so many unfinished Jobs of all experiments. A free place goes to whoever has the fewest, then to the oldest.
 
     An experiment begins only while the cluster keeps up with making pods of Jobs: hundreds that all began at once would have
@@ -25,26 +25,26 @@ class Places:
     in a place that does not answer.
     """
 
-    def __init__(self, most: int, wake: Callable[[Who], None], most_beginning: int) -> None:
+    def __init__(self, most: int, wake: Callable[[NamespacedName], None], most_beginning: int) -> None:
         self.most, self.wake, self.most_beginning = most, wake, most_beginning
-        self._holders: dict[str, set[Who]] = {}
+        self._holders: dict[str, set[NamespacedName]] = {}
         """By Job, with its namespace."""
-        self._count: dict[Who, int] = defaultdict(int)
-        self._waiting: dict[Who, str] = {}
+        self._count: dict[NamespacedName, int] = defaultdict(int)
+        self._waiting: dict[NamespacedName, str] = {}
         """When each was created."""
-        self._outside: dict[Who, str] = {}
+        self._outside: dict[NamespacedName, str] = {}
         """The same of those that have not begun."""
-        self._beginning: set[Who] = set()
+        self._beginning: set[NamespacedName] = set()
         self._podless: dict[str, float] = {}
         """Jobs that were just made, and when."""
         self._lock = threading.Lock()
 
-    def turn(self, who: Who) -> None:
+    def withdraw_request(self, who: NamespacedName) -> None:
         """It is about to ask anew for what it needs."""
         with self._lock:
             self._waiting.pop(who, None)
 
-    def may_begin(self, who: Who, since: str) -> bool:
+    def try_admit(self, who: NamespacedName, since: str) -> bool:
         """Whether it is a good time, until ``begun``; whoever is refused is woken when it is. ``since``: when ``who`` was
         created."""
         with self._lock:
@@ -55,20 +55,20 @@ class Places:
             self._beginning.add(who)
             return True
 
-    def begun(self, who: Who) -> None:
+    def admitted(self, who: NamespacedName) -> None:
         """It has begun, or given up to."""
         with self._lock:
             self._beginning.discard(who)
-        self.offer()
+        self.wake_next()
 
     def has_pod(self, job: str) -> None:
         """The cluster has come round to this Job."""
         if job in self._podless:
             with self._lock:
                 self._podless.pop(job, None)
-            self.offer()
+            self.wake_next()
 
-    def take(self, who: Who, since: str, job: str, there: bool) -> bool:
+    def acquire(self, who: NamespacedName, since: str, job: str, there: bool) -> bool:
         """Whether there is room for this Job; one that is there already has its place. ``since``: when ``who`` was created."""
         with self._lock:
             holders = self._holders.get(job)
@@ -83,7 +83,7 @@ class Places:
                 self._podless[job] = time.monotonic()
             return True
 
-    def leave(self, who: Who, job: str) -> None:
+    def release(self, who: NamespacedName, job: str) -> None:
         """It waits for this Job no longer."""
         with self._lock:
             holders = self._holders.get(job, set())
@@ -96,9 +96,9 @@ class Places:
             if not holders:
                 del self._holders[job]
                 self._podless.pop(job, None)
-        self.offer()
+        self.wake_next()
 
-    def offer(self) -> None:
+    def wake_next(self) -> None:
         """Wake whoever is next, if there is a place."""
         with self._lock:
             free = len(self._holders) < self.most and bool(self._waiting)
@@ -114,23 +114,23 @@ class Places:
         return len(self._holders)
 
     def _is_behind(self) -> bool:
-        stuck = time.monotonic() - STUCK
+        stuck = time.monotonic() - STUCK_SECONDS
         self._podless = {job: made for job, made in self._podless.items() if made > stuck}
         return len(self._podless) >= BACKLOG or len(self._beginning) >= self.most_beginning
 
-    def _is_next(self, who: Who, since: str) -> bool:
+    def _is_next(self, who: NamespacedName, since: str) -> bool:
         others = [w for w in self._waiting if w != who]
         mine = (self._count.get(who, 0), since, who)
         return all(mine <= self._rank(w) for w in others)
 
-    def _rank(self, who: Who) -> tuple[int, str, Who]:
+    def _rank(self, who: NamespacedName) -> tuple[int, str, NamespacedName]:
         return self._count.get(who, 0), self._waiting[who], who
 
 
-class Room:
+class ExperimentSlots:
     """The places as one experiment sees them. ``since``: when it was created."""
 
-    def __init__(self, places: Places, who: Who, since: str) -> None:
+    def __init__(self, places: JobSlots, who: NamespacedName, since: str) -> None:
         self.places, self.who, self.since = places, who, since
 
     @property
@@ -138,14 +138,14 @@ class Room:
         """Jobs of all experiments together."""
         return self.places.most
 
-    def take(self, job: str, there: bool = False) -> bool:
+    def acquire(self, job: str, there: bool = False) -> bool:
         """Whether there is room for this Job, or it is there already; whoever was refused is woken when there may be."""
-        return self.places.take(self.who, self.since, f"{self.who[0]}/{job}", there)
+        return self.places.acquire(self.who, self.since, f"{self.who[0]}/{job}", there)
 
     def has_pod(self, job: str) -> None:
         """A pod of the Job was seen."""
         self.places.has_pod(f"{self.who[0]}/{job}")
 
-    def leave(self, job: str) -> None:
+    def release(self, job: str) -> None:
         """It is no longer waited for."""
-        self.places.leave(self.who, f"{self.who[0]}/{job}")
+        self.places.release(self.who, f"{self.who[0]}/{job}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from expunge_jobs.tasks.references import ArtifactRef, ModelRef
+from expunge_jobs.results.summary import EvaluatedModel
+from expunge_jobs.tasks.references import ArtifactRef
 from expunge_jobs.tasks.tasks import (
     KIND_VERSIONS,
     ReportTask,
@@ -37,25 +38,13 @@ class Step:
 
 
 @dataclass(frozen=True)
-class ModelRow:
-    """One row of the results: a model of a trial, and the step that evaluates it."""
-
-    trial: str
-    group: str
-    seed: int
-    model: str
-    step: str
-    ref: ModelRef
-
-
-@dataclass(frozen=True)
 class Plan:
     """Every step once, each after those that it needs; every trial's models."""
 
     experiment: str
     trials: tuple[str, ...]
     steps: tuple[Step, ...]
-    models: tuple[ModelRow, ...]
+    models: tuple[EvaluatedModel, ...]
     parallel: int
     specialists: int
     by_key: dict[str, Step] = field(repr=False)
@@ -67,7 +56,7 @@ def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Version
     tasks: dict[str, tuple[str, Task]] = {}
     trials_of: dict[str, list[str]] = defaultdict(list)
     keys_of_role: dict[str, dict[str, str]] = defaultdict(dict)
-    models: list[ModelRow] = []
+    models: list[EvaluatedModel] = []
     keys = Keys(versions or {})
     for trial in loaded.trials:
         planned = TrialPlan(trial.spec, pins, keys)
@@ -76,7 +65,7 @@ def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Version
             if not trials_of[key] or trials_of[key][-1] != trial.name:
                 trials_of[key].append(trial.name)
             keys_of_role[role][trial.name] = key
-        models += [ModelRow(trial.name, trial.group, trial.spec.seed, m, k, r) for m, k, r in planned.models]
+        models += [EvaluatedModel(trial.name, trial.group, trial.spec.seed, m, k, ref=r) for m, k, r in planned.models]
     names = _names(loaded.trials, keys_of_role)
     steps = [
         Step(key, task.kind, names[key], task, tuple(r.key for r in keys.needs(key, task)), tuple(trials_of[key]))

@@ -103,7 +103,7 @@ def resolve(
     return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json")) if report else resolved
 
 
-def recall(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolved | None:
+def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolved | None:
     """The generation of this digest just as it was resolved, by the store's record of it: with the same inputs and versions,
     whatever they would be today. None: there is no record, or this code would plan other steps from it."""
     try:

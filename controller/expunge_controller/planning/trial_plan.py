@@ -19,7 +19,7 @@ from expunge_jobs.tasks.tasks import (
 )
 
 from expunge_controller.experiment.document import KeyPath
-from expunge_controller.experiment.schema import Data, ExternalAdapter, Finetune, Rest, RetainOnly, Spec
+from expunge_controller.experiment.schema import Data, ExternalAdapter, Finetune, Remainder, RetainOnly, Spec
 
 Pins = Mapping[str, str]
 """Digests by address; made by ``resolve``."""
@@ -200,7 +200,7 @@ def _sets(data: Data, digest: Callable[[str], str]) -> dict[SetName, RowsRef]:
         return Input(uri=uri, digest=digest(uri))
 
     choices: tuple[tuple[SetName, object], ...] = (("probe", data.probe), ("nonmembers", data.nonmembers))
-    rests = {n: r for n, r in choices if isinstance(r, Rest)}
+    rests = {n: r for n, r in choices if isinstance(r, Remainder)}
     out: dict[SetName, RowsRef] = {}
     for name in _FILES:
         mine = {n: r for n, r in rests.items() if r.source == name}

@@ -17,13 +17,13 @@ from typing import Any
 from expunge_jobs.artifacts.manifests import Manifest, StoredFile, folder, manifest_path, now, read_manifest
 from expunge_jobs.core.errors import DamagedInput, ExitCode
 from expunge_jobs.core.hashing import canonical
-from expunge_jobs.core.schema import Model
+from expunge_jobs.core.schema import Schema
 from expunge_jobs.store import SMALL, Conflict, NotFound, Store, sha256_of
 from expunge_jobs.tasks.references import ArtifactRef
 from expunge_jobs.tasks.tasks import Task
 
 
-class Record(Model):
+class Record(Schema):
     """An attempt's first words; attempts are counted by these. ``job``: the uid of its Job, on a cluster."""
 
     attempt: str
@@ -33,7 +33,7 @@ class Record(Model):
     pid: int = 0
 
 
-class End(Model):
+class End(Schema):
     """How an attempt ended that did not win: exit code or signal, and the reason in words."""
 
     exit_code: int | None = None
@@ -61,7 +61,7 @@ def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
     return sorted(records, key=lambda r: (r.started, r.attempt))
 
 
-def disturbed(store: Store, ref: ArtifactRef, job: str) -> int:
+def count_disruptions(store: Store, ref: ArtifactRef, job: str) -> int:
     """How many attempts of this Job, the latest in a row, ended without a checkpoint that they left."""
     left = {p.split("/attempts/")[1].split("/")[0] for p in checkpoints_of(store, ref)}
     count = 0

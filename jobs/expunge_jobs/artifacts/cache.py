@@ -19,7 +19,7 @@ from typing import IO
 
 from expunge_jobs.store import StoreError
 
-PATIENCE = 600.0
+LOCK_SECONDS = 600.0
 """Seconds to wait for another that fetches the same; then it is fetched beside the cache."""
 
 
@@ -65,7 +65,7 @@ class ModelCache:
 
     def _take(self, lock: IO[bytes]) -> None:
         """By asking again and again: a wait in the kernel, in a thread that is no main thread, would hear no SIGTERM."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

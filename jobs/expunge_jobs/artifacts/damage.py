@@ -8,12 +8,12 @@ from pathlib import Path
 
 from expunge_jobs.artifacts.manifests import fetch, folder, manifest_path, now, read_manifest
 from expunge_jobs.core.errors import DamagedInput
-from expunge_jobs.core.schema import Model
+from expunge_jobs.core.schema import Schema
 from expunge_jobs.store import SMALL, NotFound, Store
 from expunge_jobs.tasks.references import ArtifactRef
 
 
-class Damage(Model):
+class Damage(Schema):
     """What a step found of an artifact that it needed. ``attempt``: whose files these are."""
 
     attempt: str

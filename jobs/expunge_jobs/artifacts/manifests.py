@@ -12,12 +12,12 @@ from pydantic import Field
 
 from expunge_jobs.artifacts.cache import ModelCache
 from expunge_jobs.core.errors import DamagedInput
-from expunge_jobs.core.schema import Model
+from expunge_jobs.core.schema import Schema
 from expunge_jobs.store import MEDIUM, NotFound, Store, sha256_of
 from expunge_jobs.tasks.references import ArtifactRef
 
 
-class StoredFile(Model):
+class StoredFile(Schema):
     """``path`` is the file's name in the artifact; it lies in the folder of the attempt that won."""
 
     path: str
@@ -25,7 +25,7 @@ class StoredFile(Model):
     sha256: str
 
 
-class Manifest(Model):
+class Manifest(Schema):
     """A finished step's receipt: what was made, from what, by which versions, where and when (UTC)."""
 
     format: Literal[1] = 1

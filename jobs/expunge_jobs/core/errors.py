@@ -4,7 +4,7 @@ Exception
 └── StepError                 exit 1    may be tried again
     ├── BadTask               exit 65   cannot succeed however often it is tried
     ├── DamagedInput          exit 66   an artifact it needs is damaged: make that one again
-    ├── Spent                 exit 69   its time, disk or tries are used up: raise them, or see what disturbs it
+    ├── LimitExceeded         exit 69   its time, disk or tries are used up: raise them, or check what evicts its pods
     └── Preempted             exit 143  ended by SIGTERM from outside; worth trying again
 """
 
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     BAD_TASK = 65
     DAMAGED_INPUT = 66
-    SPENT = 69
+    LIMIT_EXCEEDED = 69
     PREEMPTED = 143
 
 
@@ -47,10 +47,10 @@ class DamagedInput(StepError):
         self.folder, self.attempt = folder, attempt
 
 
-class Spent(StepError):
+class LimitExceeded(StepError):
     """What the step was allowed is used up; going on needs more of it."""
 
-    exit_code = ExitCode.SPENT
+    exit_code = ExitCode.LIMIT_EXCEEDED
 
 
 class Preempted(StepError):
@@ -59,7 +59,7 @@ class Preempted(StepError):
     exit_code = ExitCode.PREEMPTED
 
 
-def nearest(word: str, allowed: list[str]) -> str:
+def suggestion(word: str, allowed: list[str]) -> str:
     """``; did you mean 'x'?`` for the nearest of the allowed words, or nothing when none is near."""
     from difflib import get_close_matches
 

@@ -25,7 +25,7 @@ Count = Annotated[Int, Field(ge=1)]
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 
 
-class Model(BaseModel):
+class Schema(BaseModel):
     """Base of everything here: immutable, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())

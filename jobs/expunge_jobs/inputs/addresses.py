@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, suggestion
 
 SCHEMES = ("hf", "file", "s3", "builtin")
 
@@ -21,6 +21,6 @@ def scheme(uri: str) -> str:
     if not separator or found not in SCHEMES:
         allowed = ", ".join(f"{s}://" for s in SCHEMES)
         raise BadTask(
-            f"{uri}: unknown scheme '{found}://'; allowed: {allowed} or a path{nearest(found, list(SCHEMES))}"
+            f"{uri}: unknown scheme '{found}://'; allowed: {allowed} or a path{suggestion(found, list(SCHEMES))}"
         )
     return found

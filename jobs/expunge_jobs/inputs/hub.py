@@ -19,7 +19,7 @@ from expunge_jobs.store import Unavailable
 ENDPOINT = "https://huggingface.co"
 SECONDS = 20.0
 """For one answer of the hub."""
-LONGEST_ANSWER = 16 * 2**20
+ANSWER_BYTES = 16 * 2**20
 """Bytes; an answer lists every file of the repository."""
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 REVISION_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,95}){0,7}"
@@ -104,7 +104,7 @@ class Hub:
                 retries=Retry(connect=1, read=1, redirect=5, status=0),
             )  # fmt: skip
             with answer:
-                status, body = answer.status, answer.read(LONGEST_ANSWER + 1)
+                status, body = answer.status, answer.read(ANSWER_BYTES + 1)
         except (HTTPError, OSError) as error:
             raise Unavailable(f"{away} does not answer: {_cause(error)}") from None
         if status in (401, 403, 404):
@@ -114,7 +114,7 @@ class Hub:
                 else "private: then name its commit (hf://org/name@<40 hex digits>)"
             )
             raise BadTask(f"{uri}: the hub has no such model or revision, or it is {mine}")
-        if status != 200 or len(body) > LONGEST_ANSWER:
+        if status != 200 or len(body) > ANSWER_BYTES:
             raise Unavailable(f"{away} answers {status}" if status != 200 else f"{away} gives more than is read")
         try:
             commit = str(json.loads(body)["sha"])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from expunge_jobs.core.schema import Float, Model
+from expunge_jobs.core.schema import Float, Schema
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 Density = Annotated[Float, Field(gt=0, le=1)]
 
 
-class NoParameters(Model):
+class NoParameters(Schema):
     """A method without parameters."""
 
 
-class DensityParameters(Model):
+class DensityParameters(Schema):
     """``density`` is the share of each tensor's values that is kept, by magnitude or at random."""
 
     density: Density = 0.8

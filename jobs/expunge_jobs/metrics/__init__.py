@@ -45,7 +45,7 @@ class Missing:
     reason: str
 
 
-Figures = dict[str, float | Missing]
+Scores = dict[str, float | Missing]
 Rows = Sequence[EvaluatedRow]
 
 

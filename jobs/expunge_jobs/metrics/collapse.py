@@ -11,12 +11,12 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from expunge_jobs.metrics import Figures, Missing, Rows, mean
+from expunge_jobs.metrics import Missing, Rows, Scores, mean
 
 VERSION = 1
 
 
-def compute(rows: Rows) -> Figures:
+def compute(rows: Rows) -> Scores:
     asked = [r for r in rows if r.generation is not None]
     if not asked:
         reason = Missing("nothing was generated")

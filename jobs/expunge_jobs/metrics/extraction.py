@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from expunge_jobs.metrics import Figures, Missing, Rows, mean
+from expunge_jobs.metrics import Missing, Rows, Scores, mean
 
 VERSION = 1
 
 
-def compute(rows: Rows) -> Figures:
-    out: Figures = {}
+def compute(rows: Rows) -> Scores:
+    out: Scores = {}
     for name in ("forget", "retain"):
         values = [r.extraction for r in rows if r.set == name and r.extraction is not None]
         out[f"extraction/{name}"] = mean(values) if values else Missing(f"no rows in {name}")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-from expunge_jobs.metrics import Figures, Missing, Rows
+from expunge_jobs.metrics import Missing, Rows, Scores
 
 VERSION = 1
 
 
-def compute(rows: Rows) -> Figures:
+def compute(rows: Rows) -> Scores:
     def losses(name: str) -> list[float]:
         return [-r.document_nll for r in rows if r.set == name and r.document_nll is not None]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from expunge_jobs.metrics import Figures, Missing, Rows, mean
+from expunge_jobs.metrics import Missing, Rows, Scores, mean
 
 VERSION = 1
 
 
-def compute(rows: Rows) -> Figures:
+def compute(rows: Rows) -> Scores:
     values = [r.score for r in rows if r.set == "probe" and r.score is not None]
     return {"probe": mean(values) if values else Missing("no probe rows: give data.probe")}

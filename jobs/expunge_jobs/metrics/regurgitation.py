@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from expunge_jobs.metrics import Figures, Missing, Rows, cells, mean
+from expunge_jobs.metrics import Missing, Rows, Scores, cells, mean
 
 VERSION = 1
 
 
-def compute(rows: Rows) -> Figures:
+def compute(rows: Rows) -> Scores:
     by_cell = cells(rows, "sc")
-    out: Figures = {f"regurgitation/{s}/{task}": mean(v) for (s, task), v in by_cell.items()}
+    out: Scores = {f"regurgitation/{s}/{task}": mean(v) for (s, task), v in by_cell.items()}
     for name in ("forget", "retain"):
         values = [x for (s, _), v in by_cell.items() if s == name for x in v]
         out[f"regurgitation/{name}"] = mean(values) if values else Missing(f"no completion rows in {name}")

@@ -6,18 +6,18 @@ task's own only for its twelve cells; ``aggregate_cells`` says how many there we
 
 from __future__ import annotations
 
-from expunge_jobs.metrics import Figures, Missing, Rows, cells, mean
+from expunge_jobs.metrics import Missing, Rows, Scores, cells, mean
 from expunge_jobs.metrics import membership as mia
 
 VERSION = 1
 
 
-def compute(rows: Rows) -> Figures:
+def compute(rows: Rows) -> Scores:
     values = []
     for kind in ("sc", "qa"):
         for (name, _), scores in cells(rows, kind).items():
             values.append(1 - mean(scores) if name == "forget" else mean(scores))
-    out: Figures = {"aggregate_cells": float(len(values))}
+    out: Scores = {"aggregate_cells": float(len(values))}
     out["task_aggregate"] = harmonic_mean(values) if values else Missing("no forget or retain rows")
     answers = [r.score for r in rows if r.set == "mmlu" and r.score is not None]
     out["mmlu"] = mean(answers) if answers else Missing("no MMLU questions: give data.mmlu")

@@ -16,7 +16,7 @@ from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Paths(Protocol):
+class ArtifactLocator(Protocol):
     """Gives the local folder of an artifact or input, its bytes checked."""
 
     def path(self, ref: ArtifactRef | Input) -> Path: ...
@@ -107,17 +107,17 @@ def fold(model: Any, adapter: Adapter, scale: float) -> None:
             weight.copy_((weight.float() + delta).to(weight.dtype))
 
 
-def load_model(ref: ModelRef, work: Paths, dtype: str) -> tuple[Any, Any]:
+def load_model(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> tuple[Any, Any]:
     """A base with its adapters folded in: where a fine-tune or memorize starts from."""
-    model, tokenizer = load_base(work.path(ref.base), dtype)
+    model, tokenizer = load_base(locator.path(ref.base), dtype)
     for adapter in ref.adapters:
-        fold(model, Adapter(work.path(adapter.ref)), adapter.scale)
+        fold(model, Adapter(locator.path(adapter.ref)), adapter.scale)
     return model, tokenizer
 
 
-def load_for_evaluation(ref: ModelRef, work: Paths, dtype: str) -> tuple[Any, Any]:
+def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> tuple[Any, Any]:
     """A base with its adapters beside it, as in training: folding one into bfloat16 weights would round it away."""
-    model, tokenizer = load_base(work.path(ref.base), dtype)
+    model, tokenizer = load_base(locator.path(ref.base), dtype)
     if not ref.adapters:
         return model, tokenizer
     from peft import PeftModel
@@ -126,7 +126,7 @@ def load_for_evaluation(ref: ModelRef, work: Paths, dtype: str) -> tuple[Any, An
     wrapped: Any = None
     names: list[str] = []
     for number, given in enumerate(ref.adapters):
-        adapter = Adapter(work.path(given.ref))
+        adapter = Adapter(locator.path(given.ref))
         _check_fits(model, adapter)
         name = f"adapter{number}"
         names.append(name)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from expunge_jobs.core.schema import Float, Model
+from expunge_jobs.core.schema import Float, Schema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Weight = Annotated[Float, Field(ge=0)]
 
 
-class TermParameters(Model):
+class TermParameters(Schema):
     """What every term has."""
 
     weight: Weight = 1.0

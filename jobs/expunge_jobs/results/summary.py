@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from expunge_jobs import plugins
 from expunge_jobs.artifacts.manifests import folder, read_manifest
@@ -18,80 +18,73 @@ from expunge_jobs.metrics import EvaluatedRow
 from expunge_jobs.results.intervals import Interval, mean_interval
 from expunge_jobs.results.scores import compute_all
 from expunge_jobs.store import Store
-from expunge_jobs.tasks.references import ArtifactRef
+from expunge_jobs.tasks.references import ArtifactRef, ModelRef
 
 CORE = (
     "task_aggregate", "regurgitation/forget", "regurgitation/retain", "knowledge/forget", "knowledge/retain", "mia_score",
     "mia_auc", "mmlu", "final", "extraction/forget", "extraction/retain", "collapse", "probe",
 )  # fmt: skip
-"""Figures that every row has, null with a reason where they cannot be had."""
-
-
-class Asked(Protocol):
-    """One model of one trial, and the evaluation that judges it."""
-
-    @property
-    def trial(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def step(self) -> str: ...
+"""Metrics that every model has, null with a reason where they cannot be had."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """A row of the results: figures by name, or why there is none."""
+class EvaluatedModel:
+    """A model of a trial and the evaluation that judges it; once that is read, its scores or why there are none."""
 
     trial: str
     group: str
+    """The trial's name without the seed: trials over which a mean is taken."""
     seed: int
     model: str
     step: str
-    metrics: dict[str, float | None]
-    reasons: dict[str, str] = field(default_factory=dict)
+    """The evaluation's key."""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    ref: ModelRef | None = None
+    """What the model is, where a plan made this."""
 
     def as_json(self) -> dict[str, Any]:
         """The row of the public contract."""
         return {
-            "trial": self.trial, "seed": self.seed, "model": self.model, "step": self.step, "metrics": self.metrics,
-            "reasons": self.reasons,
-        }  # fmt: skip
+            "trial": self.trial,
+            "seed": self.seed,
+            "model": self.model,
+            "step": self.step,
+            "metrics": dict(self.metrics),
+            "reasons": dict(self.reasons),
+        }
 
 
-def collect(store: Store, asked: Iterable[Asked], waiting: dict[str, str] | None = None) -> list[Result]:
-    """A row for each model of each trial; ``waiting`` says by step why an evaluation is not there."""
-    asked = list(asked)
+def collect(
+    store: Store, models: Iterable[EvaluatedModel], waiting: Mapping[str, str] | None = None
+) -> list[EvaluatedModel]:
+    """Read the scores of every model. ``waiting`` says by step why an evaluation is not there."""
+    models = list(models)
     waiting = dict(waiting or {})
     by_step: dict[str, tuple[dict[str, float | None], dict[str, str]] | None] = {}
-    for row in asked:
-        if row.step not in by_step:
-            try:
-                by_step[row.step] = figures(store, row.step)
-            except DamagedInput as error:  # one evaluation's; the others' figures are still good
-                by_step[row.step], waiting[row.step] = None, str(error)
+    for step in dict.fromkeys(m.step for m in models):
+        try:
+            by_step[step] = read_scores(store, step)
+        except DamagedInput as error:  # one evaluation's; the others' scores are still good
+            by_step[step], waiting[step] = None, str(error)
     names = dict.fromkeys(CORE)
     for found in by_step.values():
         names |= dict.fromkeys(found[0] if found else ())
     out = []
-    for row in asked:
-        found = by_step[row.step]
+    for model in models:
+        found = by_step[model.step]
         values, reasons = found if found else ({}, {})
-        why = waiting.get(row.step, "not evaluated yet")
-        out.append(Result(
-            row.trial, row.group, row.seed, row.model, row.step, {n: values.get(n) for n in names},
-            {n: reasons.get(n, "this evaluation has no such rows" if found else why) for n in names if values.get(n) is None},
-        ))  # fmt: skip
+        why = "this evaluation has no such rows" if found else waiting.get(model.step, "not evaluated yet")
+        metrics = {n: values.get(n) for n in names}
+        missing = {n: reasons.get(n, why) for n in names if metrics[n] is None}
+        out.append(replace(model, metrics=metrics, reasons=missing))
     return out
 
 
-def figures(store: Store, key: str) -> tuple[dict[str, float | None], dict[str, str]] | None:
-    """An evaluation's figures and the reasons for those that are null; None while it is not done.
+def read_scores(store: Store, key: str) -> tuple[dict[str, float | None], dict[str, str]] | None:
+    """Return an evaluation's scores and the reasons for those that are null; None while it is not done.
 
-    Figures of a metric that was made by another version of its code are made again from the rows.
+    Scores of a metric whose code has another version by now are computed again from the rows.
     """
     ref = ArtifactRef(kind="evaluate", key=key)
     manifest = read_manifest(store, ref)
@@ -111,38 +104,38 @@ def figures(store: Store, key: str) -> tuple[dict[str, float | None], dict[str, 
 
 
 @dataclass(frozen=True)
-class Row:
+class Summary:
     """A model over the seeds of one group of trials."""
 
     group: str
     model: str
-    results: tuple[Result, ...]
+    models: tuple[EvaluatedModel, ...]
     best_single: bool = False
 
     def interval(self, name: str) -> Interval | None:
         """Mean over the seeds, if every one of them has the figure."""
-        values = [r.metrics.get(name) for r in self.results]
+        values = [r.metrics.get(name) for r in self.models]
         return mean_interval([v for v in values if v is not None]) if values and None not in values else None
 
 
-def by_model(results: Sequence[Result]) -> list[Row]:
+def by_model(models: Sequence[EvaluatedModel]) -> list[Summary]:
     """One row for each model; models that several groups share (the base, say) once. A mark on the best single run."""
-    grouped: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in results:
-        grouped[result.group, result.model].append(result)
-    shared: dict[tuple[str, tuple[str, ...]], list[tuple[str, list[Result]]]] = defaultdict(list)
+    grouped: dict[tuple[str, str], list[EvaluatedModel]] = defaultdict(list)
+    for each in models:
+        grouped[each.group, each.model].append(each)
+    shared: dict[tuple[str, tuple[str, ...]], list[tuple[str, list[EvaluatedModel]]]] = defaultdict(list)
     for (group, model), members in grouped.items():
         distinct = {r.step: r for r in members}
         shared[model, tuple(distinct)].append((group, list(distinct.values())))
-    groups = list(dict.fromkeys(r.group for r in results))
+    groups = list(dict.fromkeys(m.group for m in models))
     rows = []
     for (model, _), found in shared.items():
         # A model of every group belongs to none of them.
         group = found[0][0] if len(found) < len(groups) or len(groups) == 1 else ""
-        rows.append(Row("" if group == "default" else group, model, tuple(found[0][1])))
+        rows.append(Summary("" if group == "default" else group, model, tuple(found[0][1])))
     single = [(r.interval("task_aggregate"), r) for r in rows if is_single(r.model)]
     best = max(((i.mean, r) for i, r in single if i is not None), key=lambda pair: pair[0], default=None)
-    return [Row(r.group, r.model, r.results, best is not None and r is best[1]) for r in rows]
+    return [Summary(r.group, r.model, r.models, best is not None and r is best[1]) for r in rows]
 
 
 def is_single(model: str) -> bool:

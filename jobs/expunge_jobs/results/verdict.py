@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from expunge_jobs.results.intervals import mean_interval
-from expunge_jobs.results.summary import Result
+from expunge_jobs.results.summary import EvaluatedModel
 
 
-def verdict(results: Sequence[Result]) -> list[str]:
+def verdict(results: Sequence[EvaluatedModel]) -> list[str]:
     """For each group of trials a sentence: whether the merge beat every specialist and control on the aggregate."""
     out = []
     for group in dict.fromkeys(r.group for r in results):
@@ -21,7 +21,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
     return out
 
 
-def _sentence(results: list[Result], merged: dict[int, float | None]) -> str:
+def _sentence(results: list[EvaluatedModel], merged: dict[int, float | None]) -> str:
     rivals: dict[str, dict[int, float | None]] = defaultdict(dict)
     for r in results:
         if r.model not in ("base", "merged"):

@@ -24,9 +24,9 @@ from pydantic import ValidationError
 
 from expunge_jobs.artifacts.attempts import CHECKPOINTS, Attempt, checkpoints_of
 from expunge_jobs.core.errors import StepError
-from expunge_jobs.core.schema import Model
+from expunge_jobs.core.schema import Schema
 from expunge_jobs.runtime import shutdown
-from expunge_jobs.runtime.distributed import Team
+from expunge_jobs.runtime.distributed import WorkerGroup
 from expunge_jobs.store import StoreError, sha256_of
 
 State = dict[str, Any]
@@ -34,7 +34,7 @@ KEPT = 2
 """Checkpoints of its own that an attempt keeps: the newest might be damaged."""
 
 
-class SavedFile(Model):
+class SavedFile(Schema):
     """``name`` below the artifact; ``path`` in the store."""
 
     name: str
@@ -42,7 +42,7 @@ class SavedFile(Model):
     sha256: str
 
 
-class Checkpoint(Model):
+class Checkpoint(Schema):
     """What a checkpoint consists of."""
 
     step: int
@@ -61,16 +61,16 @@ class Checkpoints:
         seconds: float,
         notice: Callable[[str], None],
         resumed: Callable[[int], None],
-        team: Team | None = None,
+        group: WorkerGroup | None = None,
     ) -> None:
         self.attempt, self.out, self.scratch, self.seconds = attempt, out, scratch, seconds
-        self.notice, self.resumed, self.team = notice, resumed, team or Team()
+        self.notice, self.resumed, self.group = notice, resumed, group or WorkerGroup()
         self._saved: dict[str, SavedFile] = {}
         self._mine: list[str] = []
         self._last = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._hold = shutdown.held()
+        self._hold = shutdown.deferred()
 
     def __enter__(self) -> Checkpoints:
         self._hold.__enter__()
@@ -89,7 +89,7 @@ class Checkpoints:
             StepError: the processes of a team found different ones, since one of them could not read the newest.
         """
         found = self._newest()
-        if not self.team.agrees(found[0] if found else 0):
+        if not self.group.agrees(found[0] if found else 0):
             raise StepError("not every process could read the newest checkpoint: trying again")
         return found
 
@@ -122,8 +122,8 @@ class Checkpoints:
         Raises:
             Terminated: SIGTERM has come.
         """
-        terminated = self.team.any(shutdown.came())
-        if self.attempt is None or not self.team.main:
+        terminated = self.group.any(shutdown.requested())
+        if self.attempt is None or not self.group.main:
             if terminated:
                 raise shutdown.Terminated
             return

@@ -12,7 +12,7 @@ from expunge_jobs.artifacts.manifests import Manifest, fetch, read_manifest
 from expunge_jobs.core.errors import DamagedInput
 from expunge_jobs.inputs import addresses, pinning
 from expunge_jobs.runtime import shutdown
-from expunge_jobs.runtime.distributed import Team
+from expunge_jobs.runtime.distributed import WorkerGroup
 from expunge_jobs.runtime.events import emit
 from expunge_jobs.store import Store
 from expunge_jobs.tasks.references import ArtifactRef, Input
@@ -25,7 +25,7 @@ CHECKPOINT_SECONDS = 300.0
 """Training that a kill may cost, by default."""
 
 
-class Work:
+class StepContext:
     """A step's surroundings. Everything below ``out`` becomes the artifact; ``scratch`` goes when the step ends.
     Without an ``attempt`` no checkpoint is written or read. ``cache`` is a folder that outlives the step (see cache.py)."""
 
@@ -35,7 +35,7 @@ class Work:
     ) -> None:  # fmt: skip
         self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
         self.attempt, self.checkpoint_seconds, self.cache = attempt, checkpoint_seconds, cache
-        self.team = Team()
+        self.group = WorkerGroup()
         self._clock = _Clock()
 
     def path(self, ref: ArtifactRef | Input) -> Path:
@@ -49,11 +49,11 @@ class Work:
             return fetch(self.store, ref, self.scratch, self.cache)
         if addresses.scheme(ref.uri) == "hf" and read_manifest(self.store, copy := staged(ref)) is not None:
             return fetch(self.store, copy, self.scratch, self.cache)
-        return pinning.local_folder(ref, self.scratch, self.cache, shutdown.came)
+        return pinning.local_folder(ref, self.scratch, self.cache, shutdown.requested)
 
     def read(self, ref: Input) -> bytes:
         """The bytes of a data file, checked against its digest."""
-        return pinning.read_checked(ref, shutdown.came)
+        return pinning.read_checked(ref, shutdown.requested)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
         """The receipt of a needed artifact.
@@ -72,7 +72,7 @@ class Work:
 
         return Checkpoints(
             self.attempt, self.out, self.scratch, self.checkpoint_seconds, self.notice,
-            lambda step: emit("resumed", step=step), self.team,
+            lambda step: emit("resumed", step=step), self.group,
         )  # fmt: skip
 
     def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:

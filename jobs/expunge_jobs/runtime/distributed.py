@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-MEETING = "EXPUNGE_MEETING"
+RENDEZVOUS_FILE = "EXPUNGE_MEETING"
 """The variable with the file by which the processes of a team find each other."""
-PATIENCE = timedelta(hours=1)
+RENDEZVOUS_TIMEOUT = timedelta(hours=1)
 """How long one process waits for another, which may be fetching a model."""
 
 
@@ -30,7 +30,7 @@ def rank() -> int:
 
 def launched() -> bool:
     """Whether launch.py has started this process; RANK and WORLD_SIZE by themselves may be another launcher's."""
-    return MEETING in os.environ
+    return RENDEZVOUS_FILE in os.environ
 
 
 def device() -> torch.device:
@@ -40,7 +40,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Team:
+class WorkerGroup:
     """A team of one, unless ``join`` makes it larger."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -111,18 +111,18 @@ class Team:
         return reduced
 
 
-def join() -> Team:
+def join() -> WorkerGroup:
     """The team that this process was started for (see launch.py)."""
     if not launched():
-        return Team()
+        return WorkerGroup()
     import torch
     from accelerate import PartialState
 
     gpus = torch.cuda.is_available()
     # By a file and not, as accelerate would, by a port that the whole network reaches.
     torch.distributed.init_process_group(
-        "nccl" if gpus else "gloo", init_method=f"file://{os.environ[MEETING]}", rank=rank(),
-        world_size=int(os.environ["WORLD_SIZE"]), timeout=PATIENCE,
+        "nccl" if gpus else "gloo", init_method=f"file://{os.environ[RENDEZVOUS_FILE]}", rank=rank(),
+        world_size=int(os.environ["WORLD_SIZE"]), timeout=RENDEZVOUS_TIMEOUT,
     )  # fmt: skip
     state = PartialState(cpu=not gpus)
-    return Team(state.process_index, state.num_processes)
+    return WorkerGroup(state.process_index, state.num_processes)

@@ -17,14 +17,14 @@ from pathlib import Path
 from types import FrameType
 
 from expunge_jobs.core.errors import ExitCode
-from expunge_jobs.runtime.distributed import MEETING
+from expunge_jobs.runtime.distributed import RENDEZVOUS_FILE
 
-PATIENCE = 30.0
+OTHERS_SECONDS = 30.0
 """Seconds for the others to end by themselves when one has failed: they may be waiting for it for ever."""
 CHECKPOINT = 100.0
 """The same when one has ended because it was told to: the first may still be writing a checkpoint."""
-TOLD = (ExitCode.PREEMPTED, ExitCode.SPENT)
-POLL = 0.05
+TOLD = (ExitCode.PREEMPTED, ExitCode.LIMIT_EXCEEDED)
+POLL_SECONDS = 0.05
 
 
 def launch(count: int) -> int:
@@ -45,7 +45,7 @@ def launch(count: int) -> int:
             "EXPUNGE_MODEL_CACHE": shared,  # what one has fetched, the others need not
             # They are on one machine: nothing of what they say to each other is to leave it.
             "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo",
-            **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), MEETING: str(Path(shared, "meeting")),
+            **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), RENDEZVOUS_FILE: str(Path(shared, "meeting")),
             "EXPUNGE_ATTEMPT": os.environ.get("EXPUNGE_ATTEMPT") or uuid.uuid4().hex,
             "EXPUNGE_THREADS": str(threads), "EXPUNGE_DIE_WITH_STDIN": "1",
         }  # fmt: skip
@@ -76,7 +76,7 @@ def _wait(team: list[subprocess.Popen[bytes]]) -> int:
         if now < end:
             failures = [c for c in codes if c not in (None, ExitCode.DONE, *TOLD)]
             if failures or codes[0] is not None:
-                end = min(end, now + PATIENCE)
+                end = min(end, now + OTHERS_SECONDS)
             elif end == float("inf") and any(c in TOLD for c in codes):
                 end = now + CHECKPOINT
         else:
@@ -84,7 +84,7 @@ def _wait(team: list[subprocess.Popen[bytes]]) -> int:
                 member.kill()
         if None not in codes:
             return outcome([c for c in codes if c is not None], failures)
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
 def outcome(codes: list[int], failures: list[int]) -> int:
@@ -96,4 +96,4 @@ def outcome(codes: list[int], failures: list[int]) -> int:
         code = min(failures) if min(failures) < 0 else max(failures)
         return code if code >= 0 else 128 - code
     # Each has a clock of its own, and the first that rings ends all.
-    return next((int(c) for c in (ExitCode.SPENT, ExitCode.PREEMPTED) if c in codes), ExitCode.FAILED)
+    return next((int(c) for c in (ExitCode.LIMIT_EXCEEDED, ExitCode.PREEMPTED) if c in codes), ExitCode.FAILED)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from expunge_jobs.runtime import shutdown
 
-LOOK = 1.0
+MEASURE_SECONDS = 1.0
 """Seconds between two counts. A kubelet counts every 10 s or less often."""
 
 
@@ -33,8 +33,8 @@ def watch(folder: Path, limit: int, advice: str) -> None:
     def look() -> None:
         while True:
             if (count := used(folder)) > limit:
-                shutdown.spend(f"used {count:,} bytes of disk, more than {limit:,}: {advice}")
-                time.sleep(shutdown.AGAIN_SECONDS)
-            time.sleep(LOOK)
+                shutdown.exceed(f"used {count:,} bytes of disk, more than {limit:,}: {advice}")
+                time.sleep(shutdown.REPEAT_SECONDS)
+            time.sleep(MEASURE_SECONDS)
 
     threading.Thread(target=look, daemon=True, name="disk").start()

@@ -1,5 +1,4 @@
-"""SIGTERM, or a limit of the step's own: ends it where it stands, or, while its state must not be torn, at the next moment
-that suits."""
+"""SIGTERM, or a limit of the step's own, ends the step where it stands; while its state must not be torn, a little later."""
 
 from __future__ import annotations
 
@@ -14,55 +13,55 @@ class Terminated(BaseException):
     """SIGTERM came, or a limit is reached. No Exception, so that nothing on the way takes it for an error of its own."""
 
 
-AGAIN_SECONDS = 5.0
+REPEAT_SECONDS = 5.0
 """A limit's signal is repeated as often, in case that a library swallowed what the first one raised."""
 
-_held = 0
-_came = False
-_spent = ""
+_deferrals = 0
+_requested = False
+_limit_reason = ""
 
 
 def on_term(number: int, frame: FrameType | None) -> None:
     """The signal's handler."""
-    global _came
-    _came = True
-    if not _held:
+    global _requested
+    _requested = True
+    if not _deferrals:
         raise Terminated
 
 
-def after(seconds: float, why: str) -> None:
-    """From now on the step has so much time; when it is over, it ends as with SIGTERM, and ``spent`` tells why."""
+def exceed_after(seconds: float, why: str) -> None:
+    """End the step after so many seconds, as with SIGTERM; ``limit_reason`` then is ``why``."""
 
     def ring(number: int, frame: FrameType | None) -> None:
-        global _spent
-        _spent = why
+        global _limit_reason
+        _limit_reason = why
         on_term(number, frame)
 
     signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds, REPEAT_SECONDS)
 
 
-def spend(why: str) -> None:
-    """The step has used up what it may: it ends as with SIGTERM, and ``spent`` tells why. For any thread."""
-    global _spent
-    _spent = why
+def exceed(why: str) -> None:
+    """End the step at a limit of its own, as with SIGTERM; ``limit_reason`` then is ``why``. For any thread."""
+    global _limit_reason
+    _limit_reason = why
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def spent() -> str:
-    """Which limit of the step's own ended it, in words; nothing where none did."""
-    return _spent
+def limit_reason() -> str:
+    """Return which limit of its own ended the step, in words; empty where none did."""
+    return _limit_reason
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Inside, SIGTERM raises nothing: whoever holds it asks ``came`` often, and raises ``Terminated`` itself."""
-    global _held
-    _held += 1
+def deferred() -> Iterator[None]:
+    """Inside, SIGTERM raises nothing: the caller asks ``requested`` often, and raises ``Terminated`` itself."""
+    global _deferrals
+    _deferrals += 1
     try:
         yield
     finally:
-        _held -= 1
+        _deferrals -= 1
 
 
 def ignore() -> None:
@@ -71,12 +70,12 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def came() -> bool:
-    """Whether the step is to end."""
-    return _came
+def requested() -> bool:
+    """Return whether the step is to end."""
+    return _requested
 
 
 def check() -> None:
     """Raise ``Terminated`` if the step is to end."""
-    if _came:
+    if _requested:
         raise Terminated

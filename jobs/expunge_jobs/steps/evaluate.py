@@ -22,7 +22,7 @@ from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.modeling.loading import end_token, load_for_evaluation
 from expunge_jobs.modeling.packing import batches, logits_at
 from expunge_jobs.results.scores import compute_all
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.references import SetName
 from expunge_jobs.tasks.tasks import EvaluateTask
 
@@ -35,24 +35,24 @@ _CLEAN_UP = (
 )  # fmt: skip
 
 
-def run(task: EvaluateTask, work: Work) -> dict[str, Any]:
+def run(task: EvaluateTask, context: StepContext) -> dict[str, Any]:
     """Evaluate; returns every metric's figures."""
-    model, tokenizer = load_for_evaluation(task.model, work, task.dtype)
-    sets = load(task.data, work.read)
-    evaluator = Evaluator(model, tokenizer, task, work)
+    model, tokenizer = load_for_evaluation(task.model, context, task.dtype)
+    sets = load(task.data, context.read)
+    evaluator = Evaluator(model, tokenizer, task, context)
     rows = evaluator.all(sets)
-    with (work.out / "rows.jsonl").open("w") as file:
+    with (context.out / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(_compact(r), ensure_ascii=False) + "\n" for r in rows)
     receipt = evaluator.encoder.receipt()  # of this process's share
-    summed = dict(zip(receipt, map(int, work.team.sum(list(receipt.values()))), strict=True))
+    summed = dict(zip(receipt, map(int, context.group.sum(list(receipt.values()))), strict=True))
     return {"metrics": compute_all(rows), "rows": len(rows), **summed}
 
 
 class Evaluator:
     """One model, asked."""
 
-    def __init__(self, model: Any, tokenizer: Any, task: EvaluateTask, work: Work) -> None:
-        self.model, self.tokenizer, self.task, self.work = model, tokenizer, task, work
+    def __init__(self, model: Any, tokenizer: Any, task: EvaluateTask, context: StepContext) -> None:
+        self.model, self.tokenizer, self.task, self.context = model, tokenizer, task, context
         self.encoder = Encoder(tokenizer, task.data, end_token(model, tokenizer))
         self._total = self._done = 0
         from transformers import GenerationConfig
@@ -71,7 +71,7 @@ class Evaluator:
         texts = [(n, d) for n in others for d in _documents(sets.get(n, []))]
         questions = [q for q in sets.get("mmlu", []) if isinstance(q, Question)]
         self._total, self._done = len(asked) * 2 + len(texts) + len(questions), 0
-        each = self.work.team.each
+        each = self.context.group.each
         generations = each([r for _, r in asked], self.generate)
         probabilities = each([r for _, r in asked], self.probabilities)
         rows = []
@@ -164,7 +164,7 @@ class Evaluator:
         """MMLU: the letter with the highest probability, after five questions of the subject's own dev rows."""
         letters = [self.tokenizer(c, add_special_tokens=False)["input_ids"][-1] for c in _CHOICES]
         tests = [q for q in questions if q.split == "test"]
-        return self.work.team.each(tests, lambda mine: [self._choice(q, questions, letters) for q in mine])
+        return self.context.group.each(tests, lambda mine: [self._choice(q, questions, letters) for q in mine])
 
     def _choice(self, question: Question, questions: Sequence[Question], letters: Sequence[int]) -> EvaluatedRow:
         shots = [q for q in questions if q.split == "dev" and q.subject == question.subject][:SHOTS]
@@ -179,8 +179,8 @@ class Evaluator:
         return EvaluatedRow("mmlu", question.id, question.id, "choice", task=question.subject, score=right)
 
     def _tick(self, count: int) -> None:
-        self._done = min(self._total, self._done + count * self.work.team.size)  # the others are about as far
-        self.work.progress(self._done, self._total)
+        self._done = min(self._total, self._done + count * self.context.group.size)  # the others are about as far
+        self.context.progress(self._done, self._total)
 
 
 def extraction_strength(right: Sequence[bool]) -> float:

@@ -27,7 +27,7 @@ from expunge_jobs.modeling import adapters, packing
 from expunge_jobs.modeling import loading as models
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.objectives import RowOutput
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.settings import FinetuneSettings
 from expunge_jobs.tasks.tasks import FinetuneTask
 
@@ -61,11 +61,11 @@ class Draw:
     micro_batch: int
 
 
-def run(task: FinetuneTask, work: Work) -> dict[str, Any]:
+def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
     """Train; returns the receipt's figures."""
-    base, tokenizer = models.load_model(task.model, work, task.dtype)
+    base, tokenizer = models.load_model(task.model, context, task.dtype)
     encoder = Encoder(tokenizer, task.data, models.end_token(base, tokenizer))
-    sets = load(task.data, work.read)
+    sets = load(task.data, context.read)
     for side in SIDES:
         if side not in sets:
             raise BadTask(f"a fine-tune needs both sets: data.{side} is missing")
@@ -75,7 +75,7 @@ def run(task: FinetuneTask, work: Work) -> dict[str, Any]:
         # Before the adapter is attached: PEFT then lets gradients into the checkpointed layers.
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = adapters.attach_lora(base, task.settings, task.seed)
-    trainer = Trainer(lora, rows, task.settings, task.seed, work)
+    trainer = Trainer(lora, rows, task.settings, task.seed, context)
     losses = trainer.train()
     a, b = adapters.lora_tensors(lora.wrapped)
     if not all(bool(torch.isfinite(t).all()) for t in (*a.values(), *b.values())):
@@ -88,10 +88,10 @@ def run(task: FinetuneTask, work: Work) -> dict[str, Any]:
             "every B matrix is still zero after training: the adapter changes nothing; raise learning_rate or epochs"
         )
     trainer.save("adapter")
-    (work.out / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in losses))
+    (context.out / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in losses))
     return {
         "a_start": lora.a_start, "steps": len(losses), "losses": losses[-1], "forget_rows": len(rows["forget"]),
-        "retain_rows": len(rows["retain"]), "norm": adapters.Adapter(work.out / "adapter").norm(), **encoder.receipt(),
+        "retain_rows": len(rows["retain"]), "norm": adapters.Adapter(context.out / "adapter").norm(), **encoder.receipt(),
     }  # fmt: skip
 
 
@@ -102,10 +102,15 @@ class Trainer:
     """The training loop; its state is the adapter, the optimizer, the schedule, the losses and the next step's number."""
 
     def __init__(
-        self, lora: adapters.Lora, rows: dict[Side, list[Encoded]], settings: FinetuneSettings, seed: int, work: Work
+        self,
+        lora: adapters.Lora,
+        rows: dict[Side, list[Encoded]],
+        settings: FinetuneSettings,
+        seed: int,
+        context: StepContext,
     ) -> None:
         self.wrapped, self.model, self.targets = lora.wrapped, lora.wrapped.base_model.model, lora.targets
-        self.settings, self.seed, self.work, self.team = settings, seed, work, work.team
+        self.settings, self.seed, self.context, self.group = settings, seed, context, context.group
         self.terms = [
             Term(name, plugin := plugins.load("objectives", name), plugin.Parameters.model_validate(given))
             for name, given in settings.objective.items()
@@ -122,7 +127,7 @@ class Trainer:
     def train(self) -> list[dict[str, float]]:
         """Every step; the terms' values by step. Writes a snapshot of the adapter after each epoch."""
         self._ask_reference()
-        with self.work.checkpoints() as checkpoints:
+        with self.context.checkpoints() as checkpoints:
             first, losses = self._resume(checkpoints.restore())
             for step in range(first, self.steps):
                 line = self.step(step)
@@ -131,7 +136,7 @@ class Trainer:
                     raise BadTask(
                         f"the loss is {line['loss']} at training step {step + 1} of {self.steps}: lower learning_rate"
                     )
-                self.work.progress(step + 1, self.steps, tokens=self._tokens, loss=round(line["loss"], 4))
+                self.context.progress(step + 1, self.steps, tokens=self._tokens, loss=round(line["loss"], 4))
                 if (step + 1) % self.steps_per_epoch == 0:
                     self.save(f"snapshots/epoch-{(step + 1) // self.steps_per_epoch}")
                 checkpoints.after(step + 1, lambda: self._state(losses))
@@ -156,13 +161,13 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; returns the loss and each term's unweighted mean."""
         # One seed a step (and process of a team): dropout does not depend on what happened before it.
-        torch.manual_seed(stable_hash("dropout", self.seed, step, *([self.team.rank] if self.team.rank else [])))
+        torch.manual_seed(stable_hash("dropout", self.seed, step, *([self.group.rank] if self.group.rank else [])))
         _train_mode(self.wrapped)
         draws = self.draw(step)
         self._tokens = sum(len(self._sample(d).row.ids) for d in draws)
         counts = self._counts(draws)
         values = dict.fromkeys(counts, 0.0)
-        for chunk in self._chunks([d for d in draws if d.micro_batch % self.team.size == self.team.rank]):
+        for chunk in self._chunks([d for d in draws if d.micro_batch % self.group.size == self.group.rank]):
             outputs = self._forward(chunk)
             loss: Tensor | None = None
             for term in self.terms:
@@ -176,8 +181,8 @@ class Trainer:
                     loss = part if loss is None else loss + part
             if loss is not None:
                 loss.backward()  # type: ignore[no-untyped-call]
-        self.team.sum_gradients(self.parameters)
-        values = dict(zip(counts, self.team.sum([values[n] for n in counts]), strict=True))
+        self.group.sum_gradients(self.parameters)
+        values = dict(zip(counts, self.group.sum([values[n] for n in counts]), strict=True))
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
         self.schedule.step()
@@ -204,7 +209,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """The adapter as it is now, as a PEFT directory below the artifact."""
         config = adapters.adapter_config(self.settings.rank, self.settings.alpha, self.settings.dropout, self.targets)
-        adapters.write_adapter(self.work.out / name, config, *adapters.lora_tensors(self.wrapped))
+        adapters.write_adapter(self.context.out / name, config, *adapters.lora_tensors(self.wrapped))
 
     def _retain_at(self, place: int) -> int:
         count = len(self.samples["retain"])

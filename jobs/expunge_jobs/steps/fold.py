@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from expunge_jobs.core.errors import ExitCode, StepError
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.store import open_store
 from expunge_jobs.tasks.references import ModelRef
 
@@ -18,8 +18,8 @@ def main(store: str, model: str, to: str) -> int:
 
     try:
         with tempfile.TemporaryDirectory(prefix="expunge-export-") as scratch:
-            work = Work(open_store(store), Path(to), Path(scratch))
-            merged, tokenizer = load_model(ModelRef.model_validate_json(model), work, "checkpoint")
+            context = StepContext(open_store(store), Path(to), Path(scratch))
+            merged, tokenizer = load_model(ModelRef.model_validate_json(model), context, "checkpoint")
             merged.save_pretrained(to)
             tokenizer.save_pretrained(to)
     except (StepError, OSError) as error:

@@ -20,8 +20,8 @@ from expunge_jobs.data.selection import load
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.modeling.loading import end_token, load_model
 from expunge_jobs.modeling.packing import batches, check_packing, logits_at
-from expunge_jobs.runtime.context import Work
-from expunge_jobs.runtime.distributed import Team, device
+from expunge_jobs.runtime.context import StepContext
+from expunge_jobs.runtime.distributed import WorkerGroup, device
 from expunge_jobs.tasks.references import TaskData
 from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
 from expunge_jobs.tasks.tasks import MemorizeTask
@@ -33,24 +33,24 @@ ASK_TOKENS = 512
 """Most tokens in one pass that asks the model: attention between packed rows, all of it masked, is paid for."""
 
 
-def run(task: MemorizeTask, work: Work) -> dict[str, Any]:
+def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
     """Train; returns the receipt's figures: passes made, and the share of rows known."""
-    sets = load(task.data, work.read)
+    sets = load(task.data, context.read)
     items = {(i.input, i.output): i for rows in sets.values() for i in rows if isinstance(i, Row)}
     rows = [items[k] for k in items]
     if task.model is not None:
-        model, tokenizer = load_model(task.model, work, task.dtype)
+        model, tokenizer = load_model(task.model, context, task.dtype)
     else:
         assert task.architecture is not None, "the task has one of the two"
-        tokenizer = _train_tokenizer(task.architecture, task.data, rows, work.scratch)
+        tokenizer = _train_tokenizer(task.architecture, task.data, rows, context.scratch)
         model = _build(task.architecture, task.settings.seed, tokenizer, task.dtype)
     encoder = Encoder(tokenizer, task.data, end_token(model, tokenizer))
     encoded = encoder.rows(rows, task.data.max_length)
     check_packing(model, encoded)
-    epochs, known = _train(model, encoded, task, work)
-    if work.team.main:
-        model.save_pretrained(work.out / "model")
-        tokenizer.save_pretrained(work.out / "model")
+    epochs, known = _train(model, encoded, task, context)
+    if context.group.main:
+        model.save_pretrained(context.out / "model")
+        tokenizer.save_pretrained(context.out / "model")
     return {
         "rows": len(rows),
         "epochs": epochs,
@@ -60,7 +60,7 @@ def run(task: MemorizeTask, work: Work) -> dict[str, Any]:
     }
 
 
-def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) -> tuple[int, float]:
+def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, context: StepContext) -> tuple[int, float]:
     settings = task.settings
     model.requires_grad_(True)
     model.eval()  # no dropout: the rows are to be learnt by heart
@@ -84,7 +84,7 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
             "known": known, "right": right,
         }  # fmt: skip
 
-    with work.checkpoints() as checkpoints:
+    with context.checkpoints() as checkpoints:
         found = checkpoints.restore()
         first = found[0] if found else 0
         if found:
@@ -95,14 +95,14 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
         for step in range(first, total):
             epoch, number = divmod(step, per_epoch)
             batch = _batch(rows, settings, epoch, number)
-            loss, count = _step(model, batch, optimizer, work.team)
+            loss, count = _step(model, batch, optimizer, context.group)
             right += count
             schedule.step()
             if not math.isfinite(loss):
                 raise BadTask(
                     f"the loss is {loss} at training step {step + 1} of {total}: lower memorize.learning_rate"
                 )
-            work.progress(
+            context.progress(
                 step + 1, total, tokens=sum(len(r.ids) for r in batch), loss=round(loss, 4), known=round(known, 3)
             )
             if number + 1 == per_epoch:
@@ -110,7 +110,7 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, work: Work) 
                 known, right = right / len(rows), 0
                 last = epoch + 1 == settings.epochs
                 if last or known >= goal - NEAR:
-                    known = _known(model, rows, work.team)
+                    known = _known(model, rows, context.group)
                 if last or known >= goal:
                     break
             checkpoints.after(step + 1, state)
@@ -123,12 +123,14 @@ def _batch(rows: Sequence[Encoded], settings: MemorizeSettings, epoch: int, numb
     return [rows[i] for i in order[number * settings.batch_size : (number + 1) * settings.batch_size]]
 
 
-def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer, team: Team) -> tuple[float, int]:
+def _step(
+    model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer, group: WorkerGroup
+) -> tuple[float, int]:
     """One optimizer step on the mean NLL of every token but each row's first; returns it, and how many of the rows
     were known before the step."""
     count = sum(len(r.ids) - 1 for r in batch)
     loss, known = 0.0, 0.0
-    share = team.share(batch)
+    share = group.share(batch)
     for chunk in batches(share):
         members = [share[i] for i in chunk]
         logits = logits_at(model, members, [range(len(r.ids) - 1) for r in members])
@@ -137,8 +139,8 @@ def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer
         part = torch.nn.functional.cross_entropy(torch.cat(logits), labels, reduction="sum") / count
         part.backward()  # type: ignore[no-untyped-call]
         loss += float(part.detach())
-    team.sum_gradients(model.parameters())
-    loss, known = team.sum([loss, known])
+    group.sum_gradients(model.parameters())
+    loss, known = group.sum([loss, known])
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -146,16 +148,16 @@ def _step(model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer
 
 
 @torch.no_grad()
-def _known(model: Any, rows: Sequence[Encoded], team: Team) -> float:
+def _known(model: Any, rows: Sequence[Encoded], group: WorkerGroup) -> float:
     """Share of rows whose every label token is the greedy one: what greedy decoding would give back whole."""
     right = 0
-    share = team.share(rows)
+    share = group.share(rows)
     for chunk in batches(share, ASK_TOKENS):
         members = [share[i] for i in chunk]
         positions = [range(r.prompt - 1, len(r.ids) - 1) for r in members]
         logits = logits_at(model, members, positions)
         right += sum(_is_known(r, x) for r, x in zip(members, logits, strict=True))
-    return team.sum([right])[0] / len(rows)
+    return group.sum([right])[0] / len(rows)
 
 
 def _is_known(row: Encoded, logits: torch.Tensor) -> bool:

@@ -16,25 +16,27 @@ from expunge_jobs.artifacts.manifests import Manifest
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import identity, stable_hash
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, write_adapter
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.references import ArtifactRef, ModelRef
 from expunge_jobs.tasks.tasks import MergeTask
 
 
-def run(task: MergeTask, work: Work) -> dict[str, Any]:
+def run(task: MergeTask, context: StepContext) -> dict[str, Any]:
     """Merge; returns the norm of the merge's update beside each adapter's."""
-    adapters = [Adapter(work.path(a.ref)) for a in task.adapters]
-    receipts = [work.manifest(a.ref) for a in task.adapters if isinstance(a.ref, ArtifactRef)]
+    adapters = [Adapter(context.path(a.ref)) for a in task.adapters]
+    receipts = [context.manifest(a.ref) for a in task.adapters if isinstance(a.ref, ArtifactRef)]
     check_base(task, receipts)
     preflight(adapters, [r.figures.get("a_start") for r in receipts])
     if len(receipts) < len(adapters):
-        work.notice("an adapter from outside has no record of its base and of A's start: only its shapes were checked")
+        context.notice(
+            "an adapter from outside has no record of its base and of A's start: only its shapes were checked"
+        )
     a, b = merge(adapters, [w.weight for w in task.adapters], task.method, task.parameters, task.seed or 0)
     first = adapters[0]
     # PEFT takes a pattern too: then the modules' own names.
     targets = first.config["target_modules"] if isinstance(first.config["target_modules"], list) else sorted(first.A)
-    write_adapter(work.out / "adapter", adapter_config(first.rank, first.rank, 0.0, targets), a, b)
-    return {"norm": Adapter(work.out / "adapter").norm(), "norms": [x.norm() for x in adapters]}
+    write_adapter(context.out / "adapter", adapter_config(first.rank, first.rank, 0.0, targets), a, b)
+    return {"norm": Adapter(context.out / "adapter").norm(), "norms": [x.norm() for x in adapters]}
 
 
 def check_base(task: MergeTask, receipts: list[Manifest]) -> None:

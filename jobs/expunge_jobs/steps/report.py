@@ -6,34 +6,24 @@ Artifact: ``results.json`` (the public contract of ``expunge results -o json``);
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
-from expunge_jobs.results.summary import Result, by_model, collect, is_single
+from expunge_jobs.results.summary import EvaluatedModel, by_model, collect, is_single
 from expunge_jobs.results.verdict import verdict
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.tasks import ReportTask
 
 
-@dataclass(frozen=True)
-class _Asked:
-    trial: str
-    group: str
-    seed: int
-    model: str
-    step: str
-
-
-def run(task: ReportTask, work: Work) -> dict[str, Any]:
+def run(task: ReportTask, context: StepContext) -> dict[str, Any]:
     """Read every evaluation that the experiment's record names; returns the receipt's figures."""
-    record = json.loads(work.store.get(task.record)[0])
-    results = collect(work.store, [_Asked(**row) for row in record["models"]])
+    record = json.loads(context.store.get(task.record)[0])
+    results = collect(context.store, [EvaluatedModel(**row) for row in record["models"]])
     table = {"experiment": record["experiment"]["name"], "models": [r.as_json() for r in results]}
-    (work.out / "results.json").write_text(json.dumps(table, indent=1, allow_nan=False))
+    (context.out / "results.json").write_text(json.dumps(table, indent=1, allow_nan=False))
     return {"best": best(results), "verdict": verdict(results)}
 
 
-def best(results: list[Result]) -> dict[str, Any] | None:
+def best(results: list[EvaluatedModel]) -> dict[str, Any] | None:
     """The merge of the highest mean task aggregate over seeds; of the single fine-tunes, where nothing is merged."""
     rows = [(row, row.interval("task_aggregate")) for row in by_model(results)]
     merged = [(row, found) for row, found in rows if row.model == "merged" and found]
@@ -41,4 +31,4 @@ def best(results: list[Result]) -> dict[str, Any] | None:
     if not ranked:
         return None
     row, found = max(ranked, key=lambda pair: pair[1].mean)
-    return {"model": row.model, "group": row.group, "task_aggregate": found.mean, "seeds": len(row.results)}
+    return {"model": row.model, "group": row.group, "task_aggregate": found.mean, "seeds": len(row.models)}

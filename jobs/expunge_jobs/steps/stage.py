@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from expunge_jobs.inputs import model_folder, pinning
-from expunge_jobs.runtime.context import Work
+from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.tasks import STAGED, StageTask
 
 
-def run(task: StageTask, work: Work) -> dict[str, Any]:
+def run(task: StageTask, context: StepContext) -> dict[str, Any]:
     """Download and check; returns the receipt's figures."""
-    folder = pinning.local_folder(task.source, work.scratch)
+    folder = pinning.local_folder(task.source, context.scratch)
     model_folder.check_folder(folder)
-    out = work.out / STAGED
+    out = context.out / STAGED
     out.mkdir()
     files = model_folder.model_files(folder)
     for number, file in enumerate(files, 1):
         _link_or_copy(file.resolve(), out / file.name)
-        work.progress(number, len(files))
+        context.progress(number, len(files))
     return {"files": len(files), "bytes": sum(f.stat().st_size for f in files)}
 
 

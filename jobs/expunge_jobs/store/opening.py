@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, suggestion
 from expunge_jobs.store.protocol import Store
 
 SCHEMES = ("file", "s3")
@@ -38,5 +38,5 @@ def open_store(
         return S3Store(uri, away=away, largest=largest, should_stop=should_stop)
     known = [f"{s}://" for s in SCHEMES]
     raise BadTask(
-        f"store '{uri}': unknown scheme '{scheme}://'; allowed: {', '.join(known)} or a path{nearest(scheme, list(SCHEMES))}"
+        f"store '{uri}': unknown scheme '{scheme}://'; allowed: {', '.join(known)} or a path{suggestion(scheme, list(SCHEMES))}"
     )

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode
 
-from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, suggestion
 from expunge_jobs.store.protocol import (
     checked_path,
 )
@@ -66,10 +66,12 @@ def parse_address(uri: str) -> Address:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
             allowed = ", ".join(_OPTIONS)
-            raise BadTask(f"store '{uri}': unknown option '{name}'; allowed: {allowed}{nearest(name, list(_OPTIONS))}")
+            raise BadTask(
+                f"store '{uri}': unknown option '{name}'; allowed: {allowed}{suggestion(name, list(_OPTIONS))}"
+            )
         values = ALLOWED.get(name)
         if not value or (values and value not in values):
-            hint = nearest(value, list(values)) if values else ""
+            hint = suggestion(value, list(values)) if values else ""
             raise BadTask(
                 f"store '{uri}': {name} is '{value}'; allowed: {', '.join(values) if values else 'a value'}{hint}"
             )

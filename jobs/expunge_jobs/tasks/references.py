@@ -8,7 +8,7 @@ from pydantic import (
     Field,
 )
 
-from expunge_jobs.core.schema import Count, Float, Int, Model, Seed
+from expunge_jobs.core.schema import Count, Float, Int, Schema, Seed
 
 Kind = Literal["stage", "memorize", "finetune", "merge", "evaluate", "report"]
 
@@ -16,14 +16,14 @@ Kind = Literal["stage", "memorize", "finetune", "merge", "evaluate", "report"]
 Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
 
 
-class Input(Model):
+class Input(Schema):
     """Bytes from outside the store. ``digest`` is ``sha256:<hex>``, or ``commit:<hex>`` for ``hf://``."""
 
     uri: str
     digest: str
 
 
-class ArtifactRef(Model):
+class ArtifactRef(Schema):
     """A finished step's artifact, or one folder of it."""
 
     kind: Kind
@@ -31,21 +31,21 @@ class ArtifactRef(Model):
     folder: str = ""
 
 
-class AdapterRef(Model):
+class AdapterRef(Schema):
     """A LoRA adapter in PEFT's format; its update BA counts ``scale`` times."""
 
     ref: ArtifactRef | Input
     scale: Float = 1.0
 
 
-class ModelRef(Model):
+class ModelRef(Schema):
     """A base model with adapters on it: what every step that reads a model is given."""
 
     base: ArtifactRef | Input
     adapters: tuple[AdapterRef, ...] = ()
 
 
-class RowsRef(Model):
+class RowsRef(Schema):
     """Some documents of a data file: of each task, those at ``skip <= place < skip + take``.
 
     A document's place follows from ``hash(seed, id)``. Where a task has fewer than ``of`` documents, places are
@@ -63,7 +63,7 @@ class RowsRef(Model):
 SetName = Literal["forget", "retain", "probe", "members", "nonmembers", "mmlu"]
 
 
-class TaskData(Model):
+class TaskData(Schema):
     """The sets a step reads, and how a row becomes tokens (see modeling/encoding.py)."""
 
     sets: dict[SetName, RowsRef]

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from expunge_jobs import plugins
-from expunge_jobs.core.schema import Count, Float, Int, Model, Positive, Seed
+from expunge_jobs.core.schema import Count, Float, Int, Positive, Schema, Seed
 
 
 class NestedError(NamedTuple):
@@ -74,7 +74,7 @@ def _parse_targets(value: Any) -> Any:
     return value
 
 
-class FinetuneSettings(Model):
+class FinetuneSettings(Schema):
     """One LoRA fine-tune. Defaults are those of the source system (arXiv 2503.21088, section 4.1)."""
 
     objective: Objective = Field(description="Loss terms by name, each with a weight: {npo: 0.4, nll: 0.4, kl: 0.2}.")
@@ -93,7 +93,7 @@ class FinetuneSettings(Model):
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
 
 
-class Architecture(Model):
+class Architecture(Schema):
     """A small model to be built from scratch, with a byte-level BPE tokenizer trained on its own rows."""
 
     type: Literal["olmo", "llama"] = Field("olmo", description="Whose architecture, as transformers has it.")
@@ -112,7 +112,7 @@ class Architecture(Model):
         return self
 
 
-class MemorizeSettings(Model):
+class MemorizeSettings(Schema):
     """Full training on every row that the model is to know, until it knows them."""
 
     epochs: Count = Field(70, description="At most so many passes.")
@@ -128,7 +128,7 @@ class MemorizeSettings(Model):
     seed: Seed = Field(0, description="Of the weights' start and of the rows' order.")
 
 
-class EvaluateSettings(Model):
+class EvaluateSettings(Schema):
     """How a model is asked. Batch size and dtype change bits, so they are in the key."""
 
     batch_size: Count = Field(32, description="Prompts generated side by side.")

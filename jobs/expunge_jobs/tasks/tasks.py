@@ -20,7 +20,7 @@ from pydantic import (
 from expunge_jobs import plugins
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import canonical, identity
-from expunge_jobs.core.schema import Float, Model, Seed
+from expunge_jobs.core.schema import Float, Schema, Seed
 from expunge_jobs.tasks.references import ArtifactRef, Dtype, Input, ModelRef, TaskData
 from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, FinetuneSettings, MemorizeSettings
 
@@ -31,7 +31,7 @@ KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate
 """Raised by hand when the results of a kind change; part of every key."""
 
 
-class _Task(Model):
+class _Task(Schema):
     format: Literal[1] = 1
     version: int = 0
     plugins: dict[str, int] = Field(default_factory=dict)
@@ -115,7 +115,7 @@ class FinetuneTask(_Task):
     dtype: Dtype = "checkpoint"
 
 
-class WeightedAdapter(Model):
+class WeightedAdapter(Schema):
     """One adapter of a merge."""
 
     ref: ArtifactRef | Input

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from expunge_jobs.store import Store
 
     from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
-    from expunge_controller.execution.kubernetes.site import Site
+    from expunge_controller.execution.kubernetes.pod_config import PodConfig
     from expunge_controller.experiment.schema import Spec
     from expunge_controller.kube_client.client import Cluster
     from expunge_controller.planning.plan import Step
@@ -41,12 +41,12 @@ class Backend:
         """The cluster. Raises ExperimentError for a kubeconfig that cannot be used."""
         return self.where.cluster()
 
-    def site(self, namespace: str) -> Site:
+    def site(self, namespace: str) -> PodConfig:
         """Return what the options and the environment say of every pod."""
-        from expunge_controller.execution.kubernetes.site import Site
+        from expunge_controller.execution.kubernetes.pod_config import PodConfig
 
         given = {o.name: o.value(self.where.options) for o in self.OPTIONS}
-        return Site(
+        return PodConfig(
             namespace=namespace,
             image=given["image"] or "",
             store=self.where.store,
@@ -54,17 +54,17 @@ class Backend:
             hub_secret=given["hub_secret"],
             hub_endpoint=os.environ.get("HF_ENDPOINT"),
             service_account=given["service_account"],
-            gpu=given["gpu"] or Site.gpu,
+            gpu=given["gpu"] or PodConfig.gpu,
         )
 
     def executor(self, store: Store, resolved: Resolved, spec: Spec, parallel: int) -> KubernetesExecutor:
         from expunge_controller.execution.kubernetes.executor import KubernetesExecutor
-        from expunge_controller.execution.kubernetes.site import check_reachable
-        from expunge_controller.execution.kubernetes.watch import Watch
+        from expunge_controller.execution.kubernetes.job_informer import JobInformer
+        from expunge_controller.execution.kubernetes.pod_config import check_reachable
 
         site = self.site(self.cluster.namespace)
         check_reachable(site, resolved.pins)
-        watch = Watch(self.cluster, self.cluster.namespace)
+        watch = JobInformer(self.cluster, self.cluster.namespace)
         watch.open()
         executor = KubernetesExecutor(store, watch, site, spec.resources, spec.kubernetes, resolved.run, parallel)
         executor.read_logs()

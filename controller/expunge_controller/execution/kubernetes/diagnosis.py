@@ -15,7 +15,7 @@ from expunge_controller.experiment.scheduling import Resources
 from expunge_controller.text import printable
 
 Object = dict[str, Any]
-LONGEST = 256
+MESSAGE_CHARACTERS = 256
 """Characters of a message that is passed on."""
 _CANNOT_START = {
     "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable",
@@ -231,7 +231,7 @@ def _heard(last: str) -> str:
     return f" (last heard: {last})" if last else ""
 
 
-def cut(message: str, most: int = LONGEST) -> str:
+def cut(message: str, most: int = MESSAGE_CHARACTERS) -> str:
     """The message in one line, no longer than that."""
     line = printable(" ".join(message.split()))
     return line if len(line) <= most else line[: most - 3] + "..."

@@ -17,6 +17,7 @@ from expunge_jobs.store import SMALL, NotFound, Store, StoreError
 
 from expunge_controller.execution.executor import Ended, SlotPool, Start
 from expunge_controller.execution.kubernetes import diagnosis
+from expunge_controller.execution.kubernetes.job_informer import JobInformer, jobs_path
 from expunge_controller.execution.kubernetes.jobspec import (
     KEY,
     RESOURCES,
@@ -27,10 +28,9 @@ from expunge_controller.execution.kubernetes.jobspec import (
     requested,
 )
 from expunge_controller.execution.kubernetes.observe import cancel, events_of
+from expunge_controller.execution.kubernetes.pod_config import PodConfig
 from expunge_controller.execution.kubernetes.pod_progress import PodProgress
-from expunge_controller.execution.kubernetes.site import Site
 from expunge_controller.execution.kubernetes.tracked_job import TrackedJob
-from expunge_controller.execution.kubernetes.watch import Watch, jobs_path
 from expunge_controller.execution.step_log import Progress
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.kube_client.client import ApiError, Object
@@ -54,7 +54,7 @@ class KubernetesExecutor:
     detached = True
 
     def __init__(
-        self, store: Store, watch: Watch, site: Site, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
+        self, store: Store, watch: JobInformer, site: PodConfig, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
         parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, room: SlotPool | None = None,
         wake: Callable[[], None] = lambda: None, look: float = CLOCK_SECONDS,
         used: Callable[[Step, float], None] = lambda step, seconds: None,
@@ -96,7 +96,7 @@ class KubernetesExecutor:
             return "no room"
         if self.adopt(step):
             return "started"
-        if self.room and not self.room.take(job_name(step)):
+        if self.room and not self.room.acquire(job_name(step)):
             self.full = f"waits for one of {self.room.most} Jobs that may be unfinished here at once (maxJobs)"
             return "no room"
         self.full = ""
@@ -115,7 +115,7 @@ class KubernetesExecutor:
             started = True
         finally:
             if self.room and job_name(step) not in self._tracked:
-                self.room.leave(job_name(step))
+                self.room.release(job_name(step))
         self._refused = ""
         if started:
             self._blocked.pop(step.key, None)
@@ -129,28 +129,28 @@ class KubernetesExecutor:
         if known is None or not _is_at_work(known, step) or known["metadata"]["uid"] in self._deleted:
             return False
         if self.room:
-            self.room.take(job_name(step), there=True)
+            self.room.acquire(job_name(step), there=True)
         self._track(step, known, seen=True)
         return True
 
-    def due(self) -> float:
+    def next_retry_in(self) -> float:
         now = time.monotonic()
         put_off = [self._not_before, *(again for _, again in self._blocked.values())]
         return min((then - now for then in put_off if then > now), default=math.inf)
 
-    def busy(self) -> set[str]:
+    def active_keys(self) -> set[str]:
         return {*(s.key for tracked in self._tracked.values() for s in tracked.steps), *(e.key for e in self._ended)}
 
     def running(self) -> dict[str, Progress]:
         tracked = {s.key: self._how(t, s) for t in self._tracked.values() for s in t.steps}
         return tracked | {e.key: {} for e in self._ended}
 
-    def trouble(self) -> str:
+    def problem(self) -> str:
         return self._silence() or self._does_not_go()
 
     def _silence(self) -> str:
         """Why nothing is heard of any Job."""
-        return self._refused or self._unheard or self.watch.trouble
+        return self._refused or self._unheard or self.watch.problem
 
     def _does_not_go(self) -> str:
         now = time.monotonic()
@@ -186,7 +186,7 @@ class KubernetesExecutor:
     def cancel(self) -> None:
         cancel(self.cluster, self.site.namespace, self.run)
 
-    def settled(self, step: Step) -> None:
+    def failure_recorded(self, step: Step) -> None:
         """The failure is recorded. If its Job has not ended by itself it goes; others stay for people to look at."""
         found = self.watch.jobs.get(job_name(step))
         if found is None or found["metadata"]["uid"] != self._judged.get(step.key):
@@ -199,7 +199,7 @@ class KubernetesExecutor:
         """End nothing: only stop to look."""
         self._progress.stop()
         for tracked in self._tracked.values():
-            self._let_go(tracked)
+            self._untrack(tracked)
 
     def _create(self, step: Step) -> bool:
         """Whether the step has a Job that can be waited for. One of an earlier run that failed makes room for ours."""
@@ -235,17 +235,17 @@ class KubernetesExecutor:
         name = job_name(step)
         self._blocked.pop(step.key, None)
         self._tracked[name] = TrackedJob((step,), name, found["metadata"]["uid"], foreign, time.monotonic(), seen)
-        self.watch.follow(name, self._tell)
-        self._tell(name)  # what happened before it was tracked
+        self.watch.subscribe(name, self._notify)
+        self._notify(name)  # what happened before it was tracked
 
-    def _tell(self, name: str) -> None:
+    def _notify(self, name: str) -> None:
         self._changes.put(name)
         self.wake()
 
-    def _let_go(self, tracked: TrackedJob) -> None:
-        self.watch.leave(tracked.name, self._tell)
+    def _untrack(self, tracked: TrackedJob) -> None:
+        self.watch.unsubscribe(tracked.name, self._notify)
         if self.room:
-            self.room.leave(tracked.name)
+            self.room.release(tracked.name)
 
     def _delete(self, found: Object) -> None:
         meta = found["metadata"]
@@ -257,7 +257,7 @@ class KubernetesExecutor:
         found = self.watch.jobs.get(tracked.name)
         if found is not None and found["metadata"]["uid"] != tracked.uid:
             found = None  # an earlier one that is going, or a later one that somebody made
-        return found, self.watch.pods.of(tracked.uid)
+        return found, self.watch.pods.by_index(tracked.uid)
 
     def _look(self, tracked: TrackedJob) -> None:
         """Act on what is seen of a Job."""
@@ -278,11 +278,11 @@ class KubernetesExecutor:
             case "read events":
                 tracked.events = events_of(self.cluster, self.site.namespace, tracked.uid)
             case "vanished":
-                self._finish(tracked, reason="its Job is gone", lost=True)
+                self._finish(tracked, reason="its Job is gone", vanished=True)
             case "replace" if found:
                 self._replaced |= {s.key for s in tracked.steps}
                 self._delete(found)
-                self._finish(tracked, reason="failed as another run asked for it", lost=True)
+                self._finish(tracked, reason="failed as another run asked for it", vanished=True)
             case "failed" if found:
                 self._finish(
                     tracked, reason=self._why(tracked, found, pods), final=True, pod=diagnosis.last_words(pods)
@@ -299,7 +299,7 @@ class KubernetesExecutor:
         ok: bool = False,
         reason: str = "",
         final: bool = False,
-        lost: bool = False,
+        vanished: bool = False,
         pod: Object | None = None,
     ) -> None:
         """Its steps have ended: wait for the Job no longer."""
@@ -307,12 +307,12 @@ class KubernetesExecutor:
         if found is not None and found["metadata"]["run"] == self.run:
             self.used(tracked.steps[0], diagnosis.seconds_run(pods))
         del self._tracked[tracked.name]
-        self._let_go(tracked)
+        self._untrack(tracked)
         for step in tracked.steps:
             if final:
                 self._judged[step.key] = tracked.uid
             self._progress.forget(step.key)
-            self._ended.append(Ended(step.key, ok=ok, reason=reason, final=final, lost=lost, pod=pod or {}))
+            self._ended.append(Ended(step.key, ok=ok, reason=reason, final=final, vanished=vanished, pod=pod or {}))
 
     def _why(self, tracked: TrackedJob, found: Object, pods: list[Object]) -> str:
         """Why the Job ended without an artifact."""
@@ -351,7 +351,9 @@ class KubernetesExecutor:
     def _running_pods(self) -> dict[str, Object]:
         out: dict[str, Object] = {}
         for tracked in list(self._tracked.values()):
-            pod = diagnosis.newest(p for p in self.watch.pods.of(tracked.uid) if p["status"]["phase"] == "Running")
+            pod = diagnosis.newest(
+                p for p in self.watch.pods.by_index(tracked.uid) if p["status"]["phase"] == "Running"
+            )
             if pod is not None:
                 out |= dict.fromkeys([s.key for s in tracked.steps], pod)
         return out

@@ -9,7 +9,7 @@ from typing import Any
 
 from expunge_jobs.core.errors import ExitCode
 
-from expunge_controller.execution.kubernetes.site import HUB_KEYS, STORE_KEYS, Site
+from expunge_controller.execution.kubernetes.pod_config import HUB_KEYS, STORE_KEYS, PodConfig
 from expunge_controller.experiment.scheduling import Kubernetes, Resources, ResourcesByKind, bytes_of
 from expunge_controller.planning.plan import Step
 
@@ -25,7 +25,7 @@ WORK = "/scratch"
 """The only folder that a step may write; HOME and every cache lie in it."""
 TTL = 24 * 3600
 """Seconds that a finished Job is kept, for people to look at; what it made is in the store."""
-GRACE = 120
+GRACE_SECONDS = 120
 """Seconds between TERM and KILL: the end of an optimizer step, then a checkpoint."""
 TOGETHER = ("memorize", "finetune", "evaluate")
 """Kinds whose work several GPUs can share."""
@@ -62,7 +62,7 @@ def requested(step: Step, resources: ResourcesByKind) -> Resources:
 
 def job(
     step: Step,
-    site: Site,
+    site: PodConfig,
     resources: ResourcesByKind,
     kubernetes: Kubernetes,
     run: str,
@@ -106,7 +106,7 @@ TRIAL = (
 )
 
 
-def trial_job(name: str, site: Site) -> dict[str, Any]:
+def trial_job(name: str, site: PodConfig) -> dict[str, Any]:
     """A Job in a step's shape, without a GPU, whose pod only opens the store: what `expunge doctor` runs."""
     asked = DEFAULTS["merge"].model_copy(update={"cpu": 1, "memory": "1Gi", "disk": "1Gi", "deadline": 60})
     environment = [*_literal({"EXPUNGE_STORE": site.store, "HOME": WORK}), *_from_secret(site.secret, STORE_KEYS)]
@@ -125,7 +125,7 @@ def _failure_policy() -> dict[str, Any]:
         return {"containerName": CONTAINER, "operator": "In", "values": [int(v) for v in values]}
 
     return {"rules": [
-        {"action": "FailJob", "onExitCodes": codes(ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.SPENT)},
+        {"action": "FailJob", "onExitCodes": codes(ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.LIMIT_EXCEEDED)},
         # Eviction, preemption, a lost node, Kueue: not the step's fault, so they spend no try.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "Ignore", "onExitCodes": codes(ExitCode.PREEMPTED)},
@@ -134,12 +134,14 @@ def _failure_policy() -> dict[str, Any]:
     ]}  # fmt: skip
 
 
-def _imaged(step: Step, site: Site) -> Site:
+def _imaged(step: Step, site: PodConfig) -> PodConfig:
     """The site as this step's pod sees it."""
     return replace(site, image=site.controller_image) if step.kind == "report" and site.controller_image else site
 
 
-def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list[dict[str, Any]]) -> dict[str, Any]:
+def _pod(
+    site: PodConfig, asked: Resources, kubernetes: Kubernetes, environment: list[dict[str, Any]]
+) -> dict[str, Any]:
     chosen = kubernetes.model_dump(
         mode="json", include={"priorityClassName", "runtimeClassName", "nodeSelector", "tolerations", "affinity"},
         exclude_none=True,
@@ -154,8 +156,8 @@ def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list
         "restartPolicy": "Never",
         # The attempt's own time: a Job's deadline would count the hours in a queue. The step ends itself before that; this is
         # for one that hangs, since a pod's clock runs while its image is pulled, and ends in a TERM like any other.
-        "activeDeadlineSeconds": asked.deadline + START_TIMEOUT + GRACE,
-        "terminationGracePeriodSeconds": GRACE,
+        "activeDeadlineSeconds": asked.deadline + START_TIMEOUT + GRACE_SECONDS,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         **({"serviceAccountName": site.service_account} if site.service_account else {}),
@@ -191,7 +193,7 @@ def _pod(site: Site, asked: Resources, kubernetes: Kubernetes, environment: list
     }  # fmt: skip
 
 
-def _environment(step: Step, site: Site, asked: Resources, kubernetes: Kubernetes) -> list[dict[str, Any]]:
+def _environment(step: Step, site: PodConfig, asked: Resources, kubernetes: Kubernetes) -> list[dict[str, Any]]:
     values = {
         "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": site.store, "EXPUNGE_THREADS": str(asked.cpu),
         "EXPUNGE_LOG_SECONDS": str(LOG_SECONDS), "EXPUNGE_DEADLINE": str(asked.deadline),
@@ -235,12 +237,12 @@ def _from_secret(secret: str | None, keys: dict[str, bool]) -> list[dict[str, An
     return [{"name": key, "valueFrom": {"secretKeyRef": ref}} for key, ref in refs.items()]
 
 
-def _ways_out(site: Site) -> dict[str, str]:
+def _ways_out(site: PodConfig) -> dict[str, str]:
     """Return the variables by which a pod reaches the store."""
     return dict(site.proxies) | ({"AWS_CA_BUNDLE": f"{CA}/ca.crt"} if site.ca_bundle else {})
 
 
-def _resources(site: Site, asked: Resources) -> dict[str, Any]:
+def _resources(site: PodConfig, asked: Resources) -> dict[str, Any]:
     # Memory and disk are given and limited alike, so that a step never lives on what another may need. Cores are not
     # limited: a step that waits for none is not slowed.
     fixed = {"memory": asked.memory, "ephemeral-storage": asked.disk}
@@ -266,7 +268,7 @@ def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[st
     return volumes, mounts
 
 
-def fingerprint(site: Site, asked: Resources, kubernetes: Kubernetes) -> str:
+def fingerprint(site: PodConfig, asked: Resources, kubernetes: Kubernetes) -> str:
     """Tells whether a Job that failed had what this run asks for: its failure is no verdict on another's."""
     what: dict[str, Any] = {
         "resources": asked.model_dump(mode="json"), "kubernetes": kubernetes.model_dump(mode="json"), "image": site.image,

@@ -7,13 +7,13 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 
 from expunge_controller.execution.kubernetes import diagnosis
+from expunge_controller.execution.kubernetes.job_informer import SELECTOR, jobs_path, pods_path
 from expunge_controller.execution.kubernetes.jobspec import CONTAINER, KEY, RUN, job_name
-from expunge_controller.execution.kubernetes.watch import SELECTOR, jobs_path, pods_path
 from expunge_controller.execution.step_log import Progress, newest_event, progress_words
 from expunge_controller.kube_client.client import ApiError, Cluster, Object
 from expunge_controller.planning.plan import Step
 
-LOOK = 2.0
+NEXT_POD_SECONDS = 2.0
 """Seconds between two looks for a step's next pod."""
 
 
@@ -81,12 +81,13 @@ def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
         elif not unfinished:
             return
         else:
-            time.sleep(LOOK)
+            time.sleep(NEXT_POD_SECONDS)
 
 
 def cancel(cluster: Cluster, namespace: str, run: str, keep: Collection[str] = ()) -> int:
-    """Deletes a run's unfinished Jobs but for those of the keys in ``keep``; how many. Asks the cluster, since a mirror may not
-    have the newest yet.
+    """Delete a run's unfinished Jobs, except those of the keys in ``keep``; returns how many.
+
+    Asks the cluster: an informer may not have the newest Jobs yet.
 
     Raises:
         ApiError: the cluster refuses, or does not answer.

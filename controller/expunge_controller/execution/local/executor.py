@@ -87,10 +87,10 @@ class LocalExecutor:
     def adopt(self, step: Step) -> bool:
         return False  # what another runner has begun ends with it
 
-    def due(self) -> float:
+    def next_retry_in(self) -> float:
         return math.inf
 
-    def busy(self) -> set[str]:
+    def active_keys(self) -> set[str]:
         return set(self._here)
 
     def running(self) -> dict[str, Progress]:
@@ -102,15 +102,15 @@ class LocalExecutor:
             keys.append(self._ended.get(timeout=seconds))
             while True:
                 keys.append(self._ended.get_nowait())
-        return [self._verdict(self._here.pop(k)) for k in keys if k in self._here]
+        return [self._outcome(self._here.pop(k)) for k in keys if k in self._here]
 
-    def trouble(self) -> str:
+    def problem(self) -> str:
         return ""
 
     def cancel(self) -> None:
         pass
 
-    def settled(self, step: Step) -> None:
+    def failure_recorded(self, step: Step) -> None:
         pass
 
     def stop(self, grace: float) -> None:
@@ -175,7 +175,7 @@ class LocalExecutor:
         for running in self._here.values():
             _signal_group(running.process.pid or 0, number)
 
-    def _verdict(self, running: _Running) -> Ended:
+    def _outcome(self, running: _Running) -> Ended:
         running.process.join()
         os.close(running.alive)
         code = running.process.exitcode or 0

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from urllib.parse import parse_qsl, urlsplit
 
-from expunge_jobs.core.errors import BadTask, nearest
+from expunge_jobs.core.errors import BadTask, suggestion
 
 
 @functools.cache  # a folder is read for it, and each of hundreds of experiments asks
@@ -25,13 +25,13 @@ def read(uri: str) -> bytes:
     parts = urlsplit(uri)
     if parts.netloc not in names():
         raise BadTask(
-            f"{uri}: unknown builtin data '{parts.netloc}'; one of: {', '.join(names())}{nearest(parts.netloc, names())}"
+            f"{uri}: unknown builtin data '{parts.netloc}'; one of: {', '.join(names())}{suggestion(parts.netloc, names())}"
         )
     generator = importlib.import_module(f"expunge_jobs.inputs.builtin.{parts.netloc}")
     name = parts.path.strip("/")
     if name not in generator.SETS:
         raise BadTask(
-            f"{uri}: unknown set '{name}'; one of: {', '.join(generator.SETS)}{nearest(name, list(generator.SETS))}"
+            f"{uri}: unknown set '{name}'; one of: {', '.join(generator.SETS)}{suggestion(name, list(generator.SETS))}"
         )
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     unknown = sorted(set(given) - {"documents", "seed"})

@@ -26,7 +26,7 @@ HUB_KEYS = {"HF_TOKEN": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class PodConfig:
     """What an installation decides, and no experiment: where pods run, as whom, with which image and credentials."""
 
     namespace: str
@@ -51,7 +51,7 @@ class Site:
     command: tuple[str, ...] = ("python", "-m", "expunge_jobs")
 
 
-def check_reachable(site: Site, inputs: Iterable[str]) -> None:
+def check_reachable(site: PodConfig, inputs: Iterable[str]) -> None:
     """What a pod cannot reach is refused before a Job is made.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Jobs and pods of a namespace as mirrors. Several runs may share one: each is told of those Jobs alone that it follows."""
+"""Jobs and pods of a namespace, kept up to date. Runs share one; each is notified of the Jobs alone that it subscribed to."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 from expunge_controller.execution.kubernetes import diagnosis
 from expunge_controller.execution.kubernetes.jobspec import NAME
 from expunge_controller.kube_client.client import Cluster
-from expunge_controller.kube_client.informer import Mirror
+from expunge_controller.kube_client.informer import Informer
 
 SELECTOR = ",".join(f"{k}={v}" for k, v in NAME.items())
-FIRST = 30.0
+FIRST_LIST_SECONDS = 30.0
 """Seconds that the first lists may take before a run begins without them."""
 
 
@@ -25,17 +25,17 @@ def pods_path(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/pods"
 
 
-class Watch:
+class JobInformer:
     """``open`` until ``close``."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
-        self.jobs = Mirror(
-            cluster, jobs_path(namespace), SELECTOR, diagnosis.trim_job, lambda o: self._tell(o["metadata"]["name"])
+        self.jobs = Informer(
+            cluster, jobs_path(namespace), SELECTOR, diagnosis.trim_job, lambda o: self._notify(o["metadata"]["name"])
         )
         # By their Job's uid: pods of an earlier Job of a name may still be there.
-        self.pods = Mirror(
-            cluster, pods_path(namespace), SELECTOR, diagnosis.trim_pod, lambda o: self._tell(o["metadata"]["job"]),
+        self.pods = Informer(
+            cluster, pods_path(namespace), SELECTOR, diagnosis.trim_pod, lambda o: self._notify(o["metadata"]["job"]),
             lambda o: str(o["metadata"]["owner"]),
         )  # fmt: skip
         self._followers: dict[str, list[Callable[[str], None]]] = {}
@@ -62,29 +62,29 @@ class Watch:
 
     def start(self) -> None:
         """Begin to watch, or to try for as long as it takes."""
-        for mirror in (self.jobs, self.pods):
-            mirror.start()
+        for informer in (self.jobs, self.pods):
+            informer.start()
 
     def wait(self) -> None:
         """Until everything has been listed once, but not for ever."""
-        for mirror in (self.jobs, self.pods):
-            mirror.wait(FIRST)
+        for informer in (self.jobs, self.pods):
+            informer.wait(FIRST_LIST_SECONDS)
 
     def close(self) -> None:
-        for mirror in (self.jobs, self.pods):
-            mirror.stop()
+        for informer in (self.jobs, self.pods):
+            informer.stop()
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """In words, why nothing new is heard; empty while all is well."""
-        return self.jobs.trouble or self.pods.trouble
+        return self.jobs.problem or self.pods.problem
 
-    def follow(self, job: str, tell: Callable[[str], None]) -> None:
+    def subscribe(self, job: str, tell: Callable[[str], None]) -> None:
         """From now on ``tell`` is called, from another thread, with the Job's name when it or a pod of its changes."""
         with self._lock:
             self._followers.setdefault(job, []).append(tell)
 
-    def leave(self, job: str, tell: Callable[[str], None]) -> None:
+    def unsubscribe(self, job: str, tell: Callable[[str], None]) -> None:
         """No more."""
         with self._lock:
             left = self._followers.get(job, [])
@@ -93,7 +93,7 @@ class Watch:
             if not left:
                 self._followers.pop(job, None)
 
-    def _tell(self, job: str) -> None:
+    def _notify(self, job: str) -> None:
         with self._lock:
             followers = list(self._followers.get(job, ()))
         for tell in followers:
