@@ -36,11 +36,13 @@ from expunge_jobs.objectives import RowOutput
 from expunge_jobs.runtime import distributed
 from expunge_jobs.runtime.checkpoints import Checkpoints
 from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, StepContext
-from expunge_jobs.steps import finetune, memorize
+from expunge_jobs.steps import memorize
 from expunge_jobs.store import open_store
 from expunge_jobs.tasks.references import ArtifactRef
 from expunge_jobs.tasks.settings import Architecture
 from expunge_jobs.tasks.tasks import FinetuneTask
+from expunge_jobs.training import sampling
+from expunge_jobs.training import trainer as trainer_module
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
@@ -88,15 +90,15 @@ class Lab:
         task = next(s.task for s in resolve(experiment).plan.steps if s.kind == "finetune")
         assert isinstance(task, FinetuneTask)
         self.task, self.folder = task, folder
-        sets = load(task.data, read_checked)
-        rows = {side: [i for i in sets[side] if isinstance(i, Row)] for side in finetune.SIDES}
+        sets = load(task.data, lambda ref: read_checked(ref, lambda: False))
+        rows = {side: [i for i in sets[side] if isinstance(i, Row)] for side in sampling.SIDES}
         shape = Architecture(
             vocab_size=4096, hidden_size=hidden, layers=layers, heads=heads, intermediate_size=intermediate
         )
         words = memorize._train_tokenizer(shape, task.data, [*rows["forget"], *rows["retain"]], folder)
         self.base = self._build(shape, vocabulary, words.eos_token_id)
         encoder = Encoder(words, task.data, words.eos_token_id)
-        self.rows = {side: encoder.rows(rows[side], task.data.max_length) for side in finetune.SIDES}
+        self.rows = {side: encoder.rows(rows[side], task.data.max_length) for side in sampling.SIDES}
 
     def _build(self, shape: Architecture, vocabulary: int, end: int) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -147,7 +149,7 @@ class Lab:
             Checkpoints._write = counted  # type: ignore[method-assign]
             _forget_memory()
             start = time.perf_counter()
-            trainer = finetune.Trainer(lora, self.rows, self.task.settings, self.task.seed, work)
+            trainer = trainer_module.Trainer(lora, self.rows, self.task.settings, self.task.seed, work)
             try:
                 trainer.train()
             except Killed:
@@ -164,7 +166,7 @@ class Lab:
         ran = Ran()
         with self.adapter() as lora:
             settings = self.task.settings
-            trainer = finetune.Trainer(
+            trainer = trainer_module.Trainer(
                 lora,
                 self.rows,
                 settings,
@@ -174,19 +176,16 @@ class Lab:
             _forget_memory()
             for step in range(steps):
                 torch.manual_seed(step)
-                finetune._train_mode(lora.wrapped)
+                trainer_module._train_mode(lora.wrapped)
                 total = 0.0
-                draws = trainer.draw(step)
+                draws = trainer.sampler.draw(step)
                 for number in sorted({d.micro_batch for d in draws}):
                     outputs: dict[str, list[RowOutput]] = {}
-                    for side in finetune.SIDES:
+                    for side in sampling.SIDES:
                         mine = [self.rows[side][d.index] for d in draws if d.side == side and d.micro_batch == number]
                         outputs[side] = self._padded(lora.wrapped, mine)
                     loss = (
-                        sum(
-                            t.parameters.weight * t.plugin.values(t.parameters, outputs[t.plugin.SET]).mean()
-                            for t in trainer.terms
-                        )
+                        sum(t.weight * t.values(outputs[t.needs.sets[0]]).mean() for t in trainer.terms)
                         / settings.accumulation
                     )
                     assert isinstance(loss, Tensor)

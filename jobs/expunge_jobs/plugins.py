@@ -1,30 +1,159 @@
-"""Finds objectives, merge methods and metrics by their file names.
+"""Finds objectives, merge methods and metrics by name, and checks their parameters.
 
-A plugin is a module in ``objectives/``, ``merge_methods/`` or ``metrics/`` whose file name is its name. At its
-top it states ``VERSION`` (raised by hand when its results change), ``Parameters`` (a pydantic model, where it has
-any) and, as the first line of its docstring, what it is. It imports torch inside its functions only, so that the
-controller can read all of this without torch.
+A plugin is a module. Ours lie in ``objectives/``, ``merge_methods/`` and ``metrics/``; the file's name is the plugin's. Those of
+other distributions are entry points of the group ``expunge.<family>``, whose name is the plugin's and whose value is a module.
+A plugin states ``VERSION`` (raised by hand when its results change), what its family asks for (see the family's package) and,
+as the first line of its docstring, what it is. It imports torch inside its functions only: names, versions and parameters are
+read where there is no torch.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
 
 from expunge_jobs.core.errors import suggestion
 
 FAMILIES = {"objectives": "objective", "merge_methods": "merge method", "metrics": "metric"}
+STATES = {
+    "objectives": ("VERSION", "Parameters", "needs", "values"),
+    "merge_methods": ("VERSION", "Parameters", "RANDOM", "ACTS_ON", "merge"),
+    "metrics": ("VERSION", "COLUMNS", "compute"),
+}
+"""What a plugin of each family has to have."""
+OWN = "expunge"
+"""The distribution of the plugins that lie here."""
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class PluginError(ValueError):
+    """A plugin that cannot be used: unknown, claimed twice, or broken."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a plugin is: a module of ours, or another distribution's entry point."""
+
+    family: str
+    name: str
+    distribution: str = OWN
+    entry_point: EntryPoint | None = None
+
+    @property
+    def identity(self) -> str:
+        """As keys have it: ``objectives/npo``, or ``objectives/acme-forgetting:simnpo`` of another distribution."""
+        owner = "" if self.distribution == OWN else f"{self.distribution}:"
+        return f"{self.family}/{owner}{self.name}"
+
+    def load(self) -> ModuleType:
+        """Import the module.
+
+        Raises:
+            PluginError: that fails, or the module lacks something.
+        """
+        try:
+            if self.entry_point is None:
+                found: Any = importlib.import_module(f"expunge_jobs.{self.family}.{self.name}")
+            else:
+                found = self.entry_point.load()
+        except Exception as error:  # another's code: whatever it raises, the others are not to suffer
+            raise PluginError(f"{self._words} cannot be imported: {type(error).__name__}: {error}") from error
+        if not isinstance(found, ModuleType):
+            raise PluginError(f"{self._words} is a {type(found).__name__}; an entry point of ours names a module")
+        missing = [word for word in STATES[self.family] if not hasattr(found, word)]
+        if missing:
+            raise PluginError(f"{self._words} lacks {', '.join(missing)}; see the package expunge_jobs.{self.family}")
+        return found
+
+    @property
+    def _words(self) -> str:
+        return f"{FAMILIES[self.family]} '{self.name}' of the distribution {self.distribution}"
+
+
+@dataclass(frozen=True)
+class PluginCall:
+    """A plugin with its parameters, checked where the file is read and carried to the tensor."""
+
+    family: str
+    name: str
+    parameters: BaseModel
+    """Of the plugin's own ``Parameters``."""
+
+    @classmethod
+    def of(cls, family: str, name: str, given: Mapping[str, Any] | BaseModel) -> PluginCall:
+        """Return a plugin's call with these parameters, which may have been checked before.
+
+        Raises:
+            PluginError: no such plugin, or one that cannot be used.
+            ValidationError: wrong parameters.
+        """
+        kind = load(family, name).Parameters
+        return cls(family, name, given if isinstance(given, kind) else kind.model_validate(given))
+
+    @property
+    def plugin(self) -> ModuleType:
+        """The plugin's module."""
+        return load(self.family, self.name)
+
+    def fields(self) -> dict[str, Any]:
+        """Return every parameter as JSON has it."""
+        return self.parameters.model_dump(mode="json")
+
+
+@cache
+def _sources(family: str) -> dict[str, tuple[Source, ...]]:
+    """Every plugin of a family by name, with all who claim the name. Imports none of them."""
+    if family not in FAMILIES:
+        raise PluginError(f"unknown family of plugins '{family}'; one of: {', '.join(FAMILIES)}")
+    package = importlib.import_module(f"expunge_jobs.{family}")
+    found: dict[str, dict[str, Source]] = defaultdict(dict)
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            found[module.name][OWN] = Source(family, module.name)
+    for entry in entry_points(group=f"expunge.{family}"):
+        owner = entry.dist.name if entry.dist is not None else "unknown"
+        if _NAME.fullmatch(entry.name):
+            found[entry.name][owner] = Source(family, entry.name, owner, entry)
+    return {name: tuple(by_owner.values()) for name, by_owner in sorted(found.items())}
 
 
 @cache
 def names(family: str) -> list[str]:
     """The names of a family's plugins, sorted."""
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family of plugins '{family}'; one of: {', '.join(FAMILIES)}")
-    package = importlib.import_module(f"expunge_jobs.{family}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return list(_sources(family))
+
+
+def source(family: str, name: str) -> Source:
+    """Where a plugin is.
+
+    Raises:
+        PluginError: no such plugin, with those that there are and the nearest word; or two distributions claim the name.
+    """
+    claims = _sources(family).get(name, ())
+    kind = FAMILIES[family]
+    if not claims:
+        known = names(family)
+        raise PluginError(f"unknown {kind} '{name}'; one of: {', '.join(known)}{suggestion(name, known)}")
+    if len(claims) > 1:
+        owners = " and ".join(sorted(c.distribution for c in claims))
+        raise PluginError(f"the name of {kind} '{name}' is claimed by {owners}: remove one of these distributions")
+    return claims[0]
+
+
+def is_own(family: str, name: str) -> bool:
+    """Whether the plugin lies here, and no other distribution claims its name."""
+    claims = _sources(family).get(name, ())
+    return len(claims) == 1 and claims[0].distribution == OWN
 
 
 @cache
@@ -32,13 +161,9 @@ def load(family: str, name: str) -> ModuleType:
     """The plugin's module.
 
     Raises:
-        ValueError: no such plugin; the message lists those that there are and the nearest word.
+        PluginError: no such plugin, two that claim the name, or one that is broken.
     """
-    known = names(family)
-    if name not in known:
-        kind = FAMILIES[family]
-        raise ValueError(f"unknown {kind} '{name}'; one of: {', '.join(known)}{suggestion(name, known)}")
-    return importlib.import_module(f"expunge_jobs.{family}.{name}")
+    return source(family, name).load()
 
 
 def version(family: str, name: str) -> int:
@@ -46,6 +171,33 @@ def version(family: str, name: str) -> int:
     return int(load(family, name).VERSION)
 
 
+def versions(calls: Mapping[str, Any] | list[str], family: str) -> dict[str, int]:
+    """Versions of a family's plugins by their identity, as a task's key has them."""
+    return {source(family, n).identity: version(family, n) for n in sorted(calls)}
+
+
+def by_identity(identity: str) -> Source:
+    """The plugin that a key names.
+
+    Raises:
+        PluginError: there is none here, or another distribution has the name.
+    """
+    family, _, rest = identity.partition("/")
+    owner, colon, name = rest.rpartition(":")
+    found = source(family, name)
+    wanted = owner if colon else OWN
+    if found.distribution != wanted:
+        raise PluginError(
+            f"{FAMILIES[family]} '{name}' is of the distribution {found.distribution} here, not of {wanted}"
+        )
+    return found
+
+
 def description(family: str, name: str) -> str:
-    """The first line of the plugin's docstring."""
-    return (load(family, name).__doc__ or "").strip().splitlines()[0]
+    """The first line of the plugin's docstring; of one that cannot be used, why."""
+    try:
+        found = source(family, name)
+        line = (found.load().__doc__ or "").strip().partition("\n")[0]
+    except PluginError as error:
+        return f"NOT USABLE: {error}"
+    return line if found.distribution == OWN else f"{line} ({found.distribution})"

@@ -16,9 +16,9 @@ from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.adapters import Adapter, attach_lora
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps import finetune
-from expunge_jobs.steps.finetune import Trainer
 from expunge_jobs.tasks.settings import FinetuneSettings
 from expunge_jobs.tasks.tasks import FinetuneTask
+from expunge_jobs.training.trainer import Trainer
 
 IDS = tuple(range(5, 25))
 

@@ -104,7 +104,7 @@ def test_torn_out_of_an_import_it_says_the_deadline_all_the_same(step: Step) -> 
 
 
 def test_a_swallowed_deadline_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("AGAIN_SECONDS", 0.05), ("_came", False), ("_spent", "")):
+    for name, value in (("REPEAT_SECONDS", 0.05), ("_requested", False), ("_limit_reason", "")):
         monkeypatch.setattr(shutdown, name, value)  # as they are now is how they are found again
     before = signal.getsignal(signal.SIGALRM)
     try:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from expunge_jobs import plugins
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs.model_folder import folder_digest
+from expunge_jobs.merge_methods import Deltas, Factors, NoParameters
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, lora_targets, write_adapter
+from expunge_jobs.modeling.base_weights import BaseWeights
+from expunge_jobs.modeling.loading import load_base
+from expunge_jobs.plugins import PluginCall
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps import merge
 from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, TaskData
@@ -118,10 +124,14 @@ def test_merges_are_pefts(
     assert figures["norm"] == pytest.approx(ours.norm()) and figures["norms"] == [Adapter(f).norm() for f in folders]
 
 
+def factors(tensors: list[torch.Tensor], roots: list[float]) -> Factors:
+    return Factors("layer", "B", tensors, roots, roots, torch.Generator())
+
+
 def test_linear_on_scalars_by_hand(folders: list[Path]) -> None:
     """A is the sum of sign(w) sqrt(|w| alpha / r) A, B that of sqrt(|w| alpha / r) B."""
     adapters = [Adapter(f) for f in folders]
-    a, b = merge.merge(adapters, list(WEIGHTS), "linear", {}, 0)
+    a, b = merge.merge_factors(adapters, list(WEIGHTS), PluginCall.of("merge_methods", "linear", {}), 0)
     roots = [math.sqrt(abs(w) * x / RANK) for w, x in zip(WEIGHTS, ALPHAS, strict=True)]
     name = next(iter(a))
     signed = [math.copysign(r, w) for r, w in zip(roots, WEIGHTS, strict=True)]
@@ -136,7 +146,7 @@ def test_ties_by_hand() -> None:
     from expunge_jobs.merge_methods import DensityParameters, ties
 
     one, two = torch.tensor([4.0, -3.0, 2.0, 0.1]), torch.tensor([1.0, 5.0, -0.2, -6.0])
-    merged = ties.merge([one, two], [1.0, 2.0], DensityParameters(density=0.75), torch.Generator())
+    merged = ties.merge(factors([one, two], [1.0, 2.0]), DensityParameters(density=0.75))
     # trimmed: [4, -3, 2, 0] and [1, 5, 0, -6]; signs + + + -
     assert merged.tolist() == [(4 + 2 * 1) / 2, 2 * 5, 2, 2 * -6]
 
@@ -162,14 +172,13 @@ def test_ties_elects_plus_where_the_sum_is_zero() -> None:
     from expunge_jobs.merge_methods import DensityParameters, ties
 
     tensors = [torch.tensor([2.0, -3.0, 0.0]), torch.tensor([-2.0, 3.0, 0.0])]
-    assert ties.merge(tensors, [1.0, 1.0], DensityParameters(density=1), torch.Generator()).tolist() == [2, 3, 0]
+    assert ties.merge(factors(tensors, [1.0, 1.0]), DensityParameters(density=1)).tolist() == [2, 3, 0]
 
 
 def test_dare_drops_at_random_by_its_seed(folders: list[Path]) -> None:
     adapters = [Adapter(f) for f in folders]
-    one, again, other = (
-        merge.merge(adapters, list(WEIGHTS), "dare_linear", {"density": 0.5}, seed)[1] for seed in (1, 1, 2)
-    )
+    call = PluginCall.of("merge_methods", "dare_linear", {"density": 0.5})
+    one, again, other = (merge.merge_factors(adapters, list(WEIGHTS), call, seed)[1] for seed in (1, 1, 2))
     name = next(iter(one))
     assert torch.equal(one[name], again[name]) and not torch.equal(one[name], other[name])
 
@@ -302,3 +311,75 @@ def test_targets_given_as_a_pattern(folders: list[Path], work: StepContext, tmp_
     loaded = PeftModel.from_pretrained(tiny.model(), work.out / "adapter").eval()
     ids = tuple(range(5, 25))
     assert float((tiny.alone(loaded, ids) - tiny.alone(tiny.model(), ids)).abs().max()) > 0.05
+
+
+def mean_of_deltas(given: Deltas, _: Any) -> torch.Tensor:
+    return torch.stack([d * w for d, w in zip(given.deltas, given.weights, strict=True)]).sum(0)
+
+
+@pytest.fixture
+def on_deltas(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A method on whole updates, by the name ``mine``."""
+    plugin = SimpleNamespace(
+        VERSION=1, Parameters=NoParameters, RANDOM=False, ACTS_ON="deltas", NEEDS_BASE=False, merge=mean_of_deltas
+    )
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda family, name: plugin if name == "mine" else load(family, name))
+    return plugin
+
+
+def deltas(folders: list[Path]) -> dict[str, torch.Tensor]:
+    """The weighted sum of the adapters' whole updates by module."""
+    adapters = [Adapter(f) for f in folders]
+    return {
+        name: sum(w * x.scaling * (x.B[name] @ x.A[name]) for w, x in zip(WEIGHTS, adapters, strict=True))  # type: ignore[misc]
+        for name in adapters[0].A
+    }
+
+
+def test_a_method_on_deltas_is_stored_without_loss_where_its_rank_allows(
+    folders: list[Path], work: StepContext, on_deltas: SimpleNamespace
+) -> None:
+    figures = merge.run(merge_task(folders, "mine"), work)
+    made = Adapter(work.out / "adapter")
+    assert (made.rank, made.scaling) == (len(folders) * RANK, 1.0)
+    for name, plain in deltas(folders).items():
+        torch.testing.assert_close(made.B[name] @ made.A[name], plain, rtol=1e-4, atol=1e-5)
+    assert figures["svd_error"] < 1e-5
+
+
+def test_what_a_truncated_svd_loses_is_in_the_receipt(
+    folders: list[Path], work: StepContext, on_deltas: SimpleNamespace
+) -> None:
+    on_deltas.merge = lambda given, _: mean_of_deltas(given, None).sign()  # of full rank
+    figures = merge.run(merge_task(folders, "mine"), work)
+    made = Adapter(work.out / "adapter")
+    lost = sum(float((d.sign() - made.B[n] @ made.A[n]).square().sum()) for n, d in deltas(folders).items())
+    whole = sum(float(d.sign().square().sum()) for d in deltas(folders).values())
+    assert figures["svd_error"] == pytest.approx(math.sqrt(lost / whole), rel=1e-4) and figures["svd_error"] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (lambda given, _: given.deltas[0].T[:1], "gave a matrix of"),
+        (lambda given, _: given.deltas[0] / 0, "gave values that are not finite"),
+    ],
+)
+def test_a_method_on_deltas_that_gives_nonsense_is_named(
+    folders: list[Path], work: StepContext, on_deltas: SimpleNamespace, result: Any, words: str
+) -> None:
+    on_deltas.merge = result
+    with pytest.raises(BadTask, match=f"the merge method 'mine' {words}"):
+        merge.run(merge_task(folders, "mine"), work)
+
+
+def test_a_method_on_deltas_has_the_base_s_own_weight_at_hand(
+    folders: list[Path], base_folder: Path, on_deltas: SimpleNamespace, tmp_path: Path
+) -> None:
+    base = BaseWeights(base_folder)
+    whole = load_base(base_folder, "checkpoint")[0].state_dict()
+    for name in deltas(folders):
+        assert torch.equal(base.read(name), whole[f"{name}.weight"].float())
+    with pytest.raises(BadTask, match=r"no weight 'model.layers.0.mlp.up_prj.weight'; did you mean"):
+        base.read("model.layers.0.mlp.up_prj")

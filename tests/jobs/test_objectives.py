@@ -158,4 +158,4 @@ def test_what_each_term_reads() -> None:
         ("kl", {"positions": "output"}, "output"),
     ):  # fmt: skip
         plugin = plugins.load("objectives", name)
-        assert plugin.reads(plugin.Parameters(**parameters)) == reads
+        assert plugin.needs(plugin.Parameters(**parameters)).positions == reads

@@ -14,7 +14,7 @@ import torch
 from expunge_jobs.modeling.adapters import attach_lora, lora_tensors
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.runtime.context import StepContext
-from expunge_jobs.steps.finetune import Trainer
+from expunge_jobs.training.trainer import Trainer
 from torch import Tensor
 
 ROWS = {"forget": tiny.FORGET, "retain": tiny.RETAIN}
@@ -28,7 +28,7 @@ def trainer(base: Any, words: Any, work: StepContext, seed: int = 5, **fields: A
 
 def drawn(made: Trainer, side: str) -> list[list[int]]:
     """The rows of one side by step."""
-    return [[d.index for d in made.draw(n) if d.side == side] for n in range(made.steps)]
+    return [[d.index for d in made.sampler.draw(n) if d.side == side] for n in range(made.steps)]
 
 
 def by_epoch(made: Trainer, side: str) -> list[list[int]]:
@@ -53,7 +53,7 @@ def test_the_last_small_batch_is_used(
     assert [len(s) for s in drawn(made, "retain")] == sizes * 2
     for step in range(made.steps):
         for side in ("forget", "retain"):
-            counts = Counter(d.micro_batch for d in made.draw(step) if d.side == side)
+            counts = Counter(d.micro_batch for d in made.sampler.draw(step) if d.side == side)
             assert all(n <= batch for n in counts.values()) and len(counts) <= accumulation
             assert sorted(counts.values(), reverse=True)[:-1] == [batch] * (len(counts) - 1)
 
@@ -125,7 +125,7 @@ def labels(scores: Tensor, row: Encoded) -> Tensor:
 
 def plain_terms(policy: Any, reference: Any, made: Trainer, step: int) -> dict[str, Tensor]:
     """Each term of the step by the specification's words."""
-    draws = made.draw(step)
+    draws = made.sampler.draw(step)
     rows = {s: [made.samples[s][d.index].row for d in draws if d.side == s] for s in ("forget", "retain")}
     micro = [d.micro_batch for d in draws if d.side == "forget"]
     forget = [(labels(log_p(policy, r), r), labels(log_p(reference, r), r)) for r in rows["forget"]]
@@ -233,7 +233,7 @@ def test_the_reference_is_the_model_without_its_adapter(base: Any, words: Any, w
     kept = [s.reference_nll for s in made.samples["forget"]]
     made._ask_reference()
     assert all(torch.equal(a, s.reference_nll) for a, s in zip(kept, made.samples["forget"], strict=True))  # type: ignore[arg-type]
-    assert all(s.reference_hidden is not None and s.reference_hidden.shape[1] == 32 for s in made.samples["retain"])
+    assert all(s.reference_states is not None and s.reference_states.shape[1] == 32 for s in made.samples["retain"])
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2), (4, 1)])
@@ -258,6 +258,6 @@ def test_small_passes_equal_one_large_one(
     whole = [x["loss"] for x in trainer(copy.deepcopy(base), words, work, batch_size=1, accumulation=4).train()]
     monkeypatch.setattr("expunge_jobs.modeling.packing.PACK_TOKENS", 5)
     small = trainer(copy.deepcopy(base), words, work, batch_size=1, accumulation=4)
-    assert len(list(small._chunks(small.draw(0)))) == 4
+    assert len(list(small._chunks(small.sampler.draw(0)))) == 4
     assert [x["loss"] for x in small.train()] == pytest.approx(whole, rel=1e-4)
     assert all(math.isfinite(x) for x in whole)

@@ -69,6 +69,7 @@ def test_ctrl_c_twice_stops_at_once(tiny: Path, tmp_path: Path) -> None:
     process = begin("run", str(tiny), *SLOWER, "--set", "memorize.epochs=4000", store=store)
     wait_for(process, "started   memorize")
     process.send_signal(signal.SIGINT)
+    wait_for(process, "stopping")  # two signals that are both pending are one
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 130

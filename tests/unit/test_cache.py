@@ -84,7 +84,7 @@ def test_nobody_waits_for_ever_for_another(tmp_path: Path, monkeypatch: pytest.M
         ModelCache(tmp_path / "cache").fetch(DIGEST, tmp_path / "one", Source(), good)
         assert not (tmp_path / "one").is_symlink()
         assert (tmp_path / "one").read_bytes() == CONTENT
-        monkeypatch.setattr(shutdown, "_came", True)
+        monkeypatch.setattr(shutdown, "_requested", True)
         with pytest.raises(shutdown.Terminated):
             ModelCache(tmp_path / "cache", check_stop=shutdown.check).fetch(DIGEST, tmp_path / "two", Source(), good)
 

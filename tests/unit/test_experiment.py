@@ -11,6 +11,7 @@ import pytest
 import yaml
 from expunge_controller.errors import ExperimentError
 from expunge_controller.experiment.loading import load_experiment, load_resource
+from expunge_controller.experiment.schema import Finetune
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.resolve import resolve
 
@@ -257,3 +258,31 @@ def test_whatever_stands_in_a_field_it_is_planned_or_refused_in_words(tmp_path: 
             for line in error.problems:
                 assert line.startswith((str(tmp_path), "builtin://", "hf://")), line
                 assert "Input should" not in line, line
+
+
+PRESET = "presets={mine: {objective: {npo: 1}, epochs: 7, learning_rate: 1.0e-3}}"
+
+
+def test_a_preset_of_the_file_s_own() -> None:
+    given = [PRESET, "specialists.over={preset: mine, epochs: 2}", "specialists.under={preset: mine}"]
+    over, under = load_experiment(QUICKSTART, given).experiment.spec.specialists.values()
+    assert isinstance(over, Finetune) and isinstance(under, Finetune)
+    assert (over.epochs, under.epochs) == (2, 7)
+    assert [c.name for c in over.objective] == ["npo"]
+    assert over.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ([PRESET, "specialists.over={preset: mnie}"], "specialists.over.preset: unknown preset 'mnie'; one of: over,"),
+        ([PRESET, "specialists.over={preset: mnie}"], "did you mean 'mine'?"),
+        (["presets={mine: {objective: npo, epoch: 7}}"], "spec.presets.mine.epoch: unknown field 'epoch'"),
+        (["presets={mine: {epochs: 7}}"], "spec.presets.mine.objective: missing"),
+        (["presets={over: {objective: npo}}"], "'over' is a preset that there is already"),
+    ],
+)
+def test_a_wrong_preset_of_the_file_s_own(sets: list[str], words: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(QUICKSTART, sets)
+    assert words in "\n".join(caught.value.problems)

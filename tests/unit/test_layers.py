@@ -28,6 +28,7 @@ FLOORS: dict[str, list[str]] = {
         "results",
         "runtime",
         "modeling",
+        "training",
         "steps",
         "__main__",
         "forkserver",

@@ -59,9 +59,10 @@ def test_each_objective_states_what_it_reads(family: str, name: str) -> None:
     assert issubclass(plugin.Parameters, BaseModel)
     defaults = plugin.Parameters()
     assert defaults.weight == 1
-    assert plugin.SET in ("forget", "retain")
-    assert plugin.REFERENCE in (None, "nll", "logits")
-    assert plugin.reads(defaults) in ("output", "all")
+    needs = plugin.needs(defaults)
+    assert set(needs.sets) <= {"forget", "retain"}
+    assert needs.reference <= {"nll", "logits", "hidden"}
+    assert needs.positions in ("output", "all")
     assert callable(plugin.values)
 
 

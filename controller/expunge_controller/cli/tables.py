@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from expunge_jobs.results.scores import columns
 from expunge_jobs.results.summary import EvaluatedModel, Summary, by_model
 from expunge_jobs.results.verdict import verdict
 
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.step_states import StepStatus
-
-COLUMNS = (
-    ("aggregate", "task_aggregate"), ("regurg F", "regurgitation/forget"), ("regurg R", "regurgitation/retain"),
-    ("know F", "knowledge/forget"), ("know R", "knowledge/retain"), ("MIA", "mia_score"), ("AUC", "mia_auc"),
-    ("extract F", "extraction/forget"), ("extract R", "extraction/retain"), ("collapse", "collapse"), ("probe", "probe"),
-)  # fmt: skip
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = False) -> str:
@@ -55,8 +50,8 @@ def results_table(results: Sequence[EvaluatedModel]) -> str:
     """The table of scores, and below it what it shows."""
     rows = by_model(results)
     grouped = any(r.group for r in rows)
-    header = ["MODEL", *(["TRIAL"] if grouped else []), *(title for title, _ in COLUMNS)]
-    body = [[_title(r), *([r.group] if grouped else []), *(_cell(r, name) for _, name in COLUMNS)] for r in rows]
+    header = ["MODEL", *(["TRIAL"] if grouped else []), *(c.title for c in columns())]
+    body = [[_title(r), *([r.group] if grouped else []), *(_cell(r, c.score) for c in columns())] for r in rows]
     lines = [aligned(header, body, right=True), ""]
     if any(r.best_single for r in rows):
         lines.append("* the best single run. ")
@@ -84,7 +79,8 @@ def _reasons(rows: Sequence[Summary]) -> list[str]:
     why: dict[str, list[str]] = {}
     for row in rows:
         for result in row.models:
-            for title, name in COLUMNS:
+            for column in columns():
+                title, name = column.title, column.score
                 if name in result.reasons:
                     titles = why.setdefault(result.reasons[name], [])
                     if title not in titles:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from expunge_jobs import plugins
 from expunge_jobs.inputs.hub import NAME_PATTERN, REVISION_PATTERN
 
 from expunge_controller.experiment.presets import PRESETS
@@ -31,7 +32,14 @@ def _filled(name: str) -> str:
 
 
 def _rank(name: str) -> str:
-    return f"(has(self[{name}].rank) ? self[{name}].rank : {Finetune.model_fields['rank'].default})"
+    tune = f"self.specialists[{name}]"
+    return f"(has({tune}.rank) ? {tune}.rank : {Finetune.model_fields['rank'].default})"
+
+
+def _own_factor_methods() -> list[str]:
+    """Our merge methods on A and B; of another distribution's the operator says what does not fit."""
+    own = [n for n in plugins.names("merge_methods") if plugins.is_own("merge_methods", n)]
+    return [n for n in own if plugins.load("merge_methods", n).ACTS_ON == "factors"]
 
 
 _RULES: dict[tuple[str, ...], list[Schema]] = {
@@ -89,9 +97,20 @@ _RULES |= {
 }
 
 
-_RULES[("specialists",)].append(
+_RULES[()] += [
     _rule(
-        f"self.all(a, has(self[a].adapter) || self.all(b, has(self[b].adapter) || {_rank('a')} == {_rank('b')}))",
+        f"!has(self.{group}) || self.{group}.all(n, !has(self.{group}[n].preset) || self.{group}[n].preset in {list(PRESETS)} "
+        f"|| (has(self.presets) && self.{group}[n].preset in self.presets))",
+        f"{group}: an unknown preset; see `expunge list presets`",
+    )
+    for group in ("specialists", "baselines")
+]
+_RULES[()].append(
+    _rule(
+        "!has(self.specialists) || "
+        f"(has(self.merge) && has(self.merge.method) && !(self.merge.method in {_own_factor_methods()})) || "
+        "self.specialists.all(a, has(self.specialists[a].adapter) || self.specialists.all(b, "
+        f"has(self.specialists[b].adapter) || {_rank('a')} == {_rank('b')}))",
         "specialists of different rank cannot be merged on A and B",
     )
 )
@@ -198,8 +217,7 @@ class _Converter:
             out |= {k: node[k] for k in ("minLength", "maxLength", "pattern", "enum") if k in node}
             out |= {"maxLength": LONGEST} if path[-1:] in (("mount",), ("claim",)) else {}
             out |= {"enum": [node["const"]]} if "const" in node else {}
-            if path[-1:] == ("preset",):
-                out["enum"] = list(PRESETS)
+            out |= {"maxLength": 40} if path[-1:] == ("preset",) else {}  # rules compare it
         for bound, name, exclusive in (("ge", "minimum", False), ("gt", "minimum", True), ("le", "maximum", False),
                                        ("lt", "maximum", True)):  # fmt: skip
             value = node.get(bound)

@@ -8,21 +8,30 @@ spec: {model: ..., data: ..., specialists: ..., merge: ..., evaluate: ..., sweep
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from expunge_jobs import plugins
 from expunge_jobs.core.errors import suggestion
 from expunge_jobs.core.schema import Count, Float, Int, Schema, Seed
+from expunge_jobs.plugins import PluginCall
 from expunge_jobs.tasks.references import Dtype
 from expunge_jobs.tasks.settings import (
     Architecture,
     EvaluateSettings,
     FinetuneSettings,
     MemorizeSettings,
+    MethodParameters,
     NestedError,
     NestedErrors,
 )
-from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from expunge_controller.experiment.presets import PRESETS
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
@@ -93,10 +102,6 @@ class Finetune(FinetuneSettings):
             raise NestedErrors([NestedError(("preset",), ValueError(text))])
         return {**PRESETS[name].fields, **value}
 
-    def settings(self) -> FinetuneSettings:
-        """Every field written out: what the task carries."""
-        return FinetuneSettings.model_validate(self.model_dump(mode="json", exclude={"preset"}))
-
 
 class ExternalAdapter(Schema):
     """A LoRA adapter that exists, in PEFT's format."""
@@ -146,12 +151,12 @@ class Merge(Schema):
 
     method: str = Field("ties", description="See `expunge list methods`.")
     weights: dict[str, Float] = Field(default_factory=dict, description="By specialist; 1 where none is given.")
-    parameters: dict[str, Any] = Field(default_factory=dict, description="The method's own.")
+    parameters: MethodParameters = Field(cast("Any", None), description="The method's own.")
 
     @model_validator(mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "parameters" in value:
+        if not isinstance(value, dict):
             return value
         method = value.get("method", "ties")
         if not isinstance(method, str):
@@ -160,7 +165,12 @@ class Merge(Schema):
             plugin = plugins.load("merge_methods", method)
         except ValueError as error:
             raise NestedErrors([NestedError(("method",), error)]) from None
-        own = {k: v for k, v in value.items() if k not in ("method", "weights")}
+        own = {k: v for k, v in value.items() if k not in ("method", "weights", "parameters")}
+        given = value.get("parameters")
+        if isinstance(given, dict):
+            own = given | own
+        elif given is not None:
+            return value
         unknown = [k for k in own if k not in plugin.Parameters.model_fields]
         if unknown:
             allowed = ["method", "weights", *plugin.Parameters.model_fields]
@@ -169,10 +179,15 @@ class Merge(Schema):
                 [NestedError((str(k),), ValueError(said + suggestion(str(k), allowed))) for k in unknown]
             )
         try:
-            parameters = plugin.Parameters.model_validate(own).model_dump(mode="json")
+            parameters = PluginCall.of("merge_methods", method, own).parameters
         except ValidationError as error:
             raise NestedErrors([NestedError((), error, plugin.Parameters)]) from None
-        return {k: v for k, v in value.items() if k not in own} | {"parameters": parameters}
+        return {k: v for k, v in value.items() if k in ("method", "weights")} | {"parameters": parameters}
+
+    @property
+    def call(self) -> PluginCall:
+        """The method with its parameters."""
+        return PluginCall("merge_methods", self.method, self.parameters)
 
 
 class Evaluate(EvaluateSettings):
@@ -193,6 +208,9 @@ class Spec(Schema):
     data: Data
     seed: Seed = Field(42, description="The unlearning's: A's start, order of the data, dropout, random merges.")
     dtype: Dtype = Field("checkpoint", description="Of the base's weights; adapters are float32.")
+    presets: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict, description="Fields of fine-tunes by a name of your own; `preset` may name another."
+    )
     specialists: dict[Name, Specialist] = Field(
         default_factory=dict, description="Fine-tunes to be merged, by name: one forgets too much, one too little."
     )
@@ -207,6 +225,40 @@ class Spec(Schema):
     kubernetes: Kubernetes = Field(default_factory=Kubernetes, description="Ignored where there is no cluster.")
     suspend: bool = Field(False, description="For the operator: start nothing new; what runs, goes on.")
     cancel: bool = Field(False, description="For the operator: end what runs, and start nothing.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_presets(cls, value: Any) -> Any:
+        """Write the file's own presets out where fine-tunes name them."""
+        own = value.get("presets") if isinstance(value, dict) else None
+        if not isinstance(own, dict) or not own:
+            return value
+        errors: list[NestedError] = []
+        for name, fields in own.items():
+            if name in PRESETS:
+                said = f"'{name}' is a preset that there is already; choose another name"
+                errors.append(NestedError(("presets", str(name)), ValueError(said)))
+                continue
+            try:
+                Finetune.model_validate(fields)
+            except ValidationError as error:
+                errors.append(NestedError(("presets", str(name)), error, Finetune))
+        out = dict(value)
+        known = [*PRESETS, *map(str, own)]
+        for group in ("specialists", "baselines"):
+            models = value.get(group)
+            for name, given in models.items() if isinstance(models, dict) else ():
+                preset = given.get("preset") if isinstance(given, dict) else None
+                if not isinstance(preset, str) or preset in PRESETS:
+                    continue
+                if preset not in own:
+                    said = f"unknown preset '{preset}'; one of: {', '.join(known)}{suggestion(preset, known)}"
+                    errors.append(NestedError((group, str(name), "preset"), ValueError(said)))
+                elif isinstance(fields := own[preset], dict):
+                    out[group] = out[group] | {name: fields | {k: v for k, v in given.items() if k != "preset"}}
+        if errors:
+            raise NestedErrors(errors)
+        return out
 
     @model_validator(mode="after")
     def _whole(self) -> Spec:
@@ -256,11 +308,13 @@ class Spec(Schema):
                     f"merge.weights: no specialist '{name}'; one of: {', '.join(known)}{suggestion(name, known)}"
                 )
         tunes = {n: s for n, s in self.specialists.items() if isinstance(s, Finetune)}
-        for field in ("rank", "targets"):
+        on_factors = self.merge.call.plugin.ACTS_ON == "factors"
+        for field in ("rank", "targets") if on_factors else ("targets",):
             found = {n: getattr(s, field) for n, s in tunes.items()}
             if len(set(found.values())) > 1:
                 said = ", ".join(f"{n} {v}" for n, v in found.items())
-                raise ValueError(f"specialists of different {field} cannot be merged on A and B: {said}")
+                how = " on A and B" if field == "rank" else ""
+                raise ValueError(f"specialists of different {field} cannot be merged{how}: {said}")
 
 
 class Metadata(Schema):

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from expunge_controller.errors import ExperimentError
 from expunge_controller.execution.kubernetes.observe import cancel
@@ -89,7 +90,7 @@ class Reconciler:
             return Update()
         spec, unreadable = read_spec(found)
         if unreadable:
-            return _invalid(f"spec: {unreadable}")
+            return replace(_invalid(f"spec: {unreadable}"), unseen=True)
         if is_asked(spec, "cancel"):
             return self._cancel(name, found)
         active = self._active.get(name)

@@ -43,6 +43,8 @@ class Update:
     """Seconds until it is to be looked at again though nothing is heard."""
     starts: ActiveExperiment | None = None
     """It is at work once the status is written."""
+    unseen: bool = False
+    """The status will not be seen here: write it once."""
     ends: bool = False
     """It is at work no longer once the status is written."""
 
@@ -60,30 +62,30 @@ class StatusReporter:
         self.cluster, self.informers, self.queue, self.log = cluster, informers, queue, log
         self._written: dict[NamespacedName, float] = {}
         """When a status was last written here."""
-        self._final: dict[NamespacedName, tuple[Any, ...]] = {}
-        """The final status that was written here: that of an Experiment too deep to be read is not seen in the informer."""
+        self._unseen: dict[NamespacedName, tuple[Any, ...]] = {}
+        """What was written of Experiments that are too deep to be read: their status is not seen in the informer either."""
 
     def forget(self, name: NamespacedName) -> None:
         """The Experiment is gone."""
         self._written.pop(name, None)
-        self._final.pop(name, None)
+        self._unseen.pop(name, None)
 
     def report(self, name: NamespacedName, found: Object, update: Update, active: int) -> bool:
-        """Record the events and write the status, unless both were written before. ``active``: how many experiments are at
-        work. Returns False where another client changed the Experiment: it is looked at again.
+        """Record the events and write the status. ``active``: how many experiments are at work. Returns False where another
+        client changed the Experiment: it is looked at again.
 
         Raises:
             ApiError: the cluster refuses, or does not answer.
         """
         meta = found["metadata"]
-        final = (meta["uid"], meta["generation"], meta["retry"], update.phase, update.message)
-        if self._final.get(name) == final:
+        said = (meta["uid"], meta["generation"], meta["retry"], update.message)
+        if update.unseen and self._unseen.get(name) == said:
             return True
         for event in update.events:
             self.record_event(name, found, event)
         written = update.phase is None or self.update_status(name, found, update, active)
-        if written and update.phase in FINAL:
-            self._final[name] = final
+        if written and update.unseen:
+            self._unseen[name] = said
         return written
 
     def update_status(self, name: NamespacedName, found: Object, update: Update, active: int = 0) -> bool:
@@ -95,9 +97,8 @@ class StatusReporter:
         """
         assert update.phase is not None, "an update without a phase has no status"
         meta, now = found["metadata"], time.monotonic()
-        informer = self.informers[name[0]]
-        current = informer.get(name[1]) or found  # with what was written here since
-        before, last = current["status"], self._written.get(name, 0.0)
+        # What was decided holds for what was looked at: if that has changed since, the server says so.
+        before, last = found["status"], self._written.get(name, 0.0)
         holds = before.get("conditions", [])
         said = conditions(update.phase, update.message, meta["generation"], holds, _now(), update.reason)
         rest = last + max(STATUS_SECONDS, active / STATUSES_A_SECOND) - now
@@ -108,10 +109,12 @@ class StatusReporter:
         status = {**before, **update.status(), "phase": update.phase, "conditions": said, **mark}
         if status == before:
             return True
-        at = {"uid": meta["uid"], "resourceVersion": current["metadata"]["resourceVersion"]}
+        at = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
         body = {"metadata": at, "status": status}
         try:
-            informer.apply_response(self.cluster.request("PATCH", resources_path(*name, status=True), body))
+            self.informers[name[0]].apply_response(
+                self.cluster.request("PATCH", resources_path(*name, status=True), body)
+            )
         except TooDeep:  # it is written; what cannot be read is the answer, which holds the spec
             pass
         except ApiError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from expunge_jobs import plugins
 from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, RowsRef, SetName, TaskData
-from expunge_jobs.tasks.settings import EvaluateSettings, MemorizeSettings
+from expunge_jobs.tasks.settings import EvaluateSettings
 from expunge_jobs.tasks.tasks import (
     EvaluateTask,
     FinetuneTask,
@@ -17,9 +17,10 @@ from expunge_jobs.tasks.tasks import (
     Task,
     WeightedAdapter,
 )
+from pydantic import BaseModel
 
 from expunge_controller.experiment.document import KeyPath
-from expunge_controller.experiment.schema import Data, ExternalAdapter, Finetune, Remainder, RetainOnly, Spec
+from expunge_controller.experiment.schema import Data, ExternalAdapter, Finetune, Memorize, Remainder, RetainOnly, Spec
 
 Pins = Mapping[str, str]
 """Digests by address; made by ``resolve``."""
@@ -57,11 +58,11 @@ class Keys:
         self._made: dict[Any, tuple[str, Task]] = {}
         self._needs: dict[str, list[ArtifactRef]] = {}
 
-    def make(self, make: Callable[[], Task], *given: Any) -> tuple[str, Task]:
-        """The task and its key; ``make`` is asked once for equal ``given``."""
-        identity = tuple(g.model_dump_json() if hasattr(g, "model_dump_json") else repr(g) for g in given)
+    def make(self, kind: type[Task], **fields: Any) -> tuple[str, Task]:
+        """Return the task of these fields and its key. Equal fields make one task."""
+        identity = (kind, *((name, _identity(value)) for name, value in fields.items()))
         if identity not in self._made:
-            task = self._of_its_time(make())
+            task = self._of_its_time(kind(**fields))
             self._made[identity] = (task.key(), task)
         return self._made[identity]
 
@@ -115,35 +116,38 @@ class TrialPlan:
         if self.spec.memorize is None:
             assert start is not None, "the experiment has a model or memorize"
             return start
-        return self._memorize("memorize", self.spec.memorize.model_dump(mode="json"), ("forget", "retain", "probe"))
+        return self._memorize("memorize", self.spec.memorize, ("forget", "retain", "probe"))
 
-    def _memorize(self, role: str, given: dict[str, Any], sets: tuple[SetName, ...]) -> ModelRef:
+    def _memorize(self, role: str, given: Memorize, sets: tuple[SetName, ...]) -> ModelRef:
         start = ModelRef(base=self._input(self.spec.model)) if self.spec.model else None
-        architecture = given.pop("architecture", None)
-        data = self._data(*sets)
-        make = lambda: MemorizeTask(  # noqa: E731
-            data=data, settings=MemorizeSettings.model_validate(given), architecture=architecture, model=start,
+        key = self._add(
+            role,
+            MemorizeTask,
+            data=self._data(*sets),
+            settings=given,
+            architecture=given.architecture,
+            model=start,
             dtype=self.spec.dtype,
-        )  # fmt: skip
-        key = self._add(role, make, role.split()[0], data, given, architecture, start, self.spec.dtype)
+        )
         return ModelRef(base=ArtifactRef(kind="memorize", key=key, folder="model"))
 
     def _retain_only(self, name: str, baseline: RetainOnly) -> ModelRef:
-        given = self.spec.retain_only(baseline).model_dump(mode="json")
-        return self._memorize(f"memorize {name}", given, ("retain", "probe"))
+        return self._memorize(f"memorize {name}", self.spec.retain_only(baseline), ("retain", "probe"))
 
     def _specialist(self, name: str, given: Finetune | ExternalAdapter) -> ArtifactRef | Input:
         adapter: ArtifactRef | Input
         if isinstance(given, ExternalAdapter):
             adapter = self._input(given.adapter)
         else:
-            data = self._data("forget", "retain")
-            make = lambda: FinetuneTask(  # noqa: E731
-                model=self.base, data=data, settings=given.settings(), seed=self.spec.seed, dtype=self.spec.dtype,
-                plugins=_versions("objectives", given.objective),
-            )  # fmt: skip
             key = self._add(
-                f"finetune {name}", make, "finetune", self.base, data, given, self.spec.seed, self.spec.dtype
+                f"finetune {name}",
+                FinetuneTask,
+                model=self.base,
+                data=self._data("forget", "retain"),
+                settings=given,
+                seed=self.spec.seed,
+                dtype=self.spec.dtype,
+                plugins=plugins.versions([call.name for call in given.objective], "objectives"),
             )
             adapter = ArtifactRef(kind="finetune", key=key, folder="adapter")
         self._evaluate(name, self._on_base(adapter))
@@ -152,26 +156,29 @@ class TrialPlan:
     def _merge(self, adapters: dict[str, ArtifactRef | Input]) -> None:
         merge = self.spec.merge
         assert merge is not None, "only called with one"
-        random = bool(plugins.load("merge_methods", merge.method).RANDOM)
         # By name, so that the order in the file makes no other key.
         weighted = tuple(WeightedAdapter(ref=adapters[n], weight=merge.weights.get(n, 1.0)) for n in sorted(adapters))
-        seed = self.spec.seed if random else None
-        make = lambda: MergeTask(  # noqa: E731
-            base=self.base.base, adapters=weighted, method=merge.method, parameters=merge.parameters, seed=seed,
-            plugins=_versions("merge_methods", [merge.method]),
-        )  # fmt: skip
-        key = self._add("merge", make, "merge", self.base, *weighted, merge, seed)
+        key = self._add(
+            "merge",
+            MergeTask,
+            base=self.base.base,
+            adapters=weighted,
+            method=merge.method,
+            parameters=merge.parameters,
+            seed=self.spec.seed if merge.call.plugin.RANDOM else None,
+            plugins=plugins.versions([merge.method], "merge_methods"),
+        )
         self._evaluate("merged", self._on_base(ArtifactRef(kind="merge", key=key, folder="adapter")))
 
     def _evaluate(self, name: str, model: ModelRef) -> None:
         data = self._data("forget", "retain", "probe", "members", "nonmembers", "mmlu")
-        spec, settings = self.spec, self.evaluation
-        make = lambda: EvaluateTask(model=model, data=data, settings=settings, dtype=spec.dtype)  # noqa: E731
-        key = self._add(f"evaluate {name}", make, "evaluate", model, data, settings, spec.dtype)
+        key = self._add(
+            f"evaluate {name}", EvaluateTask, model=model, data=data, settings=self.evaluation, dtype=self.spec.dtype
+        )
         self.models.append((name, key, model))
 
-    def _add(self, role: str, make: Callable[[], Task], *given: Any) -> str:
-        key, task = self.keys.make(make, *given)
+    def _add(self, role: str, kind: type[Task], **fields: Any) -> str:
+        key, task = self.keys.make(kind, **fields)
         self.steps.append((role, key, task))
         return key
 
@@ -182,8 +189,13 @@ class TrialPlan:
         return Input(uri=uri, digest=self.pins[uri])
 
 
-def _versions(family: str, names: Iterable[str]) -> dict[str, int]:
-    return {f"{family}/{n}": plugins.version(family, n) for n in sorted(names)}
+def _identity(value: Any) -> Any:
+    """Return what two equal values have in common, and no others."""
+    if isinstance(value, BaseModel):
+        return type(value), value.model_dump_json()
+    if isinstance(value, tuple):
+        return tuple(map(_identity, value))
+    return repr(value)
 
 
 _FILES: tuple[SetName, ...] = ("forget", "retain")

@@ -1,17 +1,23 @@
-"""Merge methods, one a file. Pure tensor functions over A (or B) of every adapter for one module.
+"""Merge methods, one a file. Pure tensor functions over one module of every adapter.
 
 A method's module states, beside what every plugin states (see ``plugins``):
 
-    RANDOM   whether it draws at random (only then is the seed part of a merge's key)
-    merge    (tensors, weights, parameters, generator) -> tensor: float32 tensors of one shape
+    Parameters  a pydantic model (``NoParameters``, ``DensityParameters`` or its own)
+    RANDOM      whether it draws at random (only then is the seed part of a merge's key)
+    ACTS_ON     "factors": on A and on B, each for itself, as PEFT's ``add_weighted_adapter`` does
+                "deltas": on whole updates
+    NEEDS_BASE  only with deltas: whether it reads the base's own weight
+    merge       (Factors, parameters) -> Tensor of the factors' shape, or (Deltas, parameters) -> Tensor [out, in]
 
-They act on A and B each for itself, as PEFT's ``add_weighted_adapter`` does. The primitives that they share are here.
+A method on deltas gives a full matrix; it is stored as an adapter of the sum of the adapters' ranks, by a truncated SVD whose
+relative error is in the receipt. The primitives that methods share are here. The interface is provisional until version 1.0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -31,6 +37,38 @@ class DensityParameters(Schema):
     """``density`` is the share of each tensor's values that is kept, by magnitude or at random."""
 
     density: Density = 0.8
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A (or B) of one module in every adapter."""
+
+    module: str
+    factor: Literal["A", "B"]
+    tensors: Sequence[Tensor]
+    """float32, of one shape: A is [r, in], B is [out, r]."""
+    roots: Sequence[float]
+    """sqrt(|weight x alpha / r|) of each adapter, on A with the weight's sign: A's and B's multiply to weight x alpha / r, the
+    share of the adapter's BA in the merged update. The merged adapter is stored with alpha = r."""
+    weights: Sequence[float]
+    """As the experiment has them."""
+    generator: Generator
+    """Of this module, from the experiment's seed."""
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """The whole update of one module by every adapter."""
+
+    module: str
+    deltas: Sequence[Tensor]
+    """float32 [out, in]: alpha / r times BA."""
+    weights: Sequence[float]
+    """As the experiment has them."""
+    base: Tensor | None
+    """float32 [out, in]: the base's own weight, if ``NEEDS_BASE``."""
+    generator: Generator
+    """Of this module, from the experiment's seed."""
 
 
 def keep_largest(tensor: Tensor, density: float) -> Tensor:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from expunge_jobs.merge_methods import DensityParameters, drop_and_rescale, weighted_sum
+from expunge_jobs.merge_methods import DensityParameters, Factors, drop_and_rescale, weighted_sum
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 VERSION = 1
 RANDOM = True
+ACTS_ON = "factors"
 Parameters = DensityParameters
 
 
-def merge(
-    tensors: Sequence[Tensor], weights: Sequence[float], parameters: DensityParameters, generator: Generator
-) -> Tensor:
-    return weighted_sum([drop_and_rescale(t, parameters.density, generator) for t in tensors], weights)
+def merge(given: Factors, parameters: DensityParameters) -> Tensor:
+    return weighted_sum([drop_and_rescale(t, parameters.density, given.generator) for t in given.tensors], given.roots)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from expunge_jobs.merge_methods import DensityParameters, drop_and_rescale, elect_and_average
+from expunge_jobs.merge_methods import DensityParameters, Factors, drop_and_rescale, elect_and_average
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 VERSION = 1
 RANDOM = True
+ACTS_ON = "factors"
 Parameters = DensityParameters
 
 
-def merge(
-    tensors: Sequence[Tensor], weights: Sequence[float], parameters: DensityParameters, generator: Generator
-) -> Tensor:
-    return elect_and_average([drop_and_rescale(t, parameters.density, generator) for t in tensors], weights)
+def merge(given: Factors, parameters: DensityParameters) -> Tensor:
+    return elect_and_average(
+        [drop_and_rescale(t, parameters.density, given.generator) for t in given.tensors], given.roots
+    )

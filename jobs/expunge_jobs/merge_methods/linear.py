@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from expunge_jobs.merge_methods import NoParameters, weighted_sum
+from expunge_jobs.merge_methods import Factors, NoParameters, weighted_sum
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 VERSION = 1
 RANDOM = False
+ACTS_ON = "factors"
 Parameters = NoParameters
 
 
-def merge(
-    tensors: Sequence[Tensor], weights: Sequence[float], parameters: NoParameters, generator: Generator
-) -> Tensor:
-    return weighted_sum(tensors, weights)
+def merge(given: Factors, parameters: NoParameters) -> Tensor:
+    return weighted_sum(given.tensors, given.roots)

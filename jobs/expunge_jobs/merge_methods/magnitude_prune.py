@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from expunge_jobs.merge_methods import DensityParameters, keep_largest, weighted_sum
+from expunge_jobs.merge_methods import DensityParameters, Factors, keep_largest, weighted_sum
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 VERSION = 1
 RANDOM = False
+ACTS_ON = "factors"
 Parameters = DensityParameters
 
 
-def merge(
-    tensors: Sequence[Tensor], weights: Sequence[float], parameters: DensityParameters, generator: Generator
-) -> Tensor:
-    return weighted_sum([keep_largest(t, parameters.density) for t in tensors], weights)
+def merge(given: Factors, parameters: DensityParameters) -> Tensor:
+    return weighted_sum([keep_largest(t, parameters.density) for t in given.tensors], given.roots)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from expunge_jobs.merge_methods import DensityParameters, elect_and_average, keep_largest
+from expunge_jobs.merge_methods import DensityParameters, Factors, elect_and_average, keep_largest
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 VERSION = 1
 RANDOM = False
+ACTS_ON = "factors"
 Parameters = DensityParameters
 
 
-def merge(
-    tensors: Sequence[Tensor], weights: Sequence[float], parameters: DensityParameters, generator: Generator
-) -> Tensor:
-    return elect_and_average([keep_largest(t, parameters.density) for t in tensors], weights)
+def merge(given: Factors, parameters: DensityParameters) -> Tensor:
+    return elect_and_average([keep_largest(t, parameters.density) for t in given.tensors], given.roots)

@@ -1,10 +1,14 @@
-"""Metrics, one a file: figures made from an evaluation's rows alone. Loads no torch.
+"""Metrics, one a file: scores made from an evaluation's rows alone. Loads no torch.
 
 A metric's module states, beside what every plugin states (see ``plugins``):
 
-    compute   (rows) -> {figure: a number, or why there is none}
+    COLUMNS      the scores of the first table, in order; the others are in ``-o json``
+    compute      (rows) -> {score: a number, or why there is none}
+    READS_TEXT   optional, True where it reads ``input`` or ``reference``: these are not stored, so such a metric cannot be
+                 computed again after the evaluation
 
-A figure that cannot be computed is a ``Missing`` with the reason, never a guess.
+A score that cannot be computed is a ``Missing`` with the reason, never a guess. Scores of all metrics share one space of names:
+begin them with the metric's own. The interface is provisional until version 1.0.
 """
 
 from __future__ import annotations
@@ -36,11 +40,27 @@ class EvaluatedRow:
     extraction: float | None = None
     document_nll: float | None = None
     """Mean of -log p over all tokens of input, separator and output but the first, in nats."""
+    input: str | None = None
+    """What the model was asked. Not stored: an artifact holds no row's own text."""
+    reference: str | None = None
+    """The output that the row has. Not stored."""
+
+
+TEXTS = ("input", "reference")
+"""Fields of a row that are not stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table of scores."""
+
+    title: str
+    score: str
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Why a figure could not be computed."""
+    """Why a score could not be computed."""
 
     reason: str
 

@@ -11,9 +11,10 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from expunge_jobs.metrics import Missing, Rows, Scores, mean
+from expunge_jobs.metrics import Column, Missing, Rows, Scores, mean
 
 VERSION = 1
+COLUMNS = (Column("collapse", "collapse"),)
 
 
 def compute(rows: Rows) -> Scores:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-from expunge_jobs.metrics import Missing, Rows, Scores
+from expunge_jobs.metrics import Column, Missing, Rows, Scores
 
 VERSION = 1
+COLUMNS = (Column("MIA", "mia_score"), Column("AUC", "mia_auc"))
 
 
 def compute(rows: Rows) -> Scores:

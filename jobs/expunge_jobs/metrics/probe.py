@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from expunge_jobs.metrics import Missing, Rows, Scores, mean
+from expunge_jobs.metrics import Column, Missing, Rows, Scores, mean
 
 VERSION = 1
+COLUMNS = (Column("probe", "probe"),)
 
 
 def compute(rows: Rows) -> Scores:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from expunge_jobs.metrics import Missing, Rows, Scores, cells, mean
+from expunge_jobs.metrics import Column, Missing, Rows, Scores, cells, mean
 
 VERSION = 1
+COLUMNS = (Column("regurg F", "regurgitation/forget"), Column("regurg R", "regurgitation/retain"))
 
 
 def compute(rows: Rows) -> Scores:

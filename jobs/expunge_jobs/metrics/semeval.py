@@ -6,10 +6,11 @@ task's own only for its twelve cells; ``aggregate_cells`` says how many there we
 
 from __future__ import annotations
 
-from expunge_jobs.metrics import Missing, Rows, Scores, cells, mean
+from expunge_jobs.metrics import Column, Missing, Rows, Scores, cells, mean
 from expunge_jobs.metrics import membership as mia
 
 VERSION = 1
+COLUMNS = (Column("aggregate", "task_aggregate"),)
 
 
 def compute(rows: Rows) -> Scores:

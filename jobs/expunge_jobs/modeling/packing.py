@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge_jobs.core.errors import BadTask
+from expunge_jobs.core.errors import BadTask, suggestion
 from expunge_jobs.modeling.encoding import Encoded
 
 PACK_TOKENS = 4096
@@ -54,6 +55,35 @@ def hidden_at(model: Any, rows: Sequence[Encoded], positions: Sequence[range]) -
         out.append(states[start + wanted.start : start + wanted.stop].clone())
         start += len(row.ids)
     return out
+
+
+@contextmanager
+def captured(
+    model: Any, names: Sequence[str], rows: Sequence[Encoded], positions: Sequence[range]
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside, a packed pass over these rows leaves in the mapping what each named module gives: by row, [positions, width].
+
+    Raises:
+        BadTask: the model has no such module.
+    """
+    modules = dict(model.named_modules())
+    found: dict[str, list[Tensor]] = {}
+    handles = []
+    for name in names:
+        if name not in modules:
+            raise BadTask(f"the model has no module '{name}'{suggestion(name, list(modules))}")
+
+        def keep(module: Any, given: Any, out: Any, name: str = name) -> None:
+            states = (out[0] if isinstance(out, tuple) else out)[0]
+            starts = itertools.accumulate([0, *(len(r.ids) for r in rows)])
+            found[name] = [states[s + p.start : s + p.stop] for s, p in zip(starts, positions, strict=False)]
+
+        handles.append(modules[name].register_forward_hook(keep))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from expunge_jobs.objectives import Rows, TermParameters
+from expunge_jobs.objectives import Needs, Rows, TermParameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-SET = "forget"
-REFERENCE = None
 
 
 class Parameters(TermParameters):
     """A weight alone."""
 
 
-def reads(parameters: Parameters) -> Literal["output", "all"]:
-    return "output"
+def needs(parameters: Parameters) -> Needs:
+    return Needs(sets=("forget",))
 
 
 def values(parameters: Parameters, rows: Rows) -> Tensor:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from expunge_jobs.objectives import Rows, TermParameters
+from expunge_jobs.objectives import Needs, Rows, TermParameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-SET = "retain"
-REFERENCE = "logits"
 PUBLISHED_LENGTH = 256
 
 
@@ -26,8 +24,8 @@ class Parameters(TermParameters):
     reduction: Literal["mean", "published"] = "mean"
 
 
-def reads(parameters: Parameters) -> Literal["output", "all"]:
-    return parameters.positions
+def needs(parameters: Parameters) -> Needs:
+    return Needs(sets=("retain",), positions=parameters.positions, reference=frozenset({"logits"}))
 
 
 def values(parameters: Parameters, rows: Rows) -> Tensor:
@@ -37,8 +35,8 @@ def values(parameters: Parameters, rows: Rows) -> Tensor:
     out = []
     for row in rows:
         policy, reference = row.logits, row.reference_logits
-        assert policy is not None, "given because `reads` asks for it"
-        assert reference is not None, "given because REFERENCE asks for it"
+        assert policy is not None, "given because `needs` asks for it"
+        assert reference is not None, "given because `needs` asks for it"
         if parameters.positions == "output":
             policy, reference = policy[-len(row.nll) :], reference[-len(row.nll) :]
         each = kl_div(log_softmax(policy, -1), log_softmax(reference, -1), log_target=True, reduction="none").sum(-1)

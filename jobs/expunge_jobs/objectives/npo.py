@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from expunge_jobs.core.schema import Positive
-from expunge_jobs.objectives import Rows, TermParameters
+from expunge_jobs.objectives import Needs, Rows, TermParameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-SET = "forget"
-REFERENCE = "nll"
 
 
 class Parameters(TermParameters):
@@ -27,8 +25,9 @@ class Parameters(TermParameters):
     normalization: Literal["sequence", "token", "pooled"] = "sequence"
 
 
-def reads(parameters: Parameters) -> Literal["output", "all"]:
-    return "output"
+def needs(parameters: Parameters) -> Needs:
+    pooled = parameters.normalization == "pooled"
+    return Needs(sets=("forget",), reference=frozenset({"nll"}), averaged_over="micro_batches" if pooled else "rows")
 
 
 def values(parameters: Parameters, rows: Rows) -> Tensor:
@@ -51,5 +50,5 @@ def values(parameters: Parameters, rows: Rows) -> Tensor:
 
 
 def _given(value: Tensor | None) -> Tensor:
-    assert value is not None, "the fine-tune gives what REFERENCE asks for"
+    assert value is not None, "the fine-tune gives what `needs` asks for"
     return value

@@ -84,23 +84,35 @@ def collect(
 def read_scores(store: Store, key: str) -> tuple[dict[str, float | None], dict[str, str]] | None:
     """Return an evaluation's scores and the reasons for those that are null; None while it is not done.
 
-    Scores of a metric whose code has another version by now are computed again from the rows.
+    Scores of a metric whose code has another version by now are computed again from the rows; those of one that is not
+    installed here stand as they were computed.
     """
     ref = ArtifactRef(kind="evaluate", key=key)
     manifest = read_manifest(store, ref)
     if manifest is None:
         return None
-    stored: dict[str, Any] = manifest.figures["metrics"]
-    names = plugins.names("metrics")
-    if any(n not in stored or stored[n]["version"] != plugins.version("metrics", n) for n in names):
+    stored: dict[str, Any] = dict(manifest.figures["metrics"])
+    old = frozenset(n for n in plugins.names("metrics") if _is_old(n, stored.get(n)))
+    if old:
         data, _ = store.get(f"{folder(ref)}/attempts/{manifest.attempt}/rows.jsonl")
-        stored = compute_all([EvaluatedRow(**json.loads(line)) for line in data.decode().splitlines()])
+        stored |= compute_all([EvaluatedRow(**json.loads(line)) for line in data.decode().splitlines()], only=old)
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
-    for name in names:
-        values |= stored[name]["values"]
-        reasons |= stored[name]["reasons"]
+    for found in stored.values():
+        values |= found["values"]
+        reasons |= found["reasons"]
     return values, reasons
+
+
+def _is_old(name: str, stored: dict[str, Any] | None) -> bool:
+    """Whether a metric is to be computed again from the stored rows."""
+    try:
+        plugin = plugins.load("metrics", name)
+    except plugins.PluginError:  # the stored scores stand
+        return False
+    if getattr(plugin, "READS_TEXT", False):
+        return False
+    return stored is None or stored["version"] != plugin.VERSION
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Evaluator:
             score = metrics.row_score(row.kind, row.output, text)
             rows.append(EvaluatedRow(
                 set=name, id=row.id, document=row.document, task=row.task, kind=row.kind, generation=text, ended=ended,
-                score=score, **figures,
+                score=score, input=row.input, reference=row.output, **figures,
             ))  # fmt: skip
         for (other, document), nll in zip(texts, each(texts, self._document_nlls), strict=True):
             rows.append(
@@ -219,4 +219,4 @@ def _ask(question: Question) -> str:
 
 
 def _compact(row: EvaluatedRow) -> dict[str, Any]:
-    return {k: v for k, v in asdict(row).items() if v is not None}
+    return {k: v for k, v in asdict(row).items() if v is not None and k not in metrics.TEXTS}

@@ -1,21 +1,26 @@
 """Merges two or more adapters into one, in float32, without loading the base model.
 
-PEFT's ``add_weighted_adapter`` on A and on B: the weight x scaling of an adapter is split as a square root over both
-(a negative sign goes to A), and the merged adapter has alpha = r. Artifact: ``adapter/``.
+On A and B: PEFT's ``add_weighted_adapter``. The weight x scaling of an adapter is split as a square root over both (a negative
+sign goes to A), and the merged adapter has alpha = r. On deltas: the method's matrix by module, as an adapter of the sum of the
+ranks. Artifact: ``adapter/``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from expunge_jobs import plugins
 from expunge_jobs.artifacts.manifests import Manifest
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import identity, stable_hash
+from expunge_jobs.merge_methods import Deltas, Factors
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, write_adapter
+from expunge_jobs.modeling.base_weights import BaseWeights
+from expunge_jobs.plugins import PluginCall
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.references import ArtifactRef, ModelRef
 from expunge_jobs.tasks.tasks import MergeTask
@@ -24,19 +29,28 @@ from expunge_jobs.tasks.tasks import MergeTask
 def run(task: MergeTask, context: StepContext) -> dict[str, Any]:
     """Merge; returns the norm of the merge's update beside each adapter's."""
     adapters = [Adapter(context.path(a.ref)) for a in task.adapters]
+    weights = [a.weight for a in task.adapters]
     receipts = [context.manifest(a.ref) for a in task.adapters if isinstance(a.ref, ArtifactRef)]
     check_base(task, receipts)
-    preflight(adapters, [r.figures.get("a_start") for r in receipts])
-    if len(receipts) < len(adapters):
-        context.notice(
-            "an adapter from outside has no record of its base and of A's start: only its shapes were checked"
-        )
-    a, b = merge(adapters, [w.weight for w in task.adapters], task.method, task.parameters, task.seed or 0)
+    check_modules(adapters)
+    seed, more = task.seed or 0, {}
+    if task.call.plugin.ACTS_ON == "factors":
+        check_factors(adapters, [r.figures.get("a_start") for r in receipts])
+        if len(receipts) < len(adapters):
+            context.notice(
+                "an adapter from outside has no record of its base and of A's start: only its shapes were checked"
+            )
+        a, b = merge_factors(adapters, weights, task.call, seed)
+        rank = adapters[0].rank
+    else:
+        base = BaseWeights(context.path(task.base)) if getattr(task.call.plugin, "NEEDS_BASE", False) else None
+        a, b, lost = merge_deltas(adapters, weights, task.call, seed, base.read if base else None)
+        rank, more = next(iter(a.values())).shape[0], {"svd_error": lost}
     first = adapters[0]
     # PEFT takes a pattern too: then the modules' own names.
     targets = first.config["target_modules"] if isinstance(first.config["target_modules"], list) else sorted(first.A)
-    write_adapter(context.out / "adapter", adapter_config(first.rank, first.rank, 0.0, targets), a, b)
-    return {"norm": Adapter(context.out / "adapter").norm(), "norms": [x.norm() for x in adapters]}
+    write_adapter(context.out / "adapter", adapter_config(rank, rank, 0.0, targets), a, b)
+    return {"norm": Adapter(context.out / "adapter").norm(), "norms": [x.norm() for x in adapters], **more}
 
 
 def check_base(task: MergeTask, receipts: list[Manifest]) -> None:
@@ -51,30 +65,40 @@ def check_base(task: MergeTask, receipts: list[Manifest]) -> None:
             raise BadTask(f"adapter {number} of the merge was trained on another base model")
 
 
-def preflight(adapters: list[Adapter], starts: list[str | None]) -> None:
-    """Refuses adapters that cannot be merged on A and B.
+def check_modules(adapters: list[Adapter]) -> None:
+    """Refuses adapters that cannot be merged by any method.
 
     Raises:
-        BadTask: other ranks, modules or shapes; values that are not finite; other starts of A.
+        BadTask: other modules or shapes; values that are not finite.
     """
     first = adapters[0]
     for number, other in enumerate(adapters, 1):
-        if other.rank != first.rank:
-            raise BadTask(
-                f"adapters of rank {first.rank} and {other.rank} cannot be merged on A and B: give them one rank"
-            )
         if set(other.A) != set(first.A):
             module = sorted(set(other.A) ^ set(first.A))[0]
             raise BadTask(
                 f"adapters with different targets cannot be merged: {module} is adapted in one and not in the other"
             )
         for name in first.A:
-            if other.A[name].shape != first.A[name].shape or other.B[name].shape != first.B[name].shape:
+            if other.A[name].shape[1] != first.A[name].shape[1] or other.B[name].shape[0] != first.B[name].shape[0]:
                 raise BadTask(
                     f"adapters of different shapes cannot be merged: {name}: they were trained on different models"
                 )
         if not other.finite():
             raise BadTask(f"adapter {number} of the merge holds values that are not finite")
+
+
+def check_factors(adapters: list[Adapter], starts: list[str | None]) -> None:
+    """Refuses adapters that cannot be merged on A and B.
+
+    Raises:
+        BadTask: other ranks; other starts of A.
+    """
+    first = adapters[0]
+    for other in adapters:
+        if other.rank != first.rank:
+            raise BadTask(
+                f"adapters of rank {first.rank} and {other.rank} cannot be merged on A and B: give them one rank"
+            )
     known = {s for s in starts if s is not None}
     if len(known) > 1:
         raise BadTask(
@@ -82,18 +106,62 @@ def preflight(adapters: list[Adapter], starts: list[str | None]) -> None:
         )
 
 
-def merge(
-    adapters: list[Adapter], weights: list[float], method: str, parameters: dict[str, Any], seed: int
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def merge_factors(
+    adapters: Sequence[Adapter], weights: Sequence[float], call: PluginCall, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A [r, in] and B [out, r] of the merged adapter by module, for scaling 1."""
-    plugin = plugins.load("merge_methods", method)
-    given = plugin.Parameters.model_validate(parameters)
     scaled = [w * x.scaling for w, x in zip(weights, adapters, strict=True)]
     root_b = [math.sqrt(abs(s)) for s in scaled]
     root_a = [math.copysign(r, s) for r, s in zip(root_b, scaled, strict=True)]
+    merge, given = call.plugin.merge, call.parameters
     a, b = {}, {}
     for name in sorted(adapters[0].A):
-        generator = torch.Generator().manual_seed(stable_hash("merge", seed, name))
-        a[name] = plugin.merge([x.A[name] for x in adapters], root_a, given, generator)
-        b[name] = plugin.merge([x.B[name] for x in adapters], root_b, given, generator)
+        generator = _generator(seed, name)
+        a[name] = merge(Factors(name, "A", [x.A[name] for x in adapters], root_a, weights, generator), given)
+        b[name] = merge(Factors(name, "B", [x.B[name] for x in adapters], root_b, weights, generator), given)
     return a, b
+
+
+def merge_deltas(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    call: PluginCall,
+    seed: int,
+    base: Callable[[str], Tensor] | None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    """A and B of the merged adapter by module, for scaling 1, and the relative error (Frobenius) of storing it so.
+
+    Raises:
+        BadTask: the method gave a matrix of another shape, or values that are not finite.
+    """
+    rank = sum(x.rank for x in adapters)
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    lost = total = 0.0
+    for name in sorted(adapters[0].A):
+        deltas = [x.scaling * (x.B[name] @ x.A[name]) for x in adapters]
+        given = Deltas(name, deltas, weights, base(name) if base else None, _generator(seed, name))
+        merged: Tensor = call.plugin.merge(given, call.parameters)
+        if merged.shape != deltas[0].shape or not bool(torch.isfinite(merged).all()):
+            what = f"a matrix of {tuple(merged.shape)}, not {tuple(deltas[0].shape)}"
+            said = what if merged.shape != deltas[0].shape else "values that are not finite"
+            raise BadTask(f"the merge method '{call.name}' gave {said} for {name}")
+        a[name], b[name] = factorize(merged, rank)
+        lost += float((merged - b[name] @ a[name]).double().square().sum())
+        total += float(merged.double().square().sum())
+    return a, b, math.sqrt(lost / total) if total else 0.0
+
+
+def factorize(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A [rank, in] and B [out, rank] whose BA is the nearest of that rank to ``delta`` [out, in] (truncated SVD, the singular
+    values' roots on both sides); zeros where the matrix has fewer."""
+    u, s, v = torch.linalg.svd(delta, full_matrices=False)
+    kept = min(rank, len(s))
+    root = s[:kept].sqrt()
+    a, b = torch.zeros(rank, delta.shape[1]), torch.zeros(delta.shape[0], rank)
+    a[:kept], b[:, :kept] = root[:, None] * v[:kept], u[:, :kept] * root
+    return a, b
+
+
+def _generator(seed: int, module: str) -> torch.Generator:
+    return torch.Generator().manual_seed(stable_hash("merge", seed, module))

@@ -9,12 +9,27 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    InstanceOf,
+    PlainSerializer,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
 from expunge_jobs import plugins
 from expunge_jobs.core.schema import Count, Float, Int, Positive, Schema, Seed
+from expunge_jobs.plugins import PluginCall
+
+
+def exactly(kind: type[BaseModel]) -> BeforeValidator:
+    """Take an instance of a subclass for one of ``kind``: an experiment's types have fields that no task carries."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, kind) or type(value) is kind:
+            return value
+        return kind.model_construct(**{name: getattr(value, name) for name in kind.model_fields})
+
+    return BeforeValidator(convert)
 
 
 class NestedError(NamedTuple):
@@ -34,36 +49,47 @@ class NestedErrors(ValueError):
 
 
 def _parse_objective(value: Any) -> Any:
-    """``npo`` | ``{npo: 0.4}`` | ``{npo: {weight: 0.4, beta: 0.1}}`` -> every parameter written out."""
+    """``npo`` | ``{npo: 0.4}`` | ``{npo: {weight: 0.4, beta: 0.1}}`` -> calls, sorted by name."""
+    if isinstance(value, tuple) and all(isinstance(v, PluginCall) for v in value):
+        return value
     if isinstance(value, str):
         value = {value: 1.0}
     if not isinstance(value, dict) or not value:
         raise ValueError("an objective is one or more terms, as {npo: 0.4, nll: 0.4}")
-    out: dict[str, Any] = {}
+    calls: list[PluginCall] = []
     errors: list[NestedError] = []
     for name, given in value.items():
-        try:
-            plugin = plugins.load("objectives", str(name))
-        except ValueError as error:
-            errors.append(NestedError((), error))
-            continue
         fields = given if isinstance(given, dict) else {"weight": given}
         try:
-            out[str(name)] = plugin.Parameters.model_validate(fields).model_dump(mode="json")
+            calls.append(PluginCall.of("objectives", str(name), fields))
         except ValidationError as error:
-            errors.append(NestedError((str(name),), error, plugin.Parameters))
+            kind = plugins.load("objectives", str(name)).Parameters
+            errors.append(NestedError((str(name),), error, kind))
+        except ValueError as error:
+            errors.append(NestedError((), error))
     if errors:
         raise NestedErrors(errors)
-    return dict(sorted(out.items()))
+    return tuple(sorted(calls, key=lambda call: call.name))
 
 
-def _any_weight(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    if not any(term["weight"] > 0 for term in value.values()):
+def _any_weight(calls: tuple[PluginCall, ...]) -> tuple[PluginCall, ...]:
+    if not any(call.fields()["weight"] > 0 for call in calls):
         raise ValueError("every term of this objective has weight 0: nothing would be learnt")
-    return value
+    return calls
 
 
-Objective = Annotated[dict[str, dict[str, Any]], BeforeValidator(_parse_objective), AfterValidator(_any_weight)]
+def _objective_fields(calls: tuple[PluginCall, ...]) -> dict[str, Any]:
+    return {call.name: call.fields() for call in calls}
+
+
+Objective = Annotated[
+    tuple[InstanceOf[PluginCall], ...],
+    BeforeValidator(_parse_objective),
+    AfterValidator(_any_weight),
+    PlainSerializer(_objective_fields, return_type=dict[str, Any]),
+    WithJsonSchema({"type": "object"}),
+]
+"""Terms by name with every parameter, as JSON; in memory a call of each plugin."""
 
 
 def _parse_targets(value: Any) -> Any:
@@ -91,6 +117,14 @@ class FinetuneSettings(Schema):
         "all-linear", description="Modules that get an adapter: every linear layer but the head, or their names."
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+
+
+MethodParameters = Annotated[
+    InstanceOf[BaseModel],
+    PlainSerializer(lambda given: given.model_dump(mode="json"), return_type=dict[str, Any]),
+    WithJsonSchema({"type": "object"}),
+]
+"""A merge method's own, as JSON and in memory."""
 
 
 class Architecture(Schema):

@@ -21,8 +21,16 @@ from expunge_jobs import plugins
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import canonical, identity
 from expunge_jobs.core.schema import Float, Schema, Seed
+from expunge_jobs.plugins import PluginCall
 from expunge_jobs.tasks.references import ArtifactRef, Dtype, Input, ModelRef, TaskData
-from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, FinetuneSettings, MemorizeSettings
+from expunge_jobs.tasks.settings import (
+    Architecture,
+    EvaluateSettings,
+    FinetuneSettings,
+    MemorizeSettings,
+    MethodParameters,
+    exactly,
+)
 
 TASK_FORMAT = 1
 """The version of this file's JSON; a task with a newer one is refused by name."""
@@ -92,7 +100,7 @@ class MemorizeTask(_Task):
 
     kind: Literal["memorize"] = "memorize"
     data: TaskData
-    settings: MemorizeSettings
+    settings: Annotated[MemorizeSettings, exactly(MemorizeSettings)]
     architecture: Architecture | None = None
     model: ModelRef | None = None
     dtype: Dtype = "checkpoint"
@@ -110,7 +118,7 @@ class FinetuneTask(_Task):
     kind: Literal["finetune"] = "finetune"
     model: ModelRef
     data: TaskData
-    settings: FinetuneSettings
+    settings: Annotated[FinetuneSettings, exactly(FinetuneSettings)]
     seed: Seed
     dtype: Dtype = "checkpoint"
 
@@ -129,22 +137,23 @@ class MergeTask(_Task):
     base: ArtifactRef | Input
     adapters: Annotated[tuple[WeightedAdapter, ...], Field(min_length=2)]
     method: str
-    parameters: dict[str, Any]
+    parameters: MethodParameters
+    """Of the method's own ``Parameters``."""
     seed: Seed | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _write_out(cls, value: Any) -> Any:
-        """Every parameter typed and written out, as an objective's; no seed where nothing is drawn."""
-        if (
-            isinstance(value, dict)
-            and isinstance(value.get("method"), str)
-            and isinstance(value.get("parameters"), dict)
-        ):
-            plugin = plugins.load("merge_methods", value["method"])
-            given = plugin.Parameters.model_validate(value["parameters"]).model_dump(mode="json")
-            value = {**value, "parameters": given, **({} if plugin.RANDOM else {"seed": None})}
+        """Every parameter typed; no seed where nothing is drawn."""
+        if isinstance(value, dict) and isinstance(value.get("method"), str) and "parameters" in value:
+            call = PluginCall.of("merge_methods", value["method"], value["parameters"])
+            value = {**value, "parameters": call.parameters, **({} if call.plugin.RANDOM else {"seed": None})}
         return value
+
+    @property
+    def call(self) -> PluginCall:
+        """The method with its parameters."""
+        return PluginCall("merge_methods", self.method, self.parameters)
 
 
 class EvaluateTask(_Task):
@@ -190,10 +199,10 @@ def parse_task(text: str) -> Task:
         raise BadTask(f"the task needs {kind} version {raw.get('version')}, this code has {KIND_VERSIONS[kind]}")
     needed = raw.get("plugins")
     for name, wanted in needed.items() if isinstance(needed, dict) else ():
-        family, _, plugin = str(name).partition("/")
         try:
-            have = plugins.version(family, plugin)
-        except (ValueError, ImportError) as error:
+            found = plugins.by_identity(str(name))
+            have = plugins.version(found.family, found.name)
+        except ValueError as error:
             raise BadTask(f"the task needs the plugin {name}: {error}") from None
         if have != wanted:
             raise BadTask(f"the task needs {name} version {wanted}, this code has {have}")

@@ -1,0 +1,7 @@
+# The jobs image with this package: docker build -f jobs.Dockerfile -t registry.example/expunge-jobs:mine .
+ARG IMAGE=expunge-jobs
+FROM ${IMAGE}
+USER 0
+COPY . /tmp/plugin
+RUN pip install --no-cache-dir --no-deps /tmp/plugin && rm -r /tmp/plugin
+USER 65532

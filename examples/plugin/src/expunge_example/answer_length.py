@@ -1,0 +1,22 @@
+"""Words of an answer in those of the row's own: 1 is as long, 0 says nothing."""
+
+from __future__ import annotations
+
+from expunge_jobs.metrics import Column, Missing, Rows, Scores, mean
+
+VERSION = 1
+READS_TEXT = True
+COLUMNS = (Column("length F", "answer_length/forget"), Column("length R", "answer_length/retain"))
+
+
+def compute(rows: Rows) -> Scores:
+    """A mean for each set."""
+    out: Scores = {}
+    for name in ("forget", "retain"):
+        shares = [
+            len((row.generation or "").split()) / len(row.reference.split())
+            for row in rows
+            if row.set == name and row.generation is not None and row.reference
+        ]
+        out[f"answer_length/{name}"] = mean(shares) if shares else Missing(f"no answers in {name}")
+    return out

@@ -1,0 +1,59 @@
+"""Which rows an optimizer step reads. Everything follows from the seed: a resumed run draws what an undisturbed one would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from expunge_jobs.core.hashing import stable_hash
+from expunge_jobs.objectives import Side
+
+SIDES: tuple[Side, Side] = ("forget", "retain")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A row's place in an optimizer step."""
+
+    side: Side
+    index: int
+    micro_batch: int
+
+
+class Sampler:
+    """Draws rows by number. ``sizes`` are the sets' rows; ``sides`` are the sets that a term reads."""
+
+    def __init__(
+        self, sizes: Mapping[Side, int], sides: Collection[Side], batch_size: int, accumulation: int, seed: int
+    ) -> None:
+        self.sizes, self.sides, self.batch_size, self.seed = sizes, sides, batch_size, seed
+        self.step_size = batch_size * accumulation
+        self.steps_per_epoch = math.ceil(sizes["forget"] / self.step_size)
+
+    def draw(self, step: int) -> list[Draw]:
+        """The rows of an optimizer step. An epoch is one pass over forget, in an order of its own; retain has a
+        shuffled stream that runs on across epochs. As many retain rows as forget rows; the last batch is small."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        count = self.sizes["forget"]
+        order = permutation(count, "forget", self.seed, epoch)[number * self.step_size : (number + 1) * self.step_size]
+        draws: list[Draw] = []
+        if "forget" in self.sides:
+            draws += [Draw("forget", i, n // self.batch_size) for n, i in enumerate(order)]
+        if "retain" in self.sides:
+            first = epoch * count + number * self.step_size
+            stream = [self._retain_at(first + n) for n in range(len(order))]
+            draws += [Draw("retain", i, n // self.batch_size) for n, i in enumerate(stream)]
+        return draws
+
+    def _retain_at(self, place: int) -> int:
+        count = self.sizes["retain"]
+        return permutation(count, "retain", self.seed, place // count)[place % count]
+
+
+def permutation(count: int, *seed: object) -> list[int]:
+    """Return an order of so many things that follows from the seed."""
+    generator = torch.Generator().manual_seed(stable_hash("order", *seed))
+    return list(torch.randperm(count, generator=generator).tolist())

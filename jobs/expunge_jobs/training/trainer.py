@@ -1,0 +1,247 @@
+"""The loop of a fine-tune. Its state is the adapter, the optimizer, the schedule, the losses and the next step's number.
+
+The reference is the same model with the adapter off. What it says of the rows never changes, so it is asked once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from expunge_jobs.core.errors import BadTask
+from expunge_jobs.core.hashing import stable_hash
+from expunge_jobs.modeling import adapters, packing
+from expunge_jobs.modeling.encoding import Encoded
+from expunge_jobs.objectives import RowOutput, Side
+from expunge_jobs.runtime.context import StepContext
+from expunge_jobs.tasks.settings import FinetuneSettings
+from expunge_jobs.training.sampling import SIDES, Draw, Sampler
+from expunge_jobs.training.terms import SideNeeds, Term
+
+
+@dataclass(slots=True)
+class Sample:
+    """An encoded row with what the reference says of it, as far as a term asks."""
+
+    row: Encoded
+    reference_nll: Tensor | None = None
+    reference_states: Tensor | None = None
+    """[positions, width]: the final hidden states, of which the head makes logits again."""
+    reference_hidden: dict[str, Tensor] = field(default_factory=dict)
+    alternative: Sample | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of all that is read for it."""
+        return len(self.row.ids) + (self.alternative.tokens if self.alternative else 0)
+
+
+class Trainer:
+    """Trains the adapter of a model. ``alternatives`` are the rows of a set with other answers, where a term gives them."""
+
+    def __init__(
+        self,
+        lora: adapters.Lora,
+        rows: Mapping[Side, Sequence[Encoded]],
+        settings: FinetuneSettings,
+        seed: int,
+        context: StepContext,
+        alternatives: Mapping[Side, Sequence[Encoded]] | None = None,
+    ) -> None:
+        self.wrapped, self.model, self.targets = lora.wrapped, lora.wrapped.base_model.model, lora.targets
+        self.settings, self.seed, self.context, self.group = settings, seed, context, context.group
+        self.terms = [Term.of(call) for call in settings.objective]
+        self.needs = {side: SideNeeds.of(self.terms, side) for side in SIDES}
+        self.samples = {side: [Sample(r) for r in rows[side]] for side in SIDES}
+        for side, others in (alternatives or {}).items():
+            for sample, other in zip(self.samples[side], others, strict=True):
+                sample.alternative = Sample(other)
+        sides = [s for s in SIDES if self.needs[s].terms]
+        sizes = {side: len(rows[side]) for side in SIDES}
+        self.sampler = Sampler(sizes, sides, settings.batch_size, settings.accumulation, seed)
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.steps = self.steps_per_epoch * settings.epochs
+        self.parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+
+    def train(self) -> list[dict[str, float]]:
+        """Every step; the terms' values by step. Writes a snapshot of the adapter after each epoch."""
+        self._ask_reference()
+        with self.context.checkpoints() as checkpoints:
+            first, losses = self._resume(checkpoints.restore())
+            for step in range(first, self.steps):
+                line = self.step(step)
+                losses.append({"step": step + 1, **line})
+                if not math.isfinite(line["loss"]):
+                    raise BadTask(
+                        f"the loss is {line['loss']} at training step {step + 1} of {self.steps}: lower learning_rate"
+                    )
+                self.context.progress(step + 1, self.steps, tokens=self._tokens, loss=round(line["loss"], 4))
+                if (step + 1) % self.steps_per_epoch == 0:
+                    self.save(f"snapshots/epoch-{(step + 1) // self.steps_per_epoch}")
+                checkpoints.after(step + 1, lambda: self._state(losses))
+        return losses
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step; returns the loss and each term's unweighted mean."""
+        # One seed a step (and process of a group): dropout does not depend on what happened before it.
+        torch.manual_seed(stable_hash("dropout", self.seed, step, *([self.group.rank] if self.group.rank else [])))
+        _train_mode(self.wrapped)
+        draws = self.sampler.draw(step)
+        self._tokens = sum(self._sample(d).tokens for d in draws)
+        counts = {t.name: t.count(draws, [self._sample(d).row for d in draws]) for t in self.terms}
+        values = dict.fromkeys(counts, 0.0)
+        for chunk in self._chunks([d for d in draws if d.micro_batch % self.group.size == self.group.rank]):
+            outputs = self._forward(chunk)
+            loss: Tensor | None = None
+            for term in self.terms:
+                mine = [o for o in outputs if o.side in term.needs.sets]
+                if not mine:
+                    continue
+                value = term.values(mine).sum() / counts[term.name]
+                values[term.name] += float(value.detach())
+                if term.weight:
+                    part = term.weight * value
+                    loss = part if loss is None else loss + part
+            if loss is not None:
+                loss.backward()  # type: ignore[no-untyped-call]
+        self.group.sum_gradients(self.parameters)
+        values = dict(zip(counts, self.group.sum([values[n] for n in counts]), strict=True))
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": sum(t.weight * values[t.name] for t in self.terms), **values}
+
+    def save(self, name: str) -> None:
+        """The adapter as it is now, as a PEFT directory below the artifact."""
+        config = adapters.adapter_config(self.settings.rank, self.settings.alpha, self.settings.dropout, self.targets)
+        adapters.write_adapter(self.context.out / name, config, *adapters.lora_tensors(self.wrapped))
+
+    def _state(self, losses: list[dict[str, float]]) -> dict[str, Any]:
+        return {
+            "adapter": {n: p for n, p in self.wrapped.named_parameters() if p.requires_grad},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "losses": losses,
+        }
+
+    def _resume(self, found: tuple[int, dict[str, Any]] | None) -> tuple[int, list[dict[str, float]]]:
+        """The step to go on with, and the losses of those before it."""
+        if found is None:
+            return 0, []
+        step, state = found
+        self.wrapped.load_state_dict(state["adapter"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        return step, state["losses"]
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up over the first epoch, then linear to 0 (transformers' ``get_linear_schedule_with_warmup``)."""
+        warmup = self.steps_per_epoch
+        if step < warmup:
+            return step / warmup
+        return max(0.0, (self.steps - step) / max(1, self.steps - warmup))
+
+    def _chunks(self, draws: Sequence[Draw]) -> Iterator[list[Draw]]:
+        """Whole micro-batches that fit one packed pass together (one that does not fit goes alone)."""
+        by_micro: dict[int, list[Draw]] = defaultdict(list)
+        for draw in draws:
+            by_micro[draw.micro_batch].append(draw)
+        chunk: list[Draw] = []
+        size = 0
+        for number in sorted(by_micro):
+            tokens = sum(self._sample(d).tokens for d in by_micro[number])
+            if chunk and size + tokens > packing.PACK_TOKENS:
+                yield chunk
+                chunk, size = [], 0
+            chunk, size = chunk + by_micro[number], size + tokens
+        if chunk:
+            yield chunk
+
+    def _sample(self, draw: Draw) -> Sample:
+        return self.samples[draw.side][draw.index]
+
+    def _forward(self, draws: Sequence[Draw]) -> list[RowOutput]:
+        """What policy and reference say of the drawn rows, in one packed pass with their other answers."""
+        asked = [(d.side, self._sample(d)) for d in draws]
+        asked += [(side, s.alternative) for side, s in asked if s.alternative is not None]
+        rows = [s.row for _, s in asked]
+        positions = [self.needs[side].positions(s.row) for side, s in asked]
+        modules = tuple(dict.fromkeys(h for side in SIDES for h in self.needs[side].hidden))
+        with packing.captured(self.model, modules, rows, positions) as hidden:
+            logits = packing.logits_at(self.model, rows, positions)
+        outputs = []
+        for number, ((side, sample), mine) in enumerate(zip(asked, logits, strict=True)):
+            reference = None
+            if sample.reference_states is not None:
+                with torch.no_grad():
+                    reference = packing.head_logits(self.model, sample.reference_states)
+            outputs.append(
+                RowOutput(
+                    nll=_label_nll(sample.row, mine),
+                    logits=mine,
+                    reference_nll=sample.reference_nll,
+                    reference_logits=reference,
+                    micro_batch=draws[number].micro_batch if number < len(draws) else 0,
+                    side=side,
+                    hidden={name: states[number] for name, states in hidden.items()},
+                    reference_hidden=sample.reference_hidden,
+                )
+            )
+        others = iter(outputs[len(draws) :])
+        for draw, output in zip(draws, outputs, strict=False):
+            if self._sample(draw).alternative is not None:
+                output.alternative = next(others)
+        return outputs[: len(draws)]
+
+    @torch.no_grad()
+    def _ask_reference(self) -> None:
+        self.wrapped.eval()
+        with self.wrapped.disable_adapter():
+            for side in SIDES:
+                needs = self.needs[side]
+                if not needs.reference:
+                    continue
+                samples = [x for s in self.samples[side] for x in (s, s.alternative) if x is not None]
+                for chunk in packing.batches([s.row for s in samples]):
+                    members = [samples[i] for i in chunk]
+                    rows = [s.row for s in members]
+                    positions = [needs.positions(r) for r in rows]
+                    modules = needs.hidden if "hidden" in needs.reference else ()
+                    with packing.captured(self.model, modules, rows, positions) as hidden:
+                        states = packing.hidden_at(self.model, rows, positions)
+                    for number, sample in enumerate(members):
+                        if "nll" in needs.reference:
+                            sample.reference_nll = _label_nll(
+                                sample.row, packing.head_logits(self.model, states[number])
+                            )
+                        if "logits" in needs.reference:
+                            sample.reference_states = states[number]
+                        sample.reference_hidden = {name: found[number] for name, found in hidden.items()}
+
+
+def _label_nll(row: Encoded, logits: Tensor) -> Tensor:
+    """[labels]: -log p of each label token; ``logits`` ends with the positions that predict them."""
+    labels = torch.tensor(row.labels, device=logits.device)
+    return cross_entropy(logits[-len(row.labels) :], labels, reduction="none")
+
+
+def _train_mode(wrapped: Any) -> None:
+    """LoRA's dropout on, the base's own off: the policy without its adapter stays the reference."""
+    wrapped.eval()
+    for name, module in wrapped.named_modules():
+        if "lora_dropout" in name:
+            module.train()
+        elif hasattr(module, "gradient_checkpointing"):
+            module.training = module.gradient_checkpointing  # of the module alone, not of what is in it
