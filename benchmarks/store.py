@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from expunge_jobs.store.s3 import S3Store
+from expunge_jobs.store.schemes.s3 import S3Store
 from s3server import BUCKET, CREDENTIALS, S3Server
 
 SIZE, ROUNDS = 256 << 20, 7

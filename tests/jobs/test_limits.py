@@ -20,7 +20,7 @@ from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.runtime import limits, shutdown
 from expunge_jobs.runtime.log_upload import LogParts
 from expunge_jobs.store import Store, StoreError, open_store
-from expunge_jobs.store.file import FileStore
+from expunge_jobs.store.schemes.file import FileStore
 from expunge_jobs.tasks.references import ArtifactRef
 from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
 from expunge_jobs.tasks.tasks import MemorizeTask

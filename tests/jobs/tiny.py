@@ -13,7 +13,7 @@ from expunge_jobs.data.rows import Row
 from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.runtime.context import StepContext
-from expunge_jobs.store.file import FileStore
+from expunge_jobs.store.schemes.file import FileStore
 from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, RowsRef, TaskData
 from expunge_jobs.tasks.settings import FinetuneSettings
 from expunge_jobs.tasks.tasks import Task

@@ -28,10 +28,10 @@ from expunge_jobs.store import (
     Unavailable,
     check_conditional_writes,
     open_store,
-    s3,
 )
-from expunge_jobs.store.s3 import S3Store
 from expunge_jobs.store.s3_address import parse_address
+from expunge_jobs.store.schemes import s3
+from expunge_jobs.store.schemes.s3 import S3Store
 from expunge_jobs.tasks.references import ArtifactRef
 from faults import Answer, FaultProxy, Request, Serve, answer, corrupt, cut, lose, silent, slow, truncate
 from s3server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server

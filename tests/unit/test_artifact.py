@@ -12,7 +12,7 @@ from expunge_jobs.artifacts.damage import find_damaged, give_up_damaged, mark_da
 from expunge_jobs.artifacts.manifests import Manifest, fetch, folder, manifest_path, read_manifest
 from expunge_jobs.core.errors import DamagedInput
 from expunge_jobs.store import NotFound, Store, StoreError
-from expunge_jobs.store.file import FileStore
+from expunge_jobs.store.schemes.file import FileStore
 from expunge_jobs.tasks.references import ArtifactRef
 from samples import task
 

@@ -51,6 +51,7 @@ DYNAMIC: dict[tuple[str, str], str] = {
     ),
     ("expunge_jobs.plugins", "expunge_jobs.{}"): "objectives merge_methods metrics",
     ("expunge_jobs.plugins", "expunge_jobs.{}.{}"): "objectives merge_methods metrics",
+    ("expunge_jobs.store.opening", "expunge_jobs.store.schemes.{}"): "store.schemes.file store.schemes.s3",
     ("expunge_jobs.inputs.builtin", "expunge_jobs.inputs.builtin.{}"): "inputs.builtin.people",
     ("expunge_controller.execution.backends", "expunge_controller.execution"): "execution",
     ("expunge_controller.execution.backends", "expunge_controller.execution.{}.backend"): (

@@ -28,7 +28,7 @@ from expunge_jobs.inputs import builtin, pinning
 from expunge_jobs.modeling import encoding
 from expunge_jobs.results import scores, summary
 from expunge_jobs.runtime import context
-from expunge_jobs.store import file
+from expunge_jobs.store.schemes import file
 from expunge_jobs.tasks import tasks
 for family in plugins.FAMILIES:
     for name in plugins.names(family):

@@ -14,7 +14,7 @@ from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.plan import Step
 from expunge_controller.planning.resolve import Resolved, resolve
 from expunge_jobs.store import Unavailable
-from expunge_jobs.store.file import FileStore
+from expunge_jobs.store.schemes.file import FileStore
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 

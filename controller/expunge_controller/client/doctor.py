@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expunge_jobs.core.errors import StepError
-from expunge_jobs.store import check_conditional_writes
-from expunge_jobs.store.s3 import S3Store
+from expunge_jobs.store import check_conditional_writes, is_shared, open_store
 
 from expunge_controller.execution.kubernetes import diagnosis
 from expunge_controller.execution.kubernetes.job_informer import jobs_path, pods_path
@@ -100,17 +99,15 @@ def _operator(cluster: Cluster, site: PodConfig) -> Check:
 
 
 def _store(site: PodConfig) -> Check:
-    if not site.store.startswith("s3://"):
+    if not is_shared(site.store):
         return Check("FAIL", "store", "pods need one in a bucket: --store s3://bucket/prefix, or EXPUNGE_STORE")
     try:
-        store = S3Store(site.store)
+        store = open_store(site.store)
         store.check()
         check_conditional_writes(store)
     except StepError as error:
         return Check("FAIL", "store", str(error))
-    return Check(
-        "ok", "store", f"{store.name}: readable, writable, conditional writes hold; checksums={store.checksums}"
-    )
+    return Check("ok", "store", f"{store.name}: readable, writable, conditional writes hold{store.details()}")
 
 
 def _secret(cluster: Cluster, site: PodConfig) -> Check:

@@ -96,7 +96,7 @@ class Generations:
         )
         runner = Runner(store, executor, resolved, events, cancelled=lambda: False)
         active = ActiveExperiment(
-            meta["uid"], meta["generation"], meta["retry"], resolved, executor, runner, events, own.image
+            meta["uid"], meta["generation"], meta["retry"], resolved, executor, runner, events, image
         )
         if digest and recorded is None:
             said = "this generation's record has changed, or would give other steps by now"

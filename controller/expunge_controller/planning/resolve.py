@@ -19,7 +19,7 @@ from expunge_jobs.core.hashing import canonical
 from expunge_jobs.data import rows, selection
 from expunge_jobs.inputs import addresses, model_folder, pinning
 from expunge_jobs.inputs.hub import Hub, own_hub
-from expunge_jobs.store import NotFound, Store, TooLarge
+from expunge_jobs.store import NotFound, Store, TooLarge, is_shared
 from expunge_jobs.tasks.references import Input, TaskData
 from expunge_jobs.tasks.tasks import EvaluateTask
 
@@ -187,7 +187,7 @@ class _Resolver:
         try:
             if addresses.scheme(uri) == "hf":
                 self.pins[uri] = f"commit:{self.hub.commit(uri)}"
-            elif addresses.scheme(uri) == "s3":
+            elif is_shared(uri):
                 self.pins[uri] = pinning.stored_digest(uri)
             else:
                 folder = Path(uri.removeprefix("file://"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from expunge_jobs.core.errors import BadTask, suggestion
+from expunge_jobs.store import store_schemes
 
-SCHEMES = ("hf", "file", "s3", "builtin")
+SCHEMES = ("hf", *store_schemes(), "builtin")
 
 
 STORED = "inputs"

@@ -14,7 +14,7 @@ from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import builtin, hub
 from expunge_jobs.inputs.addresses import STORED, scheme
 from expunge_jobs.inputs.model_folder import MODEL_SUFFIXES, folder_digest
-from expunge_jobs.store import AWAY, NotFound, Store
+from expunge_jobs.store import AWAY, NotFound, Store, is_shared, open_store, shared_schemes, split
 from expunge_jobs.tasks.references import Input
 
 
@@ -31,8 +31,9 @@ def read(uri: str, largest: int | None = None, should_stop: Callable[[], bool] |
     if kind == "builtin":
         return builtin.read(uri)
     if kind == "hf":
-        raise BadTask(f"{uri}: data files are read from file://, s3:// or builtin://; hf:// is for models")
-    if kind == "s3":
+        shared = ", ".join(f"{s}://" for s in shared_schemes())
+        raise BadTask(f"{uri}: data files are read from file://, {shared} or builtin://; hf:// is for models")
+    if is_shared(uri):
         store, name = _apart(uri, should_stop, largest)
         try:
             return _whole(uri, store.get(name)[0])
@@ -57,20 +58,11 @@ def _whole(name: str, content: bytes) -> bytes:
 
 
 def _apart(uri: str, should_stop: Callable[[], bool] | None = None, largest: int | None = None) -> tuple[Store, str]:
-    """The store of the folder that an ``s3://`` input lies in, and the input's name there."""
-    from dataclasses import replace
-
-    from expunge_jobs.store.s3 import S3Store
-    from expunge_jobs.store.s3_address import parse_address
-
-    address = parse_address(uri)
-    parent, _, name = address.prefix.rpartition("/")
-    if not name:
-        raise BadTask(f"{uri}: names no object; allowed: s3://bucket/path?option=value")
-    folder = str(replace(address, prefix=parent))
+    """The store of the folder that an input in a shared store lies in, and the input's name there."""
+    folder, name = split(uri)
     if should_stop is None:
-        return S3Store(folder, patient=False, largest=largest), name
-    return S3Store(folder, away=AWAY, largest=largest, should_stop=should_stop), name
+        return open_store(folder, largest=largest, patient=False), name
+    return open_store(folder, away=AWAY, largest=largest, should_stop=should_stop), name
 
 
 def stored_digest(uri: str) -> str:
@@ -112,7 +104,7 @@ def local_folder(
     if scheme(ref.uri) == "hf":
         return hub.snapshot(hub.parse_address(ref.uri)[0], hub.commit_of(ref.digest), MODEL_SUFFIXES)
     folder = Path(ref.uri.removeprefix("file://"))
-    if scheme(ref.uri) == "s3":
+    if is_shared(ref.uri):
         digest = ref.digest.removeprefix("sha256:")
         if not re.fullmatch("[0-9a-f]{64}", digest):  # a folder's name from here on
             raise BadTask(f"'{ref.digest}' is no digest; allowed: sha256: and 64 hex digits")

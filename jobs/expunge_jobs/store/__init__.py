@@ -1,6 +1,6 @@
 """Where artifacts lie: a directory or an S3 bucket behind one protocol."""
 
-from expunge_jobs.store.opening import AWAY, SCHEMES, open_store
+from expunge_jobs.store.opening import AWAY, is_shared, open_store, shared_schemes, split, store_schemes
 from expunge_jobs.store.protocol import (
     MEDIUM,
     PROBE,
@@ -23,7 +23,6 @@ __all__ = [
     "AWAY",
     "MEDIUM",
     "PROBE",
-    "SCHEMES",
     "SMALL",
     "Conflict",
     "Entry",
@@ -34,8 +33,12 @@ __all__ = [
     "Unavailable",
     "check_conditional_writes",
     "checked_path",
+    "is_shared",
     "open_store",
     "sha256_of",
+    "shared_schemes",
     "smaller",
+    "split",
+    "store_schemes",
     "too_large",
 ]

@@ -2,41 +2,80 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache
+from types import ModuleType
 
 from expunge_jobs.core.errors import BadTask, suggestion
+from expunge_jobs.store import schemes
 from expunge_jobs.store.protocol import Store
-
-SCHEMES = ("file", "s3")
-
+from expunge_jobs.store.schemes import Opening
 
 AWAY = 60.0
 """Seconds after the SDK's last try, for which a step goes on asking a server that is away. A controller waits by itself."""
 
 
+@cache
+def store_schemes() -> tuple[str, ...]:
+    """Schemes of stores. Imports none of them."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(schemes.__path__)))
+
+
 def open_store(
-    uri: str, away: float = 0.0, largest: int | None = None, should_stop: Callable[[], bool] = lambda: False
+    uri: str,
+    away: float = 0.0,
+    largest: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    patient: bool = True,
 ) -> Store:
     """The store at ``s3://bucket/prefix?option=value``, ``file:///path`` or a plain path. Looks at nothing yet.
-    ``away``: so many seconds more a server that gives no answer is asked again. ``largest``: bytes that ``get`` reads.
-    ``should_stop``: whether to give that up.
+
+    ``away``, ``largest``, ``should_stop`` and ``patient`` are as in ``Opening``.
 
     Raises:
         BadTask: an address that no store here understands.
     """
-    scheme, separator, rest = uri.partition("://")
+    opening = Opening(away=away, largest=largest, should_stop=should_stop, patient=patient)
+    opened: Store = _module(uri).open_at(uri, opening)
+    return opened
+
+
+def is_shared(uri: str) -> bool:
+    """Whether other machines reach the store or object at this address; not if no store here understands it."""
+    try:
+        return bool(_module(uri).SHARED)
+    except BadTask:
+        return False
+
+
+def split(uri: str) -> tuple[str, str]:
+    """The address of the folder that an object of a shared store lies in, and the object's name there.
+
+    Raises:
+        BadTask: the address names no object.
+    """
+    found: tuple[str, str] = _module(uri).split(uri)
+    return found
+
+
+def shared_schemes() -> list[str]:
+    """Schemes of stores that other machines reach."""
+    return [s for s in store_schemes() if _load(s).SHARED]
+
+
+def _module(uri: str) -> ModuleType:
+    scheme, separator, _ = uri.partition("://")
     if not separator:
-        scheme, rest = "file", uri
-    if scheme == "file" and rest:
-        from expunge_jobs.store.file import FileStore
+        scheme = "file"
+    known = list(store_schemes())
+    if scheme not in known:
+        allowed = ", ".join(f"{s}://" for s in known)
+        hint = suggestion(scheme, known)
+        raise BadTask(f"store '{uri}': unknown scheme '{scheme}://'; allowed: {allowed} or a path{hint}")
+    return _load(scheme)
 
-        return FileStore(Path(rest), largest)
-    if scheme == "s3":
-        from expunge_jobs.store.s3 import S3Store
 
-        return S3Store(uri, away=away, largest=largest, should_stop=should_stop)
-    known = [f"{s}://" for s in SCHEMES]
-    raise BadTask(
-        f"store '{uri}': unknown scheme '{scheme}://'; allowed: {', '.join(known)} or a path{suggestion(scheme, list(SCHEMES))}"
-    )
+def _load(scheme: str) -> ModuleType:
+    return importlib.import_module(f"expunge_jobs.store.schemes.{scheme}")

@@ -94,6 +94,10 @@ class Store(Protocol):
         """Where the object is (or would be) in this machine's file system, if it is there at all."""
         ...
 
+    def details(self) -> str:
+        """What else is to be known of how it is reached, as ``; name=value``; or nothing."""
+        ...
+
     def check(self) -> None:
         """Ask once, without patience, whether the store can be used. Raises StoreError, in words."""
         ...

@@ -40,11 +40,11 @@ class Address:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def __str__(self) -> str:
-        options = {k: v for k in _OPTIONS if (v := getattr(self, k)) is not None}
+        options = {k: v for k in OPTIONS if (v := getattr(self, k)) is not None}
         return self.name + (f"?{urlencode(options)}" if options else "")
 
 
-_OPTIONS = tuple(k for k in Address.__dataclass_fields__ if k not in ("bucket", "prefix"))
+OPTIONS = tuple(k for k in Address.__dataclass_fields__ if k not in ("bucket", "prefix"))
 
 
 def parse_address(uri: str) -> Address:
@@ -64,10 +64,10 @@ def parse_address(uri: str) -> Address:
     prefix = place[len(bucket) :]
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in _OPTIONS:
-            allowed = ", ".join(_OPTIONS)
+        if name not in OPTIONS:
+            allowed = ", ".join(OPTIONS)
             raise BadTask(
-                f"store '{uri}': unknown option '{name}'; allowed: {allowed}{suggestion(name, list(_OPTIONS))}"
+                f"store '{uri}': unknown option '{name}'; allowed: {allowed}{suggestion(name, list(OPTIONS))}"
             )
         values = ALLOWED.get(name)
         if not value or (values and value not in values):

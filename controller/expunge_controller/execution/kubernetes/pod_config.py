@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from expunge_jobs.store import open_store
+from expunge_jobs.store import is_shared, open_store
 
 from expunge_controller.errors import ExperimentError
 
@@ -60,7 +60,7 @@ def check_reachable(site: PodConfig, inputs: Iterable[str]) -> None:
     problems = []
     if not site.image:
         problems.append("no image for the pods: give --image, or set EXPUNGE_IMAGE")
-    if not site.store.startswith("s3://"):
+    if not is_shared(site.store):
         found = f"the store '{site.store}' is of this machine" if site.store else "no store"
         problems.append(f"{found}, which pods cannot reach: give --store s3://bucket/prefix, or set EXPUNGE_STORE")
     for uri in inputs:

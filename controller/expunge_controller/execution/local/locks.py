@@ -9,15 +9,18 @@ import shutil
 from pathlib import Path
 
 from expunge_jobs.store import Store, StoreError
-from expunge_jobs.store.file import FileStore
+
+LOCKS = "locks"
+"""The folder of the locks, beside the artifacts where the store is a directory of this machine."""
 
 
 class Locks:
     """One lock a step, held by the process that runs it: two runners on one machine never run a step side by side."""
 
     def __init__(self, store: Store) -> None:
-        if isinstance(store, FileStore):
-            self.state = store.root
+        own = store.local_path(LOCKS)
+        if own is not None:
+            self.state = own.parent
         else:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             self.state = cache / "expunge" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
@@ -28,7 +31,7 @@ class Locks:
 
     def take(self, key: str) -> int | None:
         """A descriptor that holds the step's lock as long as any process has it open; None if it is held."""
-        folder = self.state / "locks"
+        folder = self.state / LOCKS
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(folder / key[:16], os.O_RDWR | os.O_CREAT, 0o600)
@@ -52,7 +55,7 @@ class Locks:
     def held(self, key: str) -> bool:
         """Whether some process runs this step now. Changes nothing, not even by making a file."""
         try:
-            descriptor = os.open(self.state / "locks" / key[:16], os.O_RDWR)
+            descriptor = os.open(self.state / LOCKS / key[:16], os.O_RDWR)
         except OSError:
             return False
         try:

@@ -26,6 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -44,6 +45,7 @@ from expunge_jobs.store.protocol import (
     too_large,
 )
 from expunge_jobs.store.s3_address import ALLOWED, parse_address
+from expunge_jobs.store.schemes import Opening
 
 T = TypeVar("T")
 THREADS = 8
@@ -57,6 +59,33 @@ _ENTRY = 300
 """Bytes that an entry of a list takes, beside four for each character of its key."""
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".c2s.ic.gov", ".sc2s.sgov.gov", ".api.aws")
 """Ends of AWS's host names, by partition."""
+
+
+SHARED = True
+
+
+def open_at(address: str, opening: Opening) -> S3Store:
+    """The store below a bucket's prefix."""
+    return S3Store(
+        address,
+        patient=opening.patient,
+        away=opening.away,
+        largest=opening.largest,
+        should_stop=opening.should_stop,
+    )
+
+
+def split(address: str) -> tuple[str, str]:
+    """The address of an object's folder, and its name there.
+
+    Raises:
+        BadTask: no object, or an address that is wrong by itself.
+    """
+    found = parse_address(address)
+    parent, _, name = found.prefix.rpartition("/")
+    if not name:
+        raise BadTask(f"{address}: names no object; allowed: s3://bucket/path?option=value")
+    return str(replace(found, prefix=parent)), name
 
 
 class S3Store:
@@ -78,6 +107,10 @@ class S3Store:
         self._made: dict[int, Any] = {}
         self._session: Any = None
         self._making = threading.Lock()
+
+    def details(self) -> str:
+        """When requests carry the SDK's own checksums."""
+        return f"; checksums={self.checksums}"
 
     @property
     def checksums(self) -> str:

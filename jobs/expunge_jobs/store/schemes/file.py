@@ -12,9 +12,19 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from expunge_jobs.core.errors import BadTask
 from expunge_jobs.store.protocol import Conflict, Entry, NotFound, StoreError, checked_path, smaller, too_large
+from expunge_jobs.store.schemes import Opening
 
+SHARED = False
 _TEMPORARY = ".tmp-"
+
+
+def open_at(address: str, opening: Opening) -> FileStore:
+    """The store in a directory: ``file:///path`` or a path. Raises BadTask where it names none."""
+    if not address.removeprefix("file://"):
+        raise BadTask(f"store '{address}' names no directory; allowed: file:///path, or a path")
+    return FileStore(Path(address.removeprefix("file://")), opening.largest)
 
 
 class FileStore:
@@ -93,6 +103,9 @@ class FileStore:
 
     def local_path(self, path: str) -> Path | None:
         return self._place(path)
+
+    def details(self) -> str:
+        return ""
 
     def check(self) -> None:
         pass  # a directory answers at once whatever is asked
