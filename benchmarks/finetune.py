@@ -104,10 +104,18 @@ class Lab:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.for_model(
-            "olmo", vocab_size=vocabulary, hidden_size=shape.hidden_size, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.heads, intermediate_size=shape.intermediate_size,
-            tie_word_embeddings=False, bos_token_id=None, eos_token_id=end, pad_token_id=end,
-        )  # fmt: skip
+            "olmo",
+            vocab_size=vocabulary,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            intermediate_size=shape.intermediate_size,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
         torch.manual_seed(0)
         with torch.device(distributed.device()):
             made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

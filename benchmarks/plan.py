@@ -21,8 +21,10 @@ def plan(store: str, *sets: str) -> tuple[float, int]:
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "expunge_controller", "plan", str(QUICKSTART), "--store", store, "-o", "json", *words],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return time.perf_counter() - start, len(json.loads(done.stdout)["steps"])
 
 

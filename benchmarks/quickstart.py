@@ -33,8 +33,10 @@ def rivals() -> str:
     low, high = sorted(float(s["learning_rate"]) for s in specialists.values())
     over = specialists["over"]
     between = {**over["objective"], "npo": {**over["objective"]["npo"], "beta": 1.0}}
-    models = {f"single-{rate * 1e5:.0f}e-5": {**over, "learning_rate": rate}
-              for rate in (6.5e-4, *(low + (high - low) * share for share in (0.25, 0.5, 0.75)))}  # fmt: skip
+    models = {
+        f"single-{rate * 1e5:.0f}e-5": {**over, "learning_rate": rate}
+        for rate in (6.5e-4, *(low + (high - low) * share for share in (0.25, 0.5, 0.75)))
+    }
     models["single-beta-1"] = {**over, "objective": between, "learning_rate": 8e-4}
     return "baselines=" + json.dumps(models)
 

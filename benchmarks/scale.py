@@ -200,10 +200,13 @@ def bare(place: Place, crowd: Crowd) -> None:
 def rate(plane: ControlPlane, resource: str, namespace: str, count: int) -> float:
     """How many were created a second, of the last ``count``, by the API server's own log."""
     times = sorted(
-        datetime.fromisoformat(e["requestReceivedTimestamp"]).timestamp() for e in calls(plane)
-        if e["verb"] == "create" and e["responseStatus"]["code"] == 201 and "subresource" not in e["objectRef"]
+        datetime.fromisoformat(e["requestReceivedTimestamp"]).timestamp()
+        for e in calls(plane)
+        if e["verb"] == "create"
+        and e["responseStatus"]["code"] == 201
+        and "subresource" not in e["objectRef"]
         and (e["objectRef"]["resource"], e["objectRef"].get("namespace")) == (resource, namespace)
-    )[-count:]  # fmt: skip
+    )[-count:]
     return (count - 1) / (times[-1] - times[0])
 
 

@@ -62,7 +62,7 @@ def bare(site: Site, api: client.BatchV1Api, observer: Observer) -> list[float]:
         job = {
             "metadata": {"name": f"bare-{number}"},
             "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}},
-        }  # fmt: skip
+        }
         start = time.monotonic()
         api.create_namespaced_job(site.namespace, job)
         until(lambda n=number: f"bare-{n}" in observer.made)  # type: ignore[misc]

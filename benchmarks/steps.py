@@ -23,9 +23,12 @@ from expunge_controller.planning.resolve import resolve
 
 TINY = [
     "memorize.architecture={hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64, vocab_size: 300}",
-    "memorize.epochs=3", "data.documents=3", "evaluate.max_new_tokens=8", "specialists.over.epochs=2",
+    "memorize.epochs=3",
+    "data.documents=3",
+    "evaluate.max_new_tokens=8",
+    "specialists.over.epochs=2",
     "specialists.under.epochs=2",
-]  # fmt: skip
+]
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 
 
@@ -38,8 +41,9 @@ def with_runner(store: Path) -> float:
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "expunge_controller", "run", str(QUICKSTART), "--store", str(store), *words],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+    )
     return time.perf_counter() - start
 
 
@@ -56,8 +60,10 @@ def by_hand(store: Path, plan: Plan) -> float:
 def begin(step: Step, store: Path) -> subprocess.Popen[bytes]:
     threads = str(os.cpu_count() if step.kind == "memorize" else 1)
     environment = os.environ | {
-        "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": str(store), "EXPUNGE_THREADS": threads,
-    }  # fmt: skip
+        "EXPUNGE_TASK": step.task.to_json(),
+        "EXPUNGE_STORE": str(store),
+        "EXPUNGE_THREADS": threads,
+    }
     return subprocess.Popen([sys.executable, "-m", "expunge_jobs"], env=environment, stdout=subprocess.DEVNULL)
 
 

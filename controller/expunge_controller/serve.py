@@ -34,20 +34,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cluster = connect(given.context)
         site = PodConfig(
-            namespace="", image=given.image, controller_image=given.controller_image, store=given.store,
-            secret=given.secret, hub_secret=given.hub_secret, hub_endpoint=os.environ.get("HF_ENDPOINT"),
-            service_account=given.service_account, proxies=tuple(given.pod_proxy or ()), ca_bundle=given.pod_ca_bundle,
-            gpu=given.gpu, pull_policy=given.pull_policy,
-        )  # fmt: skip
+            namespace="",
+            image=given.image,
+            controller_image=given.controller_image,
+            store=given.store,
+            secret=given.secret,
+            hub_secret=given.hub_secret,
+            hub_endpoint=os.environ.get("HF_ENDPOINT"),
+            service_account=given.service_account,
+            proxies=tuple(given.pod_proxy or ()),
+            ca_bundle=given.pod_ca_bundle,
+            gpu=given.gpu,
+            pull_policy=given.pull_policy,
+        )
         check_reachable(site, [])
         settings = Settings(
-            namespaces=tuple(given.namespace or [cluster.namespace]), store=given.store, site=site,
-            inputs=tuple(given.allow_input or Settings.inputs), max_jobs=given.max_jobs, workers=given.workers,
+            namespaces=tuple(given.namespace or [cluster.namespace]),
+            store=given.store,
+            site=site,
+            inputs=tuple(given.allow_input or Settings.inputs),
+            max_jobs=given.max_jobs,
+            workers=given.workers,
             limits=Limits(
                 trials=given.max_trials, input_bytes=bytes_of(given.max_input), object_bytes=bytes_of(given.max_object)
             ),
             state=Path(given.state) if given.state else None,
-        )  # fmt: skip
+        )
         operator = Operator(cluster, settings, log)
         operator.start()
     except (ExperimentError, StepError, ApiError) as error:

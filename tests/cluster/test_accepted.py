@@ -26,10 +26,25 @@ EVERYTHING = (
 def render(namespace: str, *words: str) -> list[dict[str, Any]]:
     """What the shipped command prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "expunge_controller", "render", str(QUICKSTART), "--store", "s3://bucket/expunge",
-         "--image", "registry.test/expunge-jobs:1", "--namespace", namespace, "--secret", "credentials", *words],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "expunge_controller",
+            "render",
+            str(QUICKSTART),
+            "--store",
+            "s3://bucket/expunge",
+            "--image",
+            "registry.test/expunge-jobs:1",
+            "--namespace",
+            namespace,
+            "--secret",
+            "credentials",
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -54,9 +69,11 @@ def test_their_pods_are_restricted(plane: ControlPlane, namespace: str, words: t
     for job in render(namespace, *words):
         template = job["spec"]["template"]
         pod = {
-            "apiVersion": "v1", "kind": "Pod", "spec": template["spec"],
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "spec": template["spec"],
             "metadata": {**template["metadata"], "name": "template", "namespace": namespace},
-        }  # fmt: skip
+        }
         plane.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", give=json.dumps(pod))
     template["spec"]["containers"][0]["securityContext"]["capabilities"] = {}
     with pytest.raises(AssertionError, match="violates PodSecurity"):

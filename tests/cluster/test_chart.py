@@ -24,10 +24,18 @@ from testsite import Site, until
 from tools import binary
 
 EVERYTHING = (
-    "store.existingSecret=s3", "hub.existingSecret=hub", "watchNamespaces={team-a,team-b}", "networkPolicy.enabled=true",
-    "serviceMonitor.enabled=true", "proxy.https=http://proxy:3128", "caBundleConfigMap=ca", "imagePullSecrets[0].name=pull",
-    "operator.nodeSelector.pool=system", "operator.podAnnotations.a=b", "jobs.serviceAccount.annotations.role=r",
-)  # fmt: skip
+    "store.existingSecret=s3",
+    "hub.existingSecret=hub",
+    "watchNamespaces={team-a,team-b}",
+    "networkPolicy.enabled=true",
+    "serviceMonitor.enabled=true",
+    "proxy.https=http://proxy:3128",
+    "caBundleConfigMap=ca",
+    "imagePullSecrets[0].name=pull",
+    "operator.nodeSelector.pool=system",
+    "operator.podAnnotations.a=b",
+    "jobs.serviceAccount.annotations.role=r",
+)
 
 
 def test_helm_finds_nothing_to_say() -> None:
@@ -82,9 +90,12 @@ def test_each_watched_namespace_gets_what_steps_need_there() -> None:
 def test_images_by_digest_and_credentials_by_reference() -> None:
     digest = "sha256:" + "a" * 64
     objects = rendered(
-        "expunge", "store.existingSecret=s3", "jobs.image.registry=reg.test", f"jobs.image.digest={digest}",
+        "expunge",
+        "store.existingSecret=s3",
+        "jobs.image.registry=reg.test",
+        f"jobs.image.digest={digest}",
         "operator.image.tag=v9",
-    )  # fmt: skip
+    )
     (deployment,) = of_kind(objects, "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "expunge-controller:v9"
@@ -145,9 +156,17 @@ def team(plane: ControlPlane, namespace: str) -> Iterator[str]:
 
 def install(plane: ControlPlane, namespace: str, *more: str, name: str = "expunge", chart: Path = CHART) -> None:
     done = helm(
-        "upgrade", "--install", name, str(chart), "--namespace", namespace, "--set", "store.uri=s3://bucket", *more,
+        "upgrade",
+        "--install",
+        name,
+        str(chart),
+        "--namespace",
+        namespace,
+        "--set",
+        "store.uri=s3://bucket",
+        *more,
         plane=plane,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -225,9 +244,11 @@ def test_upgraded_under_an_experiment_at_work(plane: ControlPlane, team: str, si
 def test_the_operators_pod_is_restricted(plane: ControlPlane, namespace: str) -> None:
     (deployment,) = of_kind(rendered(namespace), "Deployment")
     pod = {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator", "namespace": namespace},
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "operator", "namespace": namespace},
         "spec": deployment["spec"]["template"]["spec"] | {"serviceAccountName": "default"},
-    }  # fmt: skip
+    }
     plane.kubectl("apply", "--dry-run=server", "-f", "-", give=yaml.safe_dump(pod))
 
 
@@ -240,8 +261,11 @@ def test_whoever_may_edit_may_ask_for_experiments_and_nothing_more(plane: Contro
     def kubectl(*words: str, give: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(binary("kubectl")), "--kubeconfig", str(ada), "-n", site.namespace, *words],
-            input=give, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            input=give,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     wanted: Object = experiment(site)
     for _ in range(50):  # the roles are joined by a controller of the cluster
@@ -260,8 +284,9 @@ def test_whoever_may_edit_may_ask_for_experiments_and_nothing_more(plane: Contro
         assert kubectl("auth", "can-i", verb, what).stdout.strip() == "yes"
     rules = [r for o in of_kind(rendered("team"), "ClusterRole") for r in o["rules"]]
     assert {(g, r) for rule in rules for g in rule["apiGroups"] for r in rule["resources"]} == {
-        ("expunge.dev", "experiments"), ("expunge.dev", "experiments/status"),
-    }  # fmt: skip
+        ("expunge.dev", "experiments"),
+        ("expunge.dev", "experiments/status"),
+    }
     assert kubectl("delete", "experiment", "tiny").returncode == 0
 
 
@@ -274,22 +299,27 @@ def test_the_api_server_refuses_what_the_command_refuses(plane: ControlPlane, si
     wrongs: dict[str, tuple[Object, str]] = {
         "unknown field": ({"modle": "x"}, "modle"),
         "unknown preset": ({"specialists": good["spec"]["specialists"] | {"over": over | {"preset": "ovr"}}}, "preset"),
-        "a rate of 0": ({"specialists": good["spec"]["specialists"] | {"over": over | {"learning_rate": 0}}}, "learning_rate"),
+        "a rate of 0": (
+            {"specialists": good["spec"]["specialists"] | {"over": over | {"learning_rate": 0}}},
+            "learning_rate",
+        ),
         "one specialist": ({"specialists": {"over": over}}, "a merge needs two or more specialists"),
         "a reserved name": ({"specialists": good["spec"]["specialists"] | {"base": over}}, "choose another name"),
         "two ranks": (
-            {"specialists": good["spec"]["specialists"] | {"over": over | {"rank": 5}}}, "different rank cannot be merged",
+            {"specialists": good["spec"]["specialists"] | {"over": over | {"rank": 5}}},
+            "different rank cannot be merged",
         ),
         "no model": ({"memorize": None}, "neither model nor memorize"),
         "two starts": ({"model": "hf://org/name"}, "give one of the two"),
         "weights of nobody": ({"merge": {"method": "ties", "weights": {"ovre": 1.0}}}, "names no specialist"),
         "both": ({"baselines": {"over": over}}, "each model has a name of its own"),
         "a volume of both kinds": (
-            {"kubernetes": {"volumes": [{"mount": "/mnt/x", "claim": "c", "size": "1Gi"}]}}, "a claim, or has a size",
+            {"kubernetes": {"volumes": [{"mount": "/mnt/x", "claim": "c", "size": "1Gi"}]}},
+            "a claim, or has a size",
         ),
         "a mount over the code": ({"kubernetes": {"volumes": [{"mount": "/opt", "claim": "c"}]}}, "mount"),
         "a quantity": ({"resources": {"merge": {"memory": "16GB"}}}, "memory"),
-    }  # fmt: skip
+    }
     for name, (change, said) in wrongs.items():
         spec = {k: v for k, v in {**good["spec"], **change}.items() if v is not None}
         refusal = _refusal(plane, good | {"spec": spec})
@@ -302,8 +332,11 @@ def test_the_api_server_refuses_what_the_command_refuses(plane: ControlPlane, si
 def _refusal(plane: ControlPlane, resource: Object) -> str:
     done = subprocess.run(
         [str(binary("kubectl")), "--kubeconfig", str(plane.kubeconfig), "create", "--dry-run=server", "-f", "-"],
-        input=yaml.safe_dump(resource), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        input=yaml.safe_dump(resource),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     return "" if done.returncode == 0 else done.stderr
 
 

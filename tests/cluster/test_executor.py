@@ -48,8 +48,15 @@ def make(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         spec = load_experiment(site.file, [THREADS]).experiment.spec
         resources = spec.resources.model_copy(update={"memorize": Resources(cpu=1, memory=memory)})
         executor = KubernetesExecutor(
-            open_store(site.store), watch, where, resources, spec.kubernetes, "run-1", parallel, start_timeout=start_timeout,
-        )  # fmt: skip
+            open_store(site.store),
+            watch,
+            where,
+            resources,
+            spec.kubernetes,
+            "run-1",
+            parallel,
+            start_timeout=start_timeout,
+        )
         made.append(executor)
         return executor
 

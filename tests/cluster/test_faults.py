@@ -97,9 +97,15 @@ def test_jobs_that_are_tidied_away_at_once(site: Site, finished_slower: Path) ->
     for step in ("memorize", "finetune over"):
         site.training(step)
         site.plane.kubectl(
-            "patch", "job", site.job(step)["metadata"]["name"], "-n", site.namespace, "--type=merge",
-            "-p", '{"spec": {"ttlSecondsAfterFinished": 1}}',
-        )  # fmt: skip
+            "patch",
+            "job",
+            site.job(step)["metadata"]["name"],
+            "-n",
+            site.namespace,
+            "--type=merge",
+            "-p",
+            '{"spec": {"ttlSecondsAfterFinished": 1}}',
+        )
     run.join()
     assert run.exitcode == 0, site.said.read_text()
     assert weights(site.objects) == weights(finished_slower)

@@ -115,8 +115,10 @@ def test_what_ended_the_operator_twice_is_held(
     found = wait_until(site, "Held", "hole", 60)
     assert "the operator ended 2 times in a row while it began this experiment" in condition(site, "hole")
     assert {c["type"]: c["status"] for c in found["conditions"]} == {
-        "Complete": "False", "Failed": "True", "Progressing": "False",
-    }  # fmt: skip
+        "Complete": "False",
+        "Failed": "True",
+        "Progressing": "False",
+    }
     assert "Held" in dict(events(site, "hole"))
     apply(site, experiment(site, "good", suspend=True))
     wait_until(site, "Suspended", "good", 60)

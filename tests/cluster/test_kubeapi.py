@@ -172,9 +172,13 @@ def test_a_mirror_sees_what_comes_and_goes(cluster: Cluster, watched: Watched) -
 
 def test_objects_are_found_by_their_group(plane: ControlPlane, cluster: Cluster) -> None:
     mirror = Informer(
-        cluster, configmaps(cluster), "of=test", lambda o: {"metadata": o["metadata"]}, lambda _: None,
+        cluster,
+        configmaps(cluster),
+        "of=test",
+        lambda o: {"metadata": o["metadata"]},
+        lambda _: None,
         lambda o: str(o["metadata"]["labels"]["group"]),
-    )  # fmt: skip
+    )
 
     def found() -> dict[str, list[str]]:
         return {g: [o["metadata"]["name"] for o in mirror.by_index(g)] for g in ("a", "b")}

@@ -47,9 +47,10 @@ def patch(site: Site, spec: dict[str, Any], name: str = "tiny") -> None:
 def unfinished(site: Site) -> list[str]:
     """Steps whose Jobs have not ended."""
     return [
-        j["metadata"]["annotations"]["expunge.dev/step"] for j in site.get("jobs")
+        j["metadata"]["annotations"]["expunge.dev/step"]
+        for j in site.get("jobs")
         if not any(c["type"] in ("Complete", "Failed") for c in j["status"].get("conditions", []))
-    ]  # fmt: skip
+    ]
 
 
 def test_applied_it_runs_to_its_end(site: Site, operator: Operating, finished: Path) -> None:
@@ -59,8 +60,10 @@ def test_applied_it_runs_to_its_end(site: Site, operator: Operating, finished: P
     assert (found["phase"], found["steps"], found["trials"]) == ("Complete", "11/11", "1/1")
     assert found["observedGeneration"] == 1
     assert {c["type"]: c["status"] for c in found["conditions"]} == {
-        "Complete": "True", "Failed": "False", "Progressing": "False",
-    }  # fmt: skip
+        "Complete": "True",
+        "Failed": "False",
+        "Progressing": "False",
+    }
     story = events(site)
     said = dict(story)
     assert {"Planned", "Started", "Finished", "Complete"} <= said.keys()
@@ -435,15 +438,20 @@ def test_its_status_is_not_written_at_every_change(site: Site, operator: Operati
     until(lambda: unfinished(site) == ["memorize"], 60)
     steps = {k: v for k, v in operator.metrics().items() if k.startswith("expunge_steps")}
     assert steps == {
-        'expunge_steps{state="done"}': 0, 'expunge_steps{state="running"}': 1, 'expunge_steps{state="failed"}': 0,
+        'expunge_steps{state="done"}': 0,
+        'expunge_steps{state="running"}': 1,
+        'expunge_steps{state="failed"}': 0,
         'expunge_steps{state="waiting"}': 10,
-    }  # fmt: skip
+    }
     wait_until(site, "Complete", seconds=180)
     writes = sorted(
-        datetime.fromisoformat(e["requestReceivedTimestamp"]).timestamp() for e in plane.audited()[0]
-        if e["verb"] == "patch" and e["objectRef"].get("subresource") == "status" and e["responseStatus"]["code"] == 200
+        datetime.fromisoformat(e["requestReceivedTimestamp"]).timestamp()
+        for e in plane.audited()[0]
+        if e["verb"] == "patch"
+        and e["objectRef"].get("subresource") == "status"
+        and e["responseStatus"]["code"] == 200
         and (e["objectRef"]["resource"], e["objectRef"].get("namespace")) == ("experiments", site.namespace)
-    )  # fmt: skip
+    )
     *counts, _ = writes  # the last is its end, which is said at once
     assert len(counts) >= 3
     assert all(later - earlier > 4.5 for earlier, later in itertools.pairwise(counts))
@@ -504,9 +512,18 @@ def test_evicted_more_often_than_a_job_may_fail(site: Site, operator: Operating,
 
 
 def test_a_huge_one_and_a_wrong_one_delay_no_other(site: Site, operator: Operating) -> None:
-    apply(site, experiment(site, "huge", suspend=True, sweep={
-        "seed": list(range(120)), "merge.density": [0.1, 0.3, 0.5, 0.7, 0.9],
-    }))  # fmt: skip
+    apply(
+        site,
+        experiment(
+            site,
+            "huge",
+            suspend=True,
+            sweep={
+                "seed": list(range(120)),
+                "merge.density": [0.1, 0.3, 0.5, 0.7, 0.9],
+            },
+        ),
+    )
     apply(site, experiment(site, "wrong", data={"forget": "hf://no", "retain": "x"}))
     apply(site, experiment(site))
     wait_until(site, "Complete", seconds=180)

@@ -87,8 +87,12 @@ def test_two_side_by_side_on_two_gpus_and_one_after_the_other_on_one(site: Site,
     assert site.command("run", "--set", "merge.density=0.7").returncode == 0
     times = {}
     for kind in ("over", "under"):
-        (pod,) = [p for p in site.get("pods") if p["metadata"]["labels"]["batch.kubernetes.io/job-name"]
-                  == site.job(f"finetune {kind}")["metadata"]["name"]]  # fmt: skip
+        (pod,) = [
+            p
+            for p in site.get("pods")
+            if p["metadata"]["labels"]["batch.kubernetes.io/job-name"]
+            == site.job(f"finetune {kind}")["metadata"]["name"]
+        ]
         ended = pod["status"]["containerStatuses"][0]["state"]["terminated"]
         times[kind] = (pod["metadata"]["creationTimestamp"], ended["finishedAt"])
     assert times["over"][0] < times["under"][1]
@@ -102,11 +106,12 @@ def test_two_side_by_side_on_two_gpus_and_one_after_the_other_on_one(site: Site,
         assert process.wait() == 0
         later = {j["metadata"]["name"] for j in site.get("jobs")} - earlier
         pods = [
-            (end["startedAt"], end["finishedAt"]) for p in site.get("pods")
+            (end["startedAt"], end["finishedAt"])
+            for p in site.get("pods")
             if "nvidia.com/gpu" in p["spec"]["containers"][0]["resources"]["limits"]
             and p["metadata"]["labels"]["batch.kubernetes.io/job-name"] in later
             for end in [p["status"]["containerStatuses"][0]["state"]["terminated"]]
-        ]  # fmt: skip
+        ]
         assert len(pods) >= 9
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(sorted(pods))), "one after the other"
     finally:

@@ -93,10 +93,16 @@ def test_a_hundred_at_once_and_the_bad_delay_none_of_them(
         data = like["spec"]["data"]
         for name, spec in (
             *((f"hole{n}", {"data": data | {"forget": f"{dead}/forget.jsonl"}}) for n in range(HOLES)),
-            ("huge", {"suspend": True, "sweep": {"seed": list(range(1000, 1120)), "merge.density": [0.1, 0.3, 0.5, 0.7, 0.9]}}),
+            (
+                "huge",
+                {
+                    "suspend": True,
+                    "sweep": {"seed": list(range(1000, 1120)), "merge.density": [0.1, 0.3, 0.5, 0.7, 0.9]},
+                },
+            ),
             ("nonsense", {"data": data | {"forget": "builtin://nobody/forget"}}),
             ("forbidden", {"data": data | {"forget": "s3://elsewhere/forget.jsonl"}}),
-        ):  # fmt: skip
+        ):
             cluster.request("POST", resources_path(cluster.namespace), resource(cluster, name, spec, like))
         crowd.apply()
         until(lambda: len(fleet.ended) > 100, 300)
@@ -187,8 +193,10 @@ class Pair:
             density = spec["merge"]["density"]
             change: dict[str, dict[str, Any]] = {
                 "edit": {"merge": {"method": "ties", "density": round(density + 0.01, 2)}, "cancel": False},
-                "cancel": {"cancel": True}, "suspend": {"suspend": True}, "resume": {"suspend": False, "cancel": False},
-            }  # fmt: skip
+                "cancel": {"cancel": True},
+                "suspend": {"suspend": True},
+                "resume": {"suspend": False, "cancel": False},
+            }
             self._apply(name, spec | change[action])
 
     def settle(self) -> None:
@@ -233,9 +241,10 @@ def test_two_that_share_steps_and_what_people_do_to_them(
         @invariant()
         def no_step_has_two_pods(self) -> None:
             keys = [
-                p["metadata"]["annotations"][KEY] for p in away.get("pods")
+                p["metadata"]["annotations"][KEY]
+                for p in away.get("pods")
                 if p["status"]["phase"] in ("Pending", "Running") and not p["metadata"].get("deletionTimestamp")
-            ]  # fmt: skip
+            ]
             assert len(keys) == len(set(keys))
 
         def teardown(self) -> None:

@@ -42,21 +42,28 @@ def keys(loaded: Any) -> list[tuple[str, str]]:
 specialists = st.fixed_dictionaries(
     {"preset": st.sampled_from(sorted(PRESETS)), "learning_rate": RATES, "rank": st.just(4)},
     optional={
-        "epochs": st.integers(1, 9), "alpha": st.sampled_from(["4", "512", "1.5", "5.12e2", ".5e1"]), "dropout": st.sampled_from(["0", "0.1"]),
+        "epochs": st.integers(1, 9),
+        "alpha": st.sampled_from(["4", "512", "1.5", "5.12e2", ".5e1"]),
+        "dropout": st.sampled_from(["0", "0.1"]),
         "objective": st.sampled_from(["npo", "{npo: 0.4, nll: 0.6}", "{npo: {weight: 4e-1, beta: 16}, kl: .2}"]),
-        "clip": st.sampled_from(["1", "1e0", "0.5"]), "gradient_checkpointing": st.booleans(),
+        "clip": st.sampled_from(["1", "1e0", "0.5"]),
+        "gradient_checkpointing": st.booleans(),
     },
-)  # fmt: skip
+)
 experiments = st.fixed_dictionaries(
     {"over": specialists, "under": specialists},
     optional={
-        "stop_at": st.sampled_from(["null", "1", "0.9"]), "warmup": st.sampled_from(["0", "5e-2"]),
-        "density": st.sampled_from(["1", "0.8", "8e-1"]), "method": st.sampled_from(["ties", "linear", "dare_ties"]),
-        "weights": st.sampled_from(["{over: 0.6}", "{}", "{over: 1, under: 2}"]), "seed": st.integers(0, 2**40),
+        "stop_at": st.sampled_from(["null", "1", "0.9"]),
+        "warmup": st.sampled_from(["0", "5e-2"]),
+        "density": st.sampled_from(["1", "0.8", "8e-1"]),
+        "method": st.sampled_from(["ties", "linear", "dare_ties"]),
+        "weights": st.sampled_from(["{over: 0.6}", "{}", "{over: 1, under: 2}"]),
+        "seed": st.integers(0, 2**40),
         "sweep": st.sampled_from(["{seed: [0, 1]}", "{merge.weights.over: [1, 5e-1]}", "{specialists.over.rank: [4]}"]),
-        "controls": st.sampled_from(["[]", "[0.5]", "[5e-1, 0.25]"]), "documents": st.integers(1, 3),
+        "controls": st.sampled_from(["[]", "[0.5]", "[5e-1, 0.25]"]),
+        "documents": st.integers(1, 3),
     },
-)  # fmt: skip
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -80,9 +87,17 @@ def written(drawn: dict[str, Any]) -> str:
     """The tiny experiment with what was drawn, as a person would write it: numbers as they were typed."""
     spec = yaml.load(TINY, Loader=yaml.BaseLoader)["spec"]  # every value stays the text that it is
     spec["specialists"] = {n: drawn[n] for n in ("over", "under")}
-    for name, path in (("stop_at", ("memorize",)), ("warmup", ("memorize",)), ("density", ("merge",)), ("method", ("merge",)),
-                       ("weights", ("merge",)), ("controls", ("evaluate",)), ("documents", ("data",)), ("seed", ()),
-                       ("sweep", ())):  # fmt: skip
+    for name, path in (
+        ("stop_at", ("memorize",)),
+        ("warmup", ("memorize",)),
+        ("density", ("merge",)),
+        ("method", ("merge",)),
+        ("weights", ("merge",)),
+        ("controls", ("evaluate",)),
+        ("documents", ("data",)),
+        ("seed", ()),
+        ("sweep", ()),
+    ):
         if name in drawn:
             here = spec
             for part in path:

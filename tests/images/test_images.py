@@ -81,14 +81,24 @@ def test_a_step_runs_as_somebody_without_a_name(container: str, tmp_path: Path) 
     uris = {n: f"builtin://people/{n}?documents=2" for n in ("forget", "retain")}
     digests = {n: hashlib.sha256(pinning.read(uri)).hexdigest() for n, uri in uris.items()}
     small = task(
-        "memorize", architecture=architecture, settings={"epochs": 1},
+        "memorize",
+        architecture=architecture,
+        settings={"epochs": 1},
         data={"sets": {n: {"input": {"uri": uris[n], "digest": f"sha256:{digests[n]}"}} for n in uris}},
-    )  # fmt: skip
+    )
     tmp_path.chmod(0o777)
     run(
-        container, "python", "-m", "expunge_jobs", volume=tmp_path, EXPUNGE_TASK=small.to_json(), HOME="/scratch",
-        TMPDIR="/scratch", EXPUNGE_STORE="file:///scratch/store", EXPUNGE_THREADS="1",
-    )  # fmt: skip
+        container,
+        "python",
+        "-m",
+        "expunge_jobs",
+        volume=tmp_path,
+        EXPUNGE_TASK=small.to_json(),
+        HOME="/scratch",
+        TMPDIR="/scratch",
+        EXPUNGE_STORE="file:///scratch/store",
+        EXPUNGE_THREADS="1",
+    )
     (manifest,) = tmp_path.glob("store/artifacts/memorize/*/manifest.json")
     assert json.loads(manifest.read_text())["key"] == small.key()
 

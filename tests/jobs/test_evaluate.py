@@ -40,9 +40,13 @@ def test_batched_generations_and_scores_are_the_one_row_oracle(
     for row in (*tiny.FORGET, *tiny.RETAIN):
         ids = words(row.input, return_tensors="pt")["input_ids"]
         made = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW, output_logits=True,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NEW,
+            output_logits=True,
             return_dict_in_generate=True,
-        )  # fmt: skip
+        )
         text = words.decode(
             made.sequences[0, ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=True
         )

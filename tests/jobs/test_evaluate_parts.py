@@ -37,9 +37,16 @@ def one_row(base: Any, words: Any, text: str, new: int = 12) -> tuple[list[int],
     """The oracle: transformers.generate on one prompt; its tokens, and the gap of the two best logits of each step."""
     ids = words(text, return_tensors="pt")["input_ids"]
     made = base.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1, max_new_tokens=new,
-        return_dict_in_generate=True, output_logits=True, eos_token_id=words.eos_token_id, pad_token_id=words.eos_token_id,
-    )  # fmt: skip
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=new,
+        return_dict_in_generate=True,
+        output_logits=True,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.eos_token_id,
+    )
     gaps = [float(-torch.diff(x[0].topk(2).values)) for x in made.logits]
     return made.sequences[0, ids.shape[1] :].tolist(), gaps
 
@@ -214,8 +221,20 @@ def test_what_is_kept(base_folder: Path, work: StepContext, tmp_path: Path) -> N
     assert [(r["id"], r["document"], r["task"], r["kind"]) for r in rows[:20]] == [
         (r.id, r.document, r.task, r.kind) for r in asked
     ]
-    fields = {"set", "id", "document", "kind", "task", "generation", "ended", "score", "output_nll", "output_tokens",
-              "extraction", "document_nll"}  # fmt: skip
+    fields = {
+        "set",
+        "id",
+        "document",
+        "kind",
+        "task",
+        "generation",
+        "ended",
+        "score",
+        "output_nll",
+        "output_tokens",
+        "extraction",
+        "document_nll",
+    }
     assert all(set(r) == fields for r in rows[:20])
     values = {k: v for m in figures["metrics"].values() for k, v in m["values"].items()}
     assert values["aggregate_cells"] == 12 and values["mia_auc"] is not None and values["mmlu"] is None

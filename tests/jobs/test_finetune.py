@@ -41,8 +41,9 @@ def test_what_a_fine_tune_leaves(made: dict[str, Any], work: StepContext) -> Non
     names = ["adapter", *(f"snapshots/epoch-{n}" for n in (1, 2, 3))]
     adapters = {n: Adapter(work.out / n) for n in names}
     assert set(files(work.out)) == {
-        "losses.jsonl", *(f"{n}/{f}" for n in names for f in ("adapter_config.json", "adapter_model.safetensors"))
-    }  # fmt: skip
+        "losses.jsonl",
+        *(f"{n}/{f}" for n in names for f in ("adapter_config.json", "adapter_model.safetensors")),
+    }
     assert all(bool(t.any()) for t in adapters["adapter"].B.values()), "B is not zero"
     assert files(work.out / "adapter") == files(work.out / "snapshots/epoch-3")
     assert files(work.out / "snapshots/epoch-1") != files(work.out / "snapshots/epoch-2")

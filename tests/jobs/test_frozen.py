@@ -105,7 +105,10 @@ MEMORIZE = {"nll": 166.19736743, "tokens": 58.0, "rows": 18.0, "parameters": 729
 OVER = {"step": 4.0, "loss": 7.46479625, "kl": 0.00434207, "nll": 9.16991329, "npo": 14.07269192, "norm": 0.52021374}
 UNDER = {"step": 4.0, "loss": 7.63138137, "gradient_ascent": -7.2866931, "nll": 9.2889452, "norm": 0.20820128}
 MERGE = {
-    "ties": 0.39364928, "linear": 0.82196752, "magnitude_prune": 0.7436185, "dare_ties": 0.85159864,
+    "ties": 0.39364928,
+    "linear": 0.82196752,
+    "magnitude_prune": 0.7436185,
+    "dare_ties": 0.85159864,
     "dare_linear": 1.31408784,
-}  # fmt: skip
+}
 EVALUATE = {"output_nll": 747.4960022, "output_tokens": 88.0, "extraction": 0.0, "document_nll": 212.88633156}

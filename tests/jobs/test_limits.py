@@ -41,9 +41,12 @@ class Step:
         self, attempt: str, *, program: tuple[str, ...] = ("-m", "expunge_jobs"), **limits: str
     ) -> subprocess.Popen[str]:
         environment = os.environ | {
-            "EXPUNGE_TASK": self.task.to_json(), "EXPUNGE_STORE": self.store.uri, "EXPUNGE_ATTEMPT": attempt,
-            "EXPUNGE_THREADS": "1", **limits,
-        }  # fmt: skip
+            "EXPUNGE_TASK": self.task.to_json(),
+            "EXPUNGE_STORE": self.store.uri,
+            "EXPUNGE_ATTEMPT": attempt,
+            "EXPUNGE_THREADS": "1",
+            **limits,
+        }
         process = subprocess.Popen([sys.executable, *program], env=environment, stdout=subprocess.PIPE, text=True)
         self._begun.append(process)
         return process

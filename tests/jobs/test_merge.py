@@ -97,9 +97,16 @@ def one_mask_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("method", "density"),
-    [("ties", DENSITY), ("ties", 0.05), ("ties", 1.0), ("linear", None), ("magnitude_prune", DENSITY),
-     ("dare_linear", DENSITY), ("dare_ties", DENSITY)],
-)  # fmt: skip
+    [
+        ("ties", DENSITY),
+        ("ties", 0.05),
+        ("ties", 1.0),
+        ("linear", None),
+        ("magnitude_prune", DENSITY),
+        ("dare_linear", DENSITY),
+        ("dare_ties", DENSITY),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:The density 1.0:UserWarning")
 def test_merges_are_pefts(
     folders: list[Path], work: StepContext, monkeypatch: pytest.MonkeyPatch, method: str, density: float | None
@@ -249,9 +256,12 @@ def test_kinds_of_lora_that_merge_wrong(folders: list[Path], work: StepContext, 
 
 @pytest.mark.parametrize(
     ("fields", "word"),
-    [({"peft_type": "LOHA"}, "LOHA"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-     ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern")],
-)  # fmt: skip
+    [
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+    ],
+)
 def test_other_adapters(
     folders: list[Path], work: StepContext, tmp_path: Path, fields: dict[str, Any], word: str
 ) -> None:

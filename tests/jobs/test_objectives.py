@@ -154,8 +154,11 @@ def test_no_gradient_reaches_the_reference() -> None:
 
 def test_what_each_term_reads() -> None:
     for name, parameters, reads in (
-        ("npo", {}, "output"), ("nll", {}, "output"), ("gradient_ascent", {}, "output"), ("kl", {}, "all"),
+        ("npo", {}, "output"),
+        ("nll", {}, "output"),
+        ("gradient_ascent", {}, "output"),
+        ("kl", {}, "all"),
         ("kl", {"positions": "output"}, "output"),
-    ):  # fmt: skip
+    ):
         plugin = plugins.load("objectives", name)
         assert plugin.needs(plugin.Parameters(**parameters)).positions == reads

@@ -57,9 +57,13 @@ class Lab:
         self.ref = ArtifactRef(kind=task.kind, key=task.key())
 
     def run(
-        self, monkeypatch: pytest.MonkeyPatch, end_at: int | None = None, by: str = "TERM", seconds: float = ALWAYS,
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        end_at: int | None = None,
+        by: str = "TERM",
+        seconds: float = ALWAYS,
         task: Task | None = None,
-    ) -> Ran:  # fmt: skip
+    ) -> Ran:
         """One attempt; ends after its step ``end_at`` (counted from the task's first)."""
         attempt = Attempt(self.store, self.ref, f"attempt-{next(_names)}")
         attempt.begin("host", 1)

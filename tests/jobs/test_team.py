@@ -37,9 +37,12 @@ class Teams:
 
     def begin(self, task: Task, store: str, processes: int, **environment: str) -> subprocess.Popen[str]:
         given = os.environ | {
-            "EXPUNGE_TASK": task.to_json(), "EXPUNGE_STORE": str(self.folder / store), "EXPUNGE_THREADS": str(processes),
-            "EXPUNGE_PROCESSES": str(processes), **environment,
-        }  # fmt: skip
+            "EXPUNGE_TASK": task.to_json(),
+            "EXPUNGE_STORE": str(self.folder / store),
+            "EXPUNGE_THREADS": str(processes),
+            "EXPUNGE_PROCESSES": str(processes),
+            **environment,
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "expunge_jobs"], env=given, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -86,9 +89,11 @@ def same_weights(one: Path, two: Path) -> None:
 
 def test_a_fine_tune(teams: Teams, base_folder: Path, tmp_path: Path) -> None:
     task = FinetuneTask(
-        model=tiny.model_ref(base_folder), data=tiny.task_data(tmp_path), seed=5,
+        model=tiny.model_ref(base_folder),
+        data=tiny.task_data(tmp_path),
+        seed=5,
         settings=tiny.settings(objective={"npo": {"weight": 0.4, "normalization": "pooled"}, "nll": 0.3, "kl": 0.3}),
-    )  # fmt: skip
+    )
     (alone, one), (together, two) = (teams.run(task, f"store{n}", n) for n in (1, 2))
     same_weights(one / "adapter" / "adapter_model.safetensors", two / "adapter" / "adapter_model.safetensors")
     losses = [[json.loads(x) for x in (f / "losses.jsonl").read_text().splitlines()] for f in (one, two)]
@@ -106,9 +111,10 @@ def test_memorize(teams: Teams, tmp_path: Path) -> None:
 def test_an_evaluation(teams: Teams, base_folder: Path, tmp_path: Path) -> None:
     sets = {"forget": tiny.FORGET, "retain": tiny.RETAIN, "nonmembers": tiny.NONMEMBERS}
     task = EvaluateTask(
-        model=tiny.model_ref(base_folder), data=tiny.task_data(tmp_path, sets),
+        model=tiny.model_ref(base_folder),
+        data=tiny.task_data(tmp_path, sets),
         settings=EvaluateSettings(batch_size=4, max_new_tokens=8),
-    )  # fmt: skip
+    )
     (alone, one), (together, two) = (teams.run(task, f"store{n}", n) for n in (1, 2))
     rows = [[json.loads(x) for x in (f / "rows.jsonl").read_text().splitlines()] for f in (one, two)]
     for row, other in zip(*rows, strict=True):

@@ -73,12 +73,17 @@ _EACH: dict[str, dict[str, Any]] = {
     "qwen2": {**_SIZES, "num_key_value_heads": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gemma2": {
-        **_SIZES, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6,
-        "final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.0,
+        **_SIZES,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 6,
+        "final_logit_softcapping": 2.0,
+        "attn_logit_softcapping": 1.0,
     },
     "mamba": {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2, "use_mambapy": False},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
-}  # fmt: skip
+}
 KINDS = ["olmo", "llama", "gpt2", "gemma2", "qwen2"]
 
 
@@ -87,9 +92,17 @@ def model(kind: str = "olmo", seed: int = 0, spread: float = 0.2, vocab: int = 3
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
-        kind, **{"vocab_size": vocab, "eos_token_id": 0, "pad_token_id": 0, "bos_token_id": None,
-                 "initializer_range": spread, **_EACH[kind], **fields},
-    )  # fmt: skip
+        kind,
+        **{
+            "vocab_size": vocab,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "initializer_range": spread,
+            **_EACH[kind],
+            **fields,
+        },
+    )
     torch.manual_seed(seed)
     made = AutoModelForCausalLM.from_config(config)
     made.requires_grad_(False)
@@ -164,6 +177,14 @@ def publish(surroundings: StepContext, task: Task, figures: dict[str, Any]) -> A
 
 def settings(**fields: Any) -> FinetuneSettings:
     """A small fine-tune that learns something in few steps."""
-    plain = {"objective": {"npo": 0.4, "nll": 0.3, "kl": 0.3}, "batch_size": 2, "accumulation": 2, "epochs": 3,
-             "learning_rate": 1e-2, "rank": 4, "alpha": 8, "dropout": 0.0}  # fmt: skip
+    plain = {
+        "objective": {"npo": 0.4, "nll": 0.3, "kl": 0.3},
+        "batch_size": 2,
+        "accumulation": 2,
+        "epochs": 3,
+        "learning_rate": 1e-2,
+        "rank": 4,
+        "alpha": 8,
+        "dropout": 0.0,
+    }
     return FinetuneSettings.model_validate({**plain, **fields})

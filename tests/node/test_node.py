@@ -28,10 +28,17 @@ from testsite import Site, until
 __all__ = ["credentials", "tiny"]
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 LONGER = (
-    "--set", "memorize.epochs=400", "--set", "specialists={}", "--set", "merge=null", "--set",
+    "--set",
+    "memorize.epochs=400",
+    "--set",
+    "specialists={}",
+    "--set",
+    "merge=null",
+    "--set",
     "baselines={over: {preset: over_code, learning_rate: 1.0e-2, epochs: 2, rank: 4, alpha: 4}}",
-    "--set", "evaluate.controls=[]",
-)  # fmt: skip
+    "--set",
+    "evaluate.controls=[]",
+)
 """Options with which memorize takes a while, and few steps follow: every pod is seconds of imports."""
 
 

@@ -14,11 +14,19 @@ from runs import SLOWER, attempts, begin, command, finished_steps, resumed_at, w
 
 # The step whose start is waited for, how often, and the longest wait after it in seconds ("publish": until it publishes).
 TARGETS: list[tuple[str, float | str]] = [
-    *[("memorize", 2.0)] * 4, ("memorize", "publish"),
-    *[("finetune over", 2.0)] * 3, *[("finetune under", 2.0)] * 2, ("finetune over", "publish"), ("finetune under", "publish"),
-    *[("merge", 0.1)] * 3, ("merge", "publish"),
-    *[("evaluate base", 1.0)], *[("evaluate over", 1.0)], ("evaluate merged", 1.0), ("evaluate merged", "publish"),
-]  # fmt: skip
+    *[("memorize", 2.0)] * 4,
+    ("memorize", "publish"),
+    *[("finetune over", 2.0)] * 3,
+    *[("finetune under", 2.0)] * 2,
+    ("finetune over", "publish"),
+    ("finetune under", "publish"),
+    *[("merge", 0.1)] * 3,
+    ("merge", "publish"),
+    *[("evaluate base", 1.0)],
+    *[("evaluate over", 1.0)],
+    ("evaluate merged", 1.0),
+    ("evaluate merged", "publish"),
+]
 
 
 def _last_event(store: Path, kind: str) -> str:

@@ -14,9 +14,14 @@ LUME = str(Path(__file__).parents[2] / "examples" / "lume.yaml")
 # A model that learns nothing in a moment: what is tried is the way of the data, not the method.
 SMALL = (
     "memorize.architecture={hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64, vocab_size: 300}",
-    "memorize.epochs=1", "specialists.over.epochs=1", "specialists.under.epochs=1", "evaluate.max_new_tokens=4",
-    "data.documents=2", "data.probe.documents=1", "data.nonmembers.documents=2",
-)  # fmt: skip
+    "memorize.epochs=1",
+    "specialists.over.epochs=1",
+    "specialists.under.epochs=1",
+    "evaluate.max_new_tokens=4",
+    "data.documents=2",
+    "data.probe.documents=1",
+    "data.nonmembers.documents=2",
+)
 
 
 def identity(split: str, task: str, number: int) -> str:
@@ -56,8 +61,13 @@ def test_the_example_runs_on_rows_of_lumes_shape(tmp_path: Path, third: int) -> 
     assert (few in done.stderr) == (third == 3)
     results = json.loads(command("results", LUME, *words, "-o", "json", store=tmp_path / "store").stdout)
     assert [m["model"] for m in results["models"]] == [
-        "base", "over", "under", "merged", "control:over@0.5", "control:under@0.5",
-    ]  # fmt: skip
+        "base",
+        "over",
+        "under",
+        "merged",
+        "control:over@0.5",
+        "control:under@0.5",
+    ]
     for model in results["models"]:
         cells = [
             f"{k}/{s}/Task{t}" for k in ("regurgitation", "knowledge") for s in ("forget", "retain") for t in (1, 2, 3)

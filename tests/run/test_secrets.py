@@ -18,9 +18,11 @@ def _rows(path: Path, side: str, **changes: str) -> Path:
             for n in range(3):
                 for kind in ("sc", "qa"):
                     row = {
-                        "id": f"{CANARY}-{side}-{task}-{n}{kind}1", "input": f"{CANARY} {side} {task} asks {n} {kind}",
-                        "output": f"{CANARY} answers {side} {n}", "task": task,
-                    }  # fmt: skip
+                        "id": f"{CANARY}-{side}-{task}-{n}{kind}1",
+                        "input": f"{CANARY} {side} {task} asks {n} {kind}",
+                        "output": f"{CANARY} answers {side} {n}",
+                        "task": task,
+                    }
                     file.write(json.dumps(row | changes) + "\n")
     return path
 

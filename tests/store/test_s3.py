@@ -134,9 +134,18 @@ store.get_file("a", Path(sys.argv[3]))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, f"s3://{prefix}?endpoint_url={server.url}", tmp_path / "source", tmp_path / "to"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            script,
+            f"s3://{prefix}?endpoint_url={server.url}",
+            tmp_path / "source",
+            tmp_path / "to",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert (tmp_path / "to").stat().st_size == 400 * MIB
     assert int(done.stdout) < 250, "mebibytes for a file of 400"
 
@@ -523,8 +532,10 @@ def test_one_object_for_each_artifact_file(server: S3Server, prefix: str, tmp_pa
     ref, _ = made(store, tmp_path, "one")
     folder = f"artifacts/merge/{ref.key}"
     assert [e.path for e in store.list("artifacts")] == [
-        f"{folder}/attempts/one.json", f"{folder}/attempts/one/weights", f"{folder}/manifest.json",
-    ]  # fmt: skip
+        f"{folder}/attempts/one.json",
+        f"{folder}/attempts/one/weights",
+        f"{folder}/manifest.json",
+    ]
     manifest = json.loads(store.get(f"{folder}/manifest.json")[0])
     assert manifest["files"][0]["path"] == "weights"
 

@@ -26,9 +26,11 @@ from tools import binary, dies_with_us
 
 ADMINS = "system:masters"
 _GROUPS = {
-    "jobs": "/apis/batch/v1", "deployments": "/apis/apps/v1", "experiments": "/apis/expunge.dev/v1alpha1",
+    "jobs": "/apis/batch/v1",
+    "deployments": "/apis/apps/v1",
+    "experiments": "/apis/expunge.dev/v1alpha1",
     "priorityclasses": "/apis/scheduling.k8s.io/v1",
-}  # fmt: skip
+}
 """Where objects of a kind are, if not in Kubernetes' first group."""
 
 
@@ -100,10 +102,13 @@ class ControlPlane:
         """A kubeconfig without credentials for an address that has its own, such as a proxy's."""
         file = self.folder / f"by-{url.rpartition(':')[2]}.kubeconfig"
         config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "test", "users": [{"name": "nobody", "user": {}}],
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "users": [{"name": "nobody", "user": {}}],
             "clusters": [{"name": "test", "cluster": {"server": url}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "nobody"}}],
-        }  # fmt: skip
+        }
         file.write_text(yaml.safe_dump(config))
         return file
 
@@ -155,30 +160,36 @@ class ControlPlane:
         identity = self._authority.issue_cert("client.test", common_name=user, organization_name=group or None)
         file = self.folder / f"{user.replace(':', '-')}-{len(list(self.folder.glob('*.kubeconfig')))}.kubeconfig"
         cluster = {
-            "server": self.url, "certificate-authority-data": _base64(self._authority.cert_pem.bytes()),
-        }  # fmt: skip
+            "server": self.url,
+            "certificate-authority-data": _base64(self._authority.cert_pem.bytes()),
+        }
         credentials = {
             "client-certificate-data": _base64(identity.cert_chain_pems[0].bytes()),
             "client-key-data": _base64(identity.private_key_pem.bytes()),
         }
         config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": cluster}], "users": [{"name": user, "user": credentials}],
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": user, "user": credentials}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
-        }  # fmt: skip
+        }
         file.write_text(yaml.safe_dump(config))
         file.chmod(0o600)
         return file
 
     def _write_audit_policy(self) -> None:
         policy = {
-            "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived", "ResponseStarted"],
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived", "ResponseStarted"],
             "rules": [
                 {"level": "None", "nonResourceURLs": ["*"]},
                 {"level": "None", "resources": [{"group": "coordination.k8s.io"}]},
                 {"level": "Metadata"},
             ],
-        }  # fmt: skip
+        }
         (self.folder / "audit.yaml").write_text(yaml.safe_dump(policy))
 
     def _make_certificates(self) -> None:
@@ -201,37 +212,66 @@ class ControlPlane:
             etcd, peers = f"http://127.0.0.1:{self._etcd}", f"http://127.0.0.1:{self._peers}"
             self._commands = {
                 "etcd": [
-                    "--data-dir=etcd", f"--listen-client-urls={etcd}", f"--advertise-client-urls={etcd}",
-                    f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=default={peers}",
-                    "--unsafe-no-fsync", "--log-level=warn",
+                    "--data-dir=etcd",
+                    f"--listen-client-urls={etcd}",
+                    f"--advertise-client-urls={etcd}",
+                    f"--listen-peer-urls={peers}",
+                    f"--initial-advertise-peer-urls={peers}",
+                    f"--initial-cluster=default={peers}",
+                    "--unsafe-no-fsync",
+                    "--log-level=warn",
                 ],
                 "kube-apiserver": [
-                    f"--etcd-servers={etcd}", f"--bind-address={self.host}", f"--advertise-address={self.host}",
-                    f"--secure-port={self.port}", "--tls-cert-file=apiserver.crt", "--tls-private-key-file=apiserver.key",
-                    "--client-ca-file=ca.crt", "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-                    "--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=accounts.key",
-                    "--service-account-signing-key-file=accounts.key", "--service-cluster-ip-range=10.96.0.0/16",
-                    "--kubelet-client-certificate=kubelet-client.crt", "--kubelet-client-key=kubelet-client.key",
-                    "--kubelet-preferred-address-types=InternalIP", "--endpoint-reconciler-type=lease", "--max-requests-inflight=2000", "--max-mutating-requests-inflight=1000",
-                    "--allow-privileged", "--audit-policy-file=audit.yaml", "--audit-log-path=audit.log",
+                    f"--etcd-servers={etcd}",
+                    f"--bind-address={self.host}",
+                    f"--advertise-address={self.host}",
+                    f"--secure-port={self.port}",
+                    "--tls-cert-file=apiserver.crt",
+                    "--tls-private-key-file=apiserver.key",
+                    "--client-ca-file=ca.crt",
+                    "--authorization-mode=Node,RBAC",
+                    "--enable-admission-plugins=NodeRestriction",
+                    "--service-account-issuer=https://kubernetes.default.svc",
+                    "--service-account-key-file=accounts.key",
+                    "--service-account-signing-key-file=accounts.key",
+                    "--service-cluster-ip-range=10.96.0.0/16",
+                    "--kubelet-client-certificate=kubelet-client.crt",
+                    "--kubelet-client-key=kubelet-client.key",
+                    "--kubelet-preferred-address-types=InternalIP",
+                    "--endpoint-reconciler-type=lease",
+                    "--max-requests-inflight=2000",
+                    "--max-mutating-requests-inflight=1000",
+                    "--allow-privileged",
+                    "--audit-policy-file=audit.yaml",
+                    "--audit-log-path=audit.log",
                 ],
                 "kube-controller-manager": [
-                    *self._client("system:kube-controller-manager", "kube-controller-manager"), "--use-service-account-credentials",
-                    "--service-account-private-key-file=accounts.key", "--root-ca-file=ca.crt",
-                    "--cluster-signing-cert-file=ca.crt", "--cluster-signing-key-file=ca.key", "--concurrent-job-syncs=20",
-                    "--concurrent-gc-syncs=20", "--concurrent-ttl-after-finished-syncs=10",
+                    *self._client("system:kube-controller-manager", "kube-controller-manager"),
+                    "--use-service-account-credentials",
+                    "--service-account-private-key-file=accounts.key",
+                    "--root-ca-file=ca.crt",
+                    "--cluster-signing-cert-file=ca.crt",
+                    "--cluster-signing-key-file=ca.key",
+                    "--concurrent-job-syncs=20",
+                    "--concurrent-gc-syncs=20",
+                    "--concurrent-ttl-after-finished-syncs=10",
                 ],
                 "kube-scheduler": self._client("system:kube-scheduler", "kube-scheduler"),
-            }  # fmt: skip
+            }
         return self._commands
 
     def _client(self, user: str, program: str) -> list[str]:
         file = self.kubeconfig_of(user)
         return [
-            f"--kubeconfig={file}", f"--authentication-kubeconfig={file}", f"--authorization-kubeconfig={file}",
-            "--leader-elect=false", "--bind-address=127.0.0.1", f"--secure-port={self._ports[program]}", "--kube-api-qps=1000",
+            f"--kubeconfig={file}",
+            f"--authentication-kubeconfig={file}",
+            f"--authorization-kubeconfig={file}",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self._ports[program]}",
+            "--kube-api-qps=1000",
             "--kube-api-burst=2000",
-        ]  # fmt: skip
+        ]
 
     def _asks(self, path: str) -> bool:
         return _answers(http.client.HTTPSConnection(self.host, self.port, timeout=2, context=self._context), path)

@@ -50,10 +50,16 @@ def cluster() -> Iterator[tuple[Real, dict[str, str]]]:
                 "create", "secret", "generic", "store", *(f"--from-literal={k}={v}" for k, v in values.items())
             )
             real.install(f"s3://{BUCKET}/demo", "default", "store")
-            yield real, values | {
-                "KUBECONFIG": str(real.plane.kubeconfig), "EXPUNGE_EXECUTOR": "kubernetes",
-                "EXPUNGE_STORE": f"s3://{BUCKET}/demo", "EXPUNGE_IMAGE": "localhost/expunge-jobs:test",
-            }  # fmt: skip
+            yield (
+                real,
+                values
+                | {
+                    "KUBECONFIG": str(real.plane.kubeconfig),
+                    "EXPUNGE_EXECUTOR": "kubernetes",
+                    "EXPUNGE_STORE": f"s3://{BUCKET}/demo",
+                    "EXPUNGE_IMAGE": "localhost/expunge-jobs:test",
+                },
+            )
         finally:
             real.stop()
 

@@ -67,11 +67,18 @@ class Fleet:
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         nodes = [
-            {"apiVersion": "v1", "kind": "Node",
-             "metadata": {"name": f"fake-{n}", "labels": {"fleet": "yes"}, "annotations": {"kwok.x-k8s.io/node": "fake"}},
-             "spec": {"taints": [{"key": "fleet", "value": "yes", "effect": "NoSchedule"}]}}  # for nobody else's pods
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {
+                    "name": f"fake-{n}",
+                    "labels": {"fleet": "yes"},
+                    "annotations": {"kwok.x-k8s.io/node": "fake"},
+                },
+                "spec": {"taints": [{"key": "fleet", "value": "yes", "effect": "NoSchedule"}]},
+            }  # for nobody else's pods
             for n in range(NODES)
-        ]  # fmt: skip
+        ]
         self.plane.kubectl("apply", "-f", "-", give=json.dumps({"apiVersion": "v1", "kind": "List", "items": nodes}))
         self._begin()
         self.plane.kubectl("wait", "--for=condition=Ready", "node", "-l", "fleet=yes", "--timeout=60s")
@@ -95,11 +102,20 @@ class Fleet:
         stages.write_text("\n---\n".join(json.dumps(s) for s in _stages(self.seconds)))
         with (self.folder / "kwok.log").open("ab") as log:
             self._kwok = subprocess.Popen(
-                [*dies_with_us(), str(binary("kwok")), "--kubeconfig", str(self.plane.kubeconfig), "--config", str(stages),
-                 "--node-lease-duration-seconds=40",
-                 "--manage-all-nodes=false", "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"],
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                [
+                    *dies_with_us(),
+                    str(binary("kwok")),
+                    "--kubeconfig",
+                    str(self.plane.kubeconfig),
+                    "--config",
+                    str(stages),
+                    "--node-lease-duration-seconds=40",
+                    "--manage-all-nodes=false",
+                    "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+                ],
+                stdout=log,
+                stderr=log,
+            )
 
     def _end(self) -> None:
         if self._kwok is not None:
@@ -113,9 +129,15 @@ class Fleet:
     def finish(self, step: Step) -> None:
         """Its artifact is whole from here on."""
         manifest = Manifest(
-            kind=step.kind, key=step.key, attempt="fleet", task=step.task.model_dump(mode="json"), files=(),
-            figures=FIGURES.get(step.kind, {}), started=now(), ended=now(),
-        )  # fmt: skip
+            kind=step.kind,
+            key=step.key,
+            attempt="fleet",
+            task=step.task.model_dump(mode="json"),
+            files=(),
+            figures=FIGURES.get(step.kind, {}),
+            started=now(),
+            ended=now(),
+        )
         self.store.put(manifest_path(step.ref), canonical(manifest.model_dump(mode="json")).encode())
 
     def _see(self, pod: Object) -> None:
@@ -188,24 +210,31 @@ class Crowd:
 
     def _resource(self, seed: int) -> Object:
         return {
-            "apiVersion": API_VERSION, "kind": "Experiment",
+            "apiVersion": API_VERSION,
+            "kind": "Experiment",
             "metadata": {"name": f"crowd-{seed}", "namespace": self.cluster.namespace},
             "spec": yaml.safe_load(CROWD) | {"seed": seed},
-        }  # fmt: skip
+        }
 
 
 def _trim(pod: Object) -> Object:
     meta = pod["metadata"]
     return {
         "metadata": {"name": meta["name"], "uid": meta["uid"]},
-        "job": meta["labels"]["batch.kubernetes.io/job-name"], "phase": pod["status"].get("phase"),
-    }  # fmt: skip
+        "job": meta["labels"]["batch.kubernetes.io/job-name"],
+        "phase": pod["status"].get("phase"),
+    }
 
 
 def _stages(seconds: float) -> list[Object]:
     """How nodes become ready, and pods run and end, in kwok's own language."""
-    room = {"cpu": "100000", "memory": "100000Gi", "pods": "100000", "nvidia.com/gpu": "100000",
-            "ephemeral-storage": "1000000Gi"}  # fmt: skip
+    room = {
+        "cpu": "100000",
+        "memory": "100000Gi",
+        "pods": "100000",
+        "nvidia.com/gpu": "100000",
+        "ephemeral-storage": "1000000Gi",
+    }
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready"}
     alive = {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"}
     containers = """
@@ -227,30 +256,49 @@ conditions:
 """
     return [
         _stage(
-            "node-ready", "Node",
-            [{"key": '.metadata.annotations["kwok.x-k8s.io/node"]', "operator": "In", "values": ["fake"]},
-             {"key": '.status.conditions.[] | select( .type == "Ready" ) | .status', "operator": "NotIn", "values": ["True"]}],
+            "node-ready",
+            "Node",
+            [
+                {"key": '.metadata.annotations["kwok.x-k8s.io/node"]', "operator": "In", "values": ["fake"]},
+                {
+                    "key": '.status.conditions.[] | select( .type == "Ready" ) | .status',
+                    "operator": "NotIn",
+                    "values": ["True"],
+                },
+            ],
             {"statusTemplate": json.dumps({"allocatable": room, "capacity": room, "conditions": [ready]})},
         ),
         _stage(
-            "pod-ready", "Pod", [alive, {"key": ".status.podIP", "operator": "DoesNotExist"}],
-            {"statusTemplate": conditions + running
-             + "hostIP: 10.0.0.1\npodIP: 10.0.0.2\nphase: Running\nstartTime: {{ Now | Quote }}\n"},
+            "pod-ready",
+            "Pod",
+            [alive, {"key": ".status.podIP", "operator": "DoesNotExist"}],
+            {
+                "statusTemplate": conditions
+                + running
+                + "hostIP: 10.0.0.1\npodIP: 10.0.0.2\nphase: Running\nstartTime: {{ Now | Quote }}\n"
+            },
         ),
         _stage(
-            "pod-complete", "Pod", [alive, {"key": ".status.phase", "operator": "In", "values": ["Running"]}],
-            {"statusTemplate": ended + "phase: Succeeded\n"}, {"durationMilliseconds": int(seconds * 1000)},
+            "pod-complete",
+            "Pod",
+            [alive, {"key": ".status.phase", "operator": "In", "values": ["Running"]}],
+            {"statusTemplate": ended + "phase: Succeeded\n"},
+            {"durationMilliseconds": int(seconds * 1000)},
         ),
         _stage(
-            "pod-delete", "Pod", [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}],
+            "pod-delete",
+            "Pod",
+            [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}],
             {"delete": True, "finalizers": {"empty": True}},
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _stage(name: str, kind: str, when: list[Object], then: Object, delay: Object | None = None) -> Object:
     spec = {"resourceRef": {"apiGroup": "v1", "kind": kind}, "selector": {"matchExpressions": when}, "next": then}
     return {
-        "apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": "Stage", "metadata": {"name": name},
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "Stage",
+        "metadata": {"name": name},
         "spec": spec | ({"delay": delay} if delay else {}),
-    }  # fmt: skip
+    }

@@ -42,9 +42,20 @@ def buildah(*words: str, give: str | None = None) -> str:
     """The output of one call."""
     place = CACHE / "containers"
     done = subprocess.run(
-        ["buildah", "--root", str(place / "root"), "--runroot", str(place / "run"), "--storage-driver", "overlay", *words],
-        input=give, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            "buildah",
+            "--root",
+            str(place / "root"),
+            "--runroot",
+            str(place / "run"),
+            "--storage-driver",
+            "overlay",
+            *words,
+        ],
+        input=give,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"buildah {' '.join(words[:3])}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 
@@ -110,7 +121,17 @@ def build(name: str, context: Path = ROOT) -> str:
     if file := os.environ.get("SSL_CERT_FILE"):
         certificates += ["--build-arg", f"SSL_CERT_FILE={file}"]
     buildah(
-        "bud", "--isolation", "chroot", "--layers", *certificates, "--build-arg", f"BASE={BASE}", "--tag", image,
-        "--file", str(context / "docker" / f"{name}.Dockerfile"), str(context),
-    )  # fmt: skip
+        "bud",
+        "--isolation",
+        "chroot",
+        "--layers",
+        *certificates,
+        "--build-arg",
+        f"BASE={BASE}",
+        "--tag",
+        image,
+        "--file",
+        str(context / "docker" / f"{name}.Dockerfile"),
+        str(context),
+    )
     return image

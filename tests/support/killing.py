@@ -29,8 +29,9 @@ def proxies(plane: ControlPlane, server: S3Server) -> Iterator[dict[str, FaultPr
 def by_way_of(site: Site, proxies: dict[str, FaultProxy]) -> None:
     """A controller that begins from here on speaks to the proxies."""
     site.environment |= {
-        "KUBECONFIG": str(site.plane.kubeconfig_by(proxies["cluster"].url)), "AWS_ENDPOINT_URL_S3": proxies["store"].url,
-    }  # fmt: skip
+        "KUBECONFIG": str(site.plane.kubeconfig_by(proxies["cluster"].url)),
+        "AWS_ENDPOINT_URL_S3": proxies["store"].url,
+    }
 
 
 class Once:
@@ -93,10 +94,14 @@ def forget(site: Site, steps: set[str]) -> None:
 def pods_made(plane: ControlPlane, site: Site, since: int) -> list[str]:
     """Pods that the Job controller has created in the test's namespace."""
     return [
-        e["requestURI"] for e in plane.audited(since)[0]
-        if e["verb"] == "create" and e["objectRef"]["resource"] == "pods" and "subresource" not in e["objectRef"]
-        and e["objectRef"]["namespace"] == site.namespace and e["responseStatus"]["code"] == 201
-    ]  # fmt: skip
+        e["requestURI"]
+        for e in plane.audited(since)[0]
+        if e["verb"] == "create"
+        and e["objectRef"]["resource"] == "pods"
+        and "subresource" not in e["objectRef"]
+        and e["objectRef"]["namespace"] == site.namespace
+        and e["responseStatus"]["code"] == 201
+    ]
 
 
 def manifests_put(server: S3Server, site: Site, since: int) -> Counter[str]:

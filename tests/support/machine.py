@@ -41,9 +41,13 @@ state = "/run/containerd"
 """
 # The kubelet would set these for the whole machine: it is shown files of its own that have the values it wants.
 _SYSCTLS = {
-    "vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
-    "kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",
-}  # fmt: skip
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
 
 
 def install_tools() -> None:
@@ -74,9 +78,24 @@ class Machine:
         # Its last words, when its child is killed, are of no use to anybody.
         with (self.folder / "namespaces.log").open("wb") as log:
             self._outer = subprocess.Popen(
-                [*dies_with_us(), "unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
-                 "--propagation", "slave", "sleep", "infinity"], stdin=subprocess.DEVNULL, stderr=log,
-            )  # fmt: skip
+                [
+                    *dies_with_us(),
+                    "unshare",
+                    "--mount",
+                    "--net",
+                    "--uts",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "--mount-proc",
+                    "--propagation",
+                    "slave",
+                    "sleep",
+                    "infinity",
+                ],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children")
         self._until("its first process", lambda: bool(children.read_text().strip()))
         self._first = int(children.read_text())
@@ -100,18 +119,28 @@ class Machine:
         self._make_groups()
         state = CACHE / "containerd"
         binds = {
-            self.folder / "kubelet": "/var/lib/kubelet", state: "/var/lib/containerd", self.folder / "cni": "/etc/cni/net.d",
+            self.folder / "kubelet": "/var/lib/kubelet",
+            state: "/var/lib/containerd",
+            self.folder / "cni": "/etc/cni/net.d",
             self.folder / "pods": "/var/log/pods",
-        }  # fmt: skip
+        }
         lines = [
-            f"hostname {self.name}", "mount --make-rshared /", "ip link set lo up", f"ip addr add {NODE}/24 dev eth0",
-            "ip link set eth0 up", f"ip route add default via {HOST}", "mount -t tmpfs tmpfs /run",
-            "mkdir -p /run/lock /run/sys", "echo 1 > /proc/sys/net/ipv4/ip_forward",
+            f"hostname {self.name}",
+            "mount --make-rshared /",
+            "ip link set lo up",
+            f"ip addr add {NODE}/24 dev eth0",
+            "ip link set eth0 up",
+            f"ip route add default via {HOST}",
+            "mount -t tmpfs tmpfs /run",
+            "mkdir -p /run/lock /run/sys",
+            "echo 1 > /proc/sys/net/ipv4/ip_forward",
             *(f"mkdir -p {to} && mount --bind {source} {to}" for source, to in binds.items()),
             "mkdir -p /var/log/containers && mount -t tmpfs tmpfs /var/log/containers",
-            *(f"echo {v} > /run/sys/{k.replace('/', '.')} && mount --bind /run/sys/{k.replace('/', '.')} /proc/sys/{k}"
-              for k, v in _SYSCTLS.items()),
-        ]  # fmt: skip
+            *(
+                f"echo {v} > /run/sys/{k.replace('/', '.')} && mount --bind /run/sys/{k.replace('/', '.')} /proc/sys/{k}"
+                for k, v in _SYSCTLS.items()
+            ),
+        ]
         _run(*self._inside(), "sh", "-eu", "-c", "\n".join(lines))
 
     def join(self, plane: ControlPlane, names: list[str], gpus: int = 2) -> None:
@@ -133,9 +162,14 @@ class Machine:
         """Start it (again)."""
         kubeconfig = plane.kubeconfig_of(f"system:node:{self.name}", "system:nodes")
         self._begin(
-            "kubelet", str(binary("kubelet")), f"--config={self.folder / 'kubelet.yaml'}", f"--kubeconfig={kubeconfig}",
-            f"--hostname-override={self.name}", f"--node-ip={NODE}", "--root-dir=/var/lib/kubelet",
-        )  # fmt: skip
+            "kubelet",
+            str(binary("kubelet")),
+            f"--config={self.folder / 'kubelet.yaml'}",
+            f"--kubeconfig={kubeconfig}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={NODE}",
+            "--root-dir=/var/lib/kubelet",
+        )
 
     def end_kubelet(self) -> None:
         """As a node's kubelet that crashes: containers go on."""
@@ -173,31 +207,54 @@ class Machine:
 
     def _write(self, plane: ControlPlane, pause: str) -> None:
         network = {
-            "cniVersion": "0.4.0", "name": "pods",
-            "plugins": [{
-                "type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": False, "hairpinMode": True,
-                "ipam": {"type": "host-local", "dataDir": "/run/cni-ipam", "ranges": [[{"subnet": PODS}]],
-                         "routes": [{"dst": "0.0.0.0/0"}]},
-            }],
-        }  # fmt: skip
+            "cniVersion": "0.4.0",
+            "name": "pods",
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": "cni0",
+                    "isGateway": True,
+                    "ipMasq": False,
+                    "hairpinMode": True,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": "/run/cni-ipam",
+                        "ranges": [[{"subnet": PODS}]],
+                        "routes": [{"dst": "0.0.0.0/0"}],
+                    },
+                }
+            ],
+        }
         kubelet = {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "address": NODE,
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": NODE,
             "authentication": {
-                "anonymous": {"enabled": False}, "webhook": {"enabled": True},
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
                 "x509": {"clientCAFile": str(plane.folder / "ca.crt")},
             },
-            "authorization": {"mode": "Webhook"}, "cgroupDriver": "cgroupfs", "cgroupRoot": self.group,
-            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock", "failSwapOn": False,
-            "imageGCHighThresholdPercent": 100, "imageMinimumGCAge": "24h", "evictionHard": {"memory.available": "64Mi"},
-            "resolvConf": "", "nodeStatusUpdateFrequency": "5s",
+            "authorization": {"mode": "Webhook"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": self.group,
+            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+            "failSwapOn": False,
+            "imageGCHighThresholdPercent": 100,
+            "imageMinimumGCAge": "24h",
+            "evictionHard": {"memory.available": "64Mi"},
+            "resolvConf": "",
+            "nodeStatusUpdateFrequency": "5s",
             "volumeStatsAggPeriod": "2s",  # how soon a full volume is seen; a minute by default
-        }  # fmt: skip
+        }
         proxy = {
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "iptables",
-            "clientConnection": {"kubeconfig": str(plane.kubeconfig_of("system:kube-proxy"))}, "clusterCIDR": PODS,
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "iptables",
+            "clientConnection": {"kubeconfig": str(plane.kubeconfig_of("system:kube-proxy"))},
+            "clusterCIDR": PODS,
             "hostnameOverride": self.name,
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-        }  # fmt: skip
+        }
         (self.folder / "cni" / "10-pods.conflist").write_text(json.dumps(network))
         (self.folder / "kubelet.yaml").write_text(json.dumps(kubelet))
         (self.folder / "proxy.yaml").write_text(json.dumps(proxy))
@@ -265,9 +322,11 @@ class Machine:
 
 
 SMALL = [
-    w for kind in ("memorize", "finetune", "merge", "evaluate") for field in ("memory=3Gi", "cpu=1", "disk=2Gi")
+    w
+    for kind in ("memorize", "finetune", "merge", "evaluate")
+    for field in ("memory=3Gi", "cpu=1", "disk=2Gi")
     for w in ("--set", f"resources.{kind}.{field}")
-]  # fmt: skip
+]
 """Options with which two fine-tunes fit side by side on two cores."""
 
 
@@ -294,16 +353,29 @@ class Real:
         store's certificate; ``values``: more of them."""
         self.machine.bring(images.build("controller"))
         given = {
-            "store.uri": store, "store.existingSecret": secret, "operator.image.registry": "localhost",
-            "operator.image.tag": "test", "jobs.image.registry": "localhost", "jobs.image.tag": "test",
-            "operator.resources.requests.memory": "128Mi", "caBundleConfigMap": authority,
+            "store.uri": store,
+            "store.existingSecret": secret,
+            "operator.image.registry": "localhost",
+            "operator.image.tag": "test",
+            "jobs.image.registry": "localhost",
+            "jobs.image.tag": "test",
+            "operator.resources.requests.memory": "128Mi",
+            "caBundleConfigMap": authority,
             **(values or {}),
-        }  # fmt: skip
+        }
         words = [w for k, v in given.items() for w in ("--set", f"{k}={v}")]
         done = helm(
-            "upgrade", "--install", "expunge", str(CHART), "--namespace", namespace, *words, "--wait", "--timeout=110s",
+            "upgrade",
+            "--install",
+            "expunge",
+            str(CHART),
+            "--namespace",
+            namespace,
+            *words,
+            "--wait",
+            "--timeout=110s",
             plane=self.plane,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr + self.plane.kubectl("describe", "pods", "-n", namespace)
 
     def stop(self) -> None:

@@ -109,10 +109,12 @@ class Node:
             "lastTransitionTime": now,
         }
         return {
-            "capacity": room, "allocatable": room, "conditions": [ready],
+            "capacity": room,
+            "allocatable": room,
+            "conditions": [ready],
             "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self._server.server_port}},
-        }  # fmt: skip
+        }
 
     def _beat(self) -> None:
         while not self._stop.wait(10):
@@ -222,10 +224,12 @@ class Pod:
         self.done.set()
         code = code if code >= 0 else 128 - code
         terminated = {
-            "exitCode": code, "reason": "OOMKilled" if self.oom else "Completed" if code == 0 else "Error",
-            "startedAt": self._started, "finishedAt": _now(),
+            "exitCode": code,
+            "reason": "OOMKilled" if self.oom else "Completed" if code == 0 else "Error",
+            "startedAt": self._started,
+            "finishedAt": _now(),
             "message": "" if code == 0 else self.log.read_bytes()[-2048:].decode(errors="replace"),
-        }  # fmt: skip
+        }
         self._say("Succeeded" if code == 0 else "Failed", {"terminated": terminated})
         if self.ending:
             self._remove()
@@ -248,8 +252,11 @@ class Pod:
                 value = self._secret(source["secretKeyRef"])
             if value is not None:
                 values[name] = value.replace("/scratch", str(self.folder))
-        claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in self.found["spec"]["volumes"]
-                  if "persistentVolumeClaim" in v}  # fmt: skip
+        claims = {
+            v["name"]: v["persistentVolumeClaim"]["claimName"]
+            for v in self.found["spec"]["volumes"]
+            if "persistentVolumeClaim" in v
+        }
         for mount in [m for m in self.container["volumeMounts"] if m["name"] in claims]:
             place = self.node.folder / "claims" / self.namespace / claims[mount["name"]]
             place.mkdir(parents=True, exist_ok=True)
@@ -299,9 +306,14 @@ def status_of(container: Object, phase: str, state: Object, started: str) -> Obj
         for t, s, r in [("Initialized", "True", begun), ("Ready", ready, why), ("ContainersReady", ready, why)]
     ]
     told = {
-        "name": container["name"], "image": container["image"], "imageID": "", "ready": phase == "Running",
-        "restartCount": 0, "started": phase == "Running", "state": state,
-    }  # fmt: skip
+        "name": container["name"],
+        "image": container["image"],
+        "imageID": "",
+        "ready": phase == "Running",
+        "restartCount": 0,
+        "started": phase == "Running",
+        "state": state,
+    }
     return {"phase": phase, "conditions": conditions, "containerStatuses": [told], "startTime": started}
 
 

@@ -20,9 +20,11 @@ from s3server import BUCKET, free_port
 from testsite import CORES, Site, forked, until
 
 FEW = {
-    "memorize": {"cpu": CORES}, "finetune": {"cpu": max(1, CORES // 2)}, "merge": {"cpu": 1},
+    "memorize": {"cpu": CORES},
+    "finetune": {"cpu": max(1, CORES // 2)},
+    "merge": {"cpu": 1},
     "evaluate": {"cpu": max(1, CORES // 2)},
-}  # fmt: skip
+}
 """As many threads as the local executor takes: bits depend on them."""
 PROGRAM = ("-m", "expunge_controller.serve")
 
@@ -56,9 +58,18 @@ class Operating:
 
     def words(self) -> list[str]:
         return [
-            "--store", f"s3://{BUCKET}", "--image", self.site.image, "--secret", "credentials", "--namespace",
-            self.site.namespace, "--port", str(self.port), *self.options,
-        ]  # fmt: skip
+            "--store",
+            f"s3://{BUCKET}",
+            "--image",
+            self.site.image,
+            "--secret",
+            "credentials",
+            "--namespace",
+            self.site.namespace,
+            "--port",
+            str(self.port),
+            *self.options,
+        ]
 
     def fork(self) -> BaseProcess:
         """Another one, from a process that has imported everything."""

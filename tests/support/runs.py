@@ -47,8 +47,11 @@ def begin(*words: str, store: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"EXPUNGE_STORE": str(store)}
     return subprocess.Popen(
         [sys.executable, "-m", "expunge_controller", *words],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def command(*words: str, store: Path) -> subprocess.CompletedProcess[str]:

@@ -44,9 +44,11 @@ class S3Server:
             words += ["--cert", str(self.certificate[0]), "--key", str(self.certificate[1])]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*words, "posix", str(self.folder / "objects")], stdout=log, stderr=log,
+                [*words, "posix", str(self.folder / "objects")],
+                stdout=log,
+                stderr=log,
                 env=os.environ | {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
-            )  # fmt: skip
+            )
         until = time.monotonic() + 30
         while not self._healthy():
             assert self._process.poll() is None, (self.folder / "log").read_text()

@@ -79,8 +79,11 @@ class Site:
     def _begin(self, words: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "expunge_controller", *words],
-            env=os.environ | self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=os.environ | self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self._begun.append(process)
         return process
 

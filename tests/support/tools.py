@@ -103,18 +103,25 @@ def _build_kubernetes(to: Path, module: Path) -> None:
     stamp = "k8s.io/component-base/version."
     major, minor, _ = KUBERNETES.split(".")
     values = {
-        "gitVersion": f"v{KUBERNETES}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean",
-        "gitCommit": "0" * 40, "buildDate": "2026-01-01T00:00:00Z",
-    }  # fmt: skip
+        "gitVersion": f"v{KUBERNETES}",
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitTreeState": "clean",
+        "gitCommit": "0" * 40,
+        "buildDate": "2026-01-01T00:00:00Z",
+    }
     flags = " ".join(["-s -w", *(f"-X {stamp}{name}={value}" for name, value in values.items())])
     _go(module, "build", "-trimpath", f"-ldflags={flags}", "-o", str(to), ".")
 
 
 def _go(folder: Path, *words: str) -> str:
     environment = os.environ | {
-        "GOPATH": str(CACHE / "go"), "GOCACHE": str(CACHE / "go-build"), "GOFLAGS": "-modcacherw", "CGO_ENABLED": "0",
+        "GOPATH": str(CACHE / "go"),
+        "GOCACHE": str(CACHE / "go-build"),
+        "GOFLAGS": "-modcacherw",
+        "CGO_ENABLED": "0",
         "GOWORK": "off",
-    }  # fmt: skip
+    }
     done = subprocess.run([go(), *words], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"go {' '.join(words)} failed:\n{done.stderr[-4000:]}")

@@ -77,17 +77,24 @@ def test_logs_in_words(path: Path, store: Store, tmp_path: Path, capsys: Capture
     attempt = Attempt(store, step.ref, "a1")
     attempt.begin("here", 1)
     events = [
-        {"event": "start", "kind": "merge"}, {"event": "publish"}, {"other": 1}, {"event": "failed", "reason": "no room"},
+        {"event": "start", "kind": "merge"},
+        {"event": "publish"},
+        {"other": 1},
+        {"event": "failed", "reason": "no room"},
         {"event": "progress", "step": 2, "steps": 9, "loss": 0.5, "tokens_per_second": 1200, "seconds_left": 3.2},
-    ]  # fmt: skip
+    ]
     store.put(f"{attempt.folder}/{LOG}", b"".join(json.dumps(e).encode() + b"\n" for e in events) + b"plain words\n")
     assert main(["logs", QUICKSTART, "merge"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("--- merge (")
     assert said[1:] == [
-        "start: kind merge", "publish", '{"other": 1}', "failed: reason no room",
-        "step 2/9, loss 0.500, 1,200 tokens/s, 3 s left", "plain words",
-    ]  # fmt: skip
+        "start: kind merge",
+        "publish",
+        '{"other": 1}',
+        "failed: reason no room",
+        "step 2/9, loss 0.500, 1,200 tokens/s, 3 s left",
+        "plain words",
+    ]
     Attempt(store, step.ref, "a2").begin("here", 1)
     assert main(["logs", QUICKSTART, "--store", store.uri, step.key[:8]]) == 0
     assert "(no log)" in capsys.readouterr().out
@@ -105,8 +112,12 @@ def test_a_log_gives_a_terminal_no_orders(path: Path, store: Store, capsys: Capt
     assert main(["logs", QUICKSTART, "merge"]) == 0
     said = capsys.readouterr().out.splitlines()[1:]
     assert said == [
-        "notice: text \\x1b[2J", "\\x1b]0;mine\\x07words", *(o.decode() for o in odd), "\\ud800", "the end",
-    ]  # fmt: skip
+        "notice: text \\x1b[2J",
+        "\\x1b]0;mine\\x07words",
+        *(o.decode() for o in odd),
+        "\\ud800",
+        "the end",
+    ]
 
 
 def test_pull_writes_the_adapter_once_and_says_that_it_alone_does_not_forget(
@@ -132,13 +143,33 @@ def test_pull_writes_the_adapter_once_and_says_that_it_alone_does_not_forget(
         (["pull", QUICKSTART, "--set", "sweep.seed=[0,1]", "--to", "x"], "2 trials; say which: --trial NAME"),
         (["pull", QUICKSTART, "--set", "sweep.seed=[0,1]", "--to", "x", "--trial", "sed=1"], "did you mean 'seed=1'?"),
         (
-            ["pull", QUICKSTART, "--to", "x", "--set", "specialists=null", "--set", "merge=null",
-             "--set", "baselines={npo: {preset: npo}}"],
+            [
+                "pull",
+                QUICKSTART,
+                "--to",
+                "x",
+                "--set",
+                "specialists=null",
+                "--set",
+                "merge=null",
+                "--set",
+                "baselines={npo: {preset: npo}}",
+            ],
             "specialists: found nothing",
         ),
         (
-            ["pull", QUICKSTART, "--to", "x", "--set", "specialists={}", "--set", "merge=null",
-             "--set", "baselines={npo: {preset: npo}}"],
+            [
+                "pull",
+                QUICKSTART,
+                "--to",
+                "x",
+                "--set",
+                "specialists={}",
+                "--set",
+                "merge=null",
+                "--set",
+                "baselines={npo: {preset: npo}}",
+            ],
             "no merge",
         ),
         (["pull", QUICKSTART], "--to"),
@@ -151,7 +182,7 @@ def test_pull_writes_the_adapter_once_and_says_that_it_alone_does_not_forget(
         (["list", "metods"], "did you mean 'methods'?"),
         ([], "required"),
     ],
-)  # fmt: skip
+)
 def test_wrong_words_are_refused_with_the_right_ones(path: Path, words: list[str], said: str, capsys: Captured) -> None:
     try:
         code = main(words)

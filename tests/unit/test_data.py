@@ -119,9 +119,14 @@ def test_a_kind_that_is_said_wins() -> None:
 @pytest.mark.parametrize("value", [..., None, 1, True, ["x"], {"x": "y"}, "", "  "])
 def test_a_bad_field_is_named(field: str, value: Any) -> None:
     first = record(id=f"{CANARY}sc1", input=CANARY, output=CANARY, task=CANARY)
-    [problem] = problems(lines(first, {**record(id="dsc2", output=CANARY), field: value} if value is not ... else record(
-        **{"id": "dsc2", "output": CANARY, field: ...}
-    )))  # fmt: skip
+    [problem] = problems(
+        lines(
+            first,
+            {**record(id="dsc2", output=CANARY), field: value}
+            if value is not ...
+            else record(**{"id": "dsc2", "output": CANARY, field: ...}),
+        )
+    )
     assert problem.startswith(f"rows.jsonl:2: {field}: ")
 
 
@@ -200,11 +205,21 @@ def test_questions() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("choices", ["a", "b", "c"]), ("choices", "abcd"), ("choices", [1, 2, 3, 4]), ("answer", 4), ("answer", "E"),
-        ("answer", ""), ("answer", "AB"), ("answer", True), ("answer", None), ("answer", [1]), ("split", "train"),
-        ("subject", ""), ("question", 1),
+        ("choices", ["a", "b", "c"]),
+        ("choices", "abcd"),
+        ("choices", [1, 2, 3, 4]),
+        ("answer", 4),
+        ("answer", "E"),
+        ("answer", ""),
+        ("answer", "AB"),
+        ("answer", True),
+        ("answer", None),
+        ("answer", [1]),
+        ("split", "train"),
+        ("subject", ""),
+        ("question", 1),
     ],
-)  # fmt: skip
+)
 def test_bad_questions(field: str, value: Any) -> None:
     [problem] = problems(lines(question(**{"question": CANARY, field: value})), "mmlu")
     assert problem.startswith(f"rows.jsonl:1: {field}: ")

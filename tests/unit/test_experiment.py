@@ -232,8 +232,27 @@ spec:
   resources: {finetune: {gpu: 1, memory: 1Gi}}
   kubernetes: {}
 """
-JUNK = [None, True, -1, 0, 2, 10**30, 0.5, float("nan"), float("inf"), "", "junk", "1e400", "a=b", [], [None], [[]],
-        {}, {"": None}, {"junk": {"junk": []}}]  # fmt: skip
+JUNK = [
+    None,
+    True,
+    -1,
+    0,
+    2,
+    10**30,
+    0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "junk",
+    "1e400",
+    "a=b",
+    [],
+    [None],
+    [[]],
+    {},
+    {"": None},
+    {"junk": {"junk": []}},
+]
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

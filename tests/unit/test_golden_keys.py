@@ -22,12 +22,19 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "as the file has it": (),
     "a sweep of seeds and densities": ("sweep.seed=[1, 2]", "sweep.merge.density=[0.2, 1.0]"),
     "a model of the hub and of a bucket": (
-        "model=hf://org/name@main", "memorize=null", "dtype=bfloat16", "specialists.own={adapter: s3://bucket/inputs/x/own}",
+        "model=hf://org/name@main",
+        "memorize=null",
+        "dtype=bfloat16",
+        "specialists.own={adapter: s3://bucket/inputs/x/own}",
         "merge.weights={own: 0.5}",
     ),
     "every set": (
-        "data.members=s3://bucket/members.jsonl", "data.mmlu=s3://bucket/mmlu.jsonl", "data.separator=\"\"",
-        "data.template=chat", "data.max_length=64", "data.overlap=drop_from_retain",
+        "data.members=s3://bucket/members.jsonl",
+        "data.mmlu=s3://bucket/mmlu.jsonl",
+        'data.separator=""',
+        "data.template=chat",
+        "data.max_length=64",
+        "data.overlap=drop_from_retain",
     ),
     "the rest of a file": (
         "data={forget: /f.jsonl, retain: /r.jsonl, documents: 3, seed: 7, probe: {from: retain, documents: 2}}",
@@ -42,7 +49,7 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "linear": ("merge={method: linear}", "evaluate={controls: [0.25, 0.75], batch_size: 8, max_new_tokens: 16}"),
     "magnitude": ("merge={method: magnitude_prune, density: 0.5}",),
     "dare linear": ("merge={method: dare_linear, density: 0.5}",),
-}  # fmt: skip
+}
 
 
 def keys(*overrides: str) -> dict[str, str]:

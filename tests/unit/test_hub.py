@@ -42,12 +42,32 @@ def test_a_commit_needs_no_hub() -> None:
 @pytest.mark.parametrize(
     "rest",
     [
-        "org/name@/etc/passwd", "org/name@../x", "org/name@a/../b", "org/name@a//b", "org/name@.hidden", "org/name@a/.b",
-        "org/name@", "org/name@a/", "org/name@main\n", "org/name@a b", "org/name@a%2f..%2fb", "../name", "org/..", "/org/name",
-        "org", "org/name/more", "", "org/name@main@x", "org/name?endpoint_url=http://evil", "org/name#x", "org/n\\ame",
-        "@/etc/passwd", "org/name@" + "a/" * 9 + "a", "org/name@" + "a" * 97,
+        "org/name@/etc/passwd",
+        "org/name@../x",
+        "org/name@a/../b",
+        "org/name@a//b",
+        "org/name@.hidden",
+        "org/name@a/.b",
+        "org/name@",
+        "org/name@a/",
+        "org/name@main\n",
+        "org/name@a b",
+        "org/name@a%2f..%2fb",
+        "../name",
+        "org/..",
+        "/org/name",
+        "org",
+        "org/name/more",
+        "",
+        "org/name@main@x",
+        "org/name?endpoint_url=http://evil",
+        "org/name#x",
+        "org/n\\ame",
+        "@/etc/passwd",
+        "org/name@" + "a/" * 9 + "a",
+        "org/name@" + "a" * 97,
     ],
-)  # fmt: skip
+)
 def test_an_address_that_leads_elsewhere_is_refused(rest: str) -> None:
     for ask in (hub.parse_address, hub.Hub("http://127.0.0.1:1").commit):
         with pytest.raises(BadTask, match="allowed: hf://org/name@revision"):

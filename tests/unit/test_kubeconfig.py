@@ -128,9 +128,13 @@ def write(tmp_path: Path) -> Write:
     def write(cluster: dict[str, Any], user: dict[str, Any] | None, name: str = "config") -> Path:
         context = {"cluster": "c", "namespace": "mine"} | ({"user": "u"} if user is not None else {})
         config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "one", "contexts": [{"name": "one", "context": context}],
-            "clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": user or {}}],
-        }  # fmt: skip
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "one",
+            "contexts": [{"name": "one", "context": context}],
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": user or {}}],
+        }
         file = tmp_path / name
         file.write_text(yaml.safe_dump(config))
         return file
@@ -307,8 +311,13 @@ def plugin(tmp_path: Path, **status: Any) -> dict[str, Any]:
 
 
 def test_a_plugin_s_token_is_kept_until_the_server_refuses_it(server: Pretend, write: Write, tmp_path: Path) -> None:
-    write({"server": server.url, "extensions": [{"name": "client.authentication.k8s.io/exec", "extension": {"audience": "a"}}]},
-          plugin(tmp_path, token="t-COUNT"))  # fmt: skip
+    write(
+        {
+            "server": server.url,
+            "extensions": [{"name": "client.authentication.k8s.io/exec", "extension": {"audience": "a"}}],
+        },
+        plugin(tmp_path, token="t-COUNT"),
+    )
     cluster = connect()
     ask(cluster)
     ask(cluster)
@@ -379,8 +388,17 @@ def test_an_expired_token_is_refreshed_and_kept(server: Pretend, write: Write, t
     file = write({"server": server.url}, {"auth-provider": {"name": "oidc", "config": config}})
     file.chmod(0o600)
     assert ask(connect()) == "v1"
-    assert server.forms == [{k: [v] for k, v in {
-        "grant_type": "refresh_token", "refresh_token": "r1", "client_id": "kube", "client_secret": "s"}.items()}]  # fmt: skip
+    assert server.forms == [
+        {
+            k: [v]
+            for k, v in {
+                "grant_type": "refresh_token",
+                "refresh_token": "r1",
+                "client_id": "kube",
+                "client_secret": "s",
+            }.items()
+        }
+    ]
     (user,) = yaml.safe_load(file.read_text())["users"]
     kept = user["user"]["auth-provider"]["config"]
     assert (kept["id-token"], kept["refresh-token"], kept["client-id"]) == (new, "r2", "kube")

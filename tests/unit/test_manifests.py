@@ -35,20 +35,33 @@ from pydantic import ValidationError
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 GOLDEN = Path(__file__).parent / "golden"
 SITE = PodConfig(
-    namespace="research", image="registry.test/expunge-jobs@sha256:" + "0" * 64, store="s3://bucket/expunge",
-    secret="store-credentials", service_account="expunge-job",
-)  # fmt: skip
-EVERYTHING = Kubernetes.model_validate({
-    "queue": "research", "priority": "low", "priorityClassName": "batch", "runtimeClassName": "gvisor",
-    "nodeSelector": {"gpu.example.test/kind": "a100"},
-    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-        {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]}}},
-    "volumes": [
-        {"mount": "/mnt/models", "claim": "models", "read_only": True},
-        {"mount": "/mnt/cache", "size": "50Gi", "storage_class": "fast"},
-    ],
-})  # fmt: skip
+    namespace="research",
+    image="registry.test/expunge-jobs@sha256:" + "0" * 64,
+    store="s3://bucket/expunge",
+    secret="store-credentials",
+    service_account="expunge-job",
+)
+EVERYTHING = Kubernetes.model_validate(
+    {
+        "queue": "research",
+        "priority": "low",
+        "priorityClassName": "batch",
+        "runtimeClassName": "gvisor",
+        "nodeSelector": {"gpu.example.test/kind": "a100"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]
+                }
+            }
+        },
+        "volumes": [
+            {"mount": "/mnt/models", "claim": "models", "read_only": True},
+            {"mount": "/mnt/cache", "size": "50Gi", "storage_class": "fast"},
+        ],
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -257,8 +270,12 @@ def test_the_hub_s_secret_is_for_the_step_that_copies_alone(plan: Plan) -> None:
 
 def test_every_pod_goes_by_the_site_s_proxy_and_trusts_its_certificate(plan: Plan) -> None:
     site = PodConfig(
-        namespace="x", image="i", store="s3://bucket", proxies=(("HTTPS_PROXY", "http://proxy:3128"),), ca_bundle="ca",
-    )  # fmt: skip
+        namespace="x",
+        image="i",
+        store="s3://bucket",
+        proxies=(("HTTPS_PROXY", "http://proxy:3128"),),
+        ca_bundle="ca",
+    )
     for made in [*(job(s, site, ResourcesByKind(), Kubernetes(), "r") for s in plan.steps), trial_job("trial", site)]:
         pod = made["spec"]["template"]["spec"]
         values = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}

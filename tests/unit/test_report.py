@@ -17,13 +17,18 @@ def test_the_best_merge_by_its_mean_over_seeds() -> None:
     rows = [
         result(model, value, seed, group)
         for group, model, values in (
-            ("density=0.5", "merged", (0.9, 0.3)), ("density=0.8", "merged", (0.7, 0.7)), ("density=0.8", "over", (0.8, 0.8)),
+            ("density=0.5", "merged", (0.9, 0.3)),
+            ("density=0.8", "merged", (0.7, 0.7)),
+            ("density=0.8", "over", (0.8, 0.8)),
         )
         for seed, value in enumerate(values)
-    ]  # fmt: skip
+    ]
     assert best(rows) == {
-        "model": "merged", "group": "density=0.8", "task_aggregate": pytest.approx(0.7), "seeds": 2,
-    }  # fmt: skip
+        "model": "merged",
+        "group": "density=0.8",
+        "task_aggregate": pytest.approx(0.7),
+        "seeds": 2,
+    }
 
 
 def test_the_best_single_run_where_nothing_is_merged() -> None:

@@ -76,9 +76,12 @@ def test_what_groups_share_stands_once_and_the_best_single_run_is_marked() -> No
         rows += [result(0, "merged", 0.5, group)]
     table = by_model(rows)
     assert [(r.model, r.group, r.best_single) for r in table] == [
-        ("base", "", False), ("over", "", True), ("under", "", False),
-        ("merged", "merge.density=0.2", False), ("merged", "merge.density=0.8", False),
-    ]  # fmt: skip
+        ("base", "", False),
+        ("over", "", True),
+        ("under", "", False),
+        ("merged", "merge.density=0.2", False),
+        ("merged", "merge.density=0.8", False),
+    ]
 
 
 def test_a_mean_over_seeds_has_its_interval_in_the_table() -> None:

@@ -43,9 +43,13 @@ rows = st.builds(
 )
 sets = st.dictionaries(st.sampled_from(["forget", "retain", "probe", "members", "nonmembers", "mmlu"]), rows)
 task_data = st.builds(
-    TaskData, sets=sets, separator=st.text(max_size=3), template=st.sampled_from(["none", "chat"]),
-    max_length=st.integers(4, 9999), overlap=st.sampled_from(["refuse", "drop_from_retain"]),
-)  # fmt: skip
+    TaskData,
+    sets=sets,
+    separator=st.text(max_size=3),
+    template=st.sampled_from(["none", "chat"]),
+    max_length=st.integers(4, 9999),
+    overlap=st.sampled_from(["refuse", "drop_from_retain"]),
+)
 terms = {
     "npo": st.fixed_dictionaries(
         {"weight": positive, "beta": positive, "normalization": st.sampled_from(["sequence", "token", "pooled"])}
@@ -58,20 +62,38 @@ objective = st.sets(st.sampled_from(sorted(terms)), min_size=1).flatmap(
     lambda names: st.fixed_dictionaries({n: terms[n] for n in names})
 )
 finetune_settings = st.builds(
-    FinetuneSettings, objective=objective, batch_size=count, accumulation=count, epochs=count, learning_rate=positive,
-    weight_decay=positive, clip=positive, rank=count, alpha=positive, dropout=share, gradient_checkpointing=st.booleans(),
+    FinetuneSettings,
+    objective=objective,
+    batch_size=count,
+    accumulation=count,
+    epochs=count,
+    learning_rate=positive,
+    weight_decay=positive,
+    clip=positive,
+    rank=count,
+    alpha=positive,
+    dropout=share,
+    gradient_checkpointing=st.booleans(),
     targets=st.just("all-linear") | st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple),
-)  # fmt: skip
+)
 merged = st.lists(st.builds(WeightedAdapter, ref=ref, weight=number), min_size=2, max_size=4).map(tuple)
 dense = {"parameters": st.fixed_dictionaries({"density": st.floats(0.01, 1)}), "base": ref, "adapters": merged}
 tasks = st.one_of(
     st.builds(
-        MemorizeTask, data=task_data, settings=st.builds(MemorizeSettings, learning_rate=positive, seed=seed),
-        architecture=st.builds(Architecture, vocab_size=st.integers(257, 10**6)), model=st.none(), dtype=dtype,
+        MemorizeTask,
+        data=task_data,
+        settings=st.builds(MemorizeSettings, learning_rate=positive, seed=seed),
+        architecture=st.builds(Architecture, vocab_size=st.integers(257, 10**6)),
+        model=st.none(),
+        dtype=dtype,
     ),
     st.builds(
-        MemorizeTask, data=task_data, settings=st.builds(MemorizeSettings, epochs=count), architecture=st.none(),
-        model=model, dtype=dtype,
+        MemorizeTask,
+        data=task_data,
+        settings=st.builds(MemorizeSettings, epochs=count),
+        architecture=st.none(),
+        model=model,
+        dtype=dtype,
     ),
     st.builds(FinetuneTask, model=model, data=task_data, settings=finetune_settings, seed=seed, dtype=dtype),
     st.builds(MergeTask, method=st.sampled_from(["ties", "magnitude_prune"]), seed=st.none(), **dense),
@@ -79,7 +101,7 @@ tasks = st.one_of(
     st.builds(
         EvaluateTask, model=model, data=task_data, settings=st.builds(EvaluateSettings, batch_size=count), dtype=dtype
     ),
-)  # fmt: skip
+)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | number | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

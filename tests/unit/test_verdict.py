@@ -13,11 +13,13 @@ Object = dict[str, Any]
 
 
 def job(suspend: bool = False, queue: str = "", **condition: str) -> Object:
-    return diagnosis.trim_job({
-        "metadata": {"name": "j", "uid": "u", "labels": {"kueue.x-k8s.io/queue-name": queue} if queue else {}},
-        "spec": {"suspend": suspend},
-        "status": {"conditions": [{"status": "True", **condition}] if condition else []},
-    })  # fmt: skip
+    return diagnosis.trim_job(
+        {
+            "metadata": {"name": "j", "uid": "u", "labels": {"kueue.x-k8s.io/queue-name": queue} if queue else {}},
+            "spec": {"suspend": suspend},
+            "status": {"conditions": [{"status": "True", **condition}] if condition else []},
+        }
+    )
 
 
 def pod(phase: str, created: str = "2026-01-01T00:00:00Z", deleted: str | None = None, **state: Any) -> Object:
@@ -30,10 +32,14 @@ def pod(phase: str, created: str = "2026-01-01T00:00:00Z", deleted: str | None =
 
 
 SCHEDULED = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]
-UNSCHEDULABLE = [{
-    "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-    "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available.",
-}]  # fmt: skip
+UNSCHEDULABLE = [
+    {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available.",
+    }
+]
 PULL = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x": ErrImagePull: not found'}
 
 
@@ -44,16 +50,24 @@ PULL = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x": Er
         (job(suspend=True), [], "suspended"),
         (job(suspend=True, queue="research"), [], "suspended: waits for room in the queue 'research'"),
         (job(), [pod("Pending")], "waiting for a node"),
-        (job(), [pod("Pending", conditions=UNSCHEDULABLE)], "waiting for a node: 0/1 nodes are available: 1 Insufficient"),
+        (
+            job(),
+            [pod("Pending", conditions=UNSCHEDULABLE)],
+            "waiting for a node: 0/1 nodes are available: 1 Insufficient",
+        ),
         (job(), [pod("Pending", conditions=SCHEDULED)], "its pod is starting"),
         (job(), [pod("Pending", conditions=SCHEDULED, waiting={"reason": "ContainerCreating"})], "its pod is starting"),
-        (job(), [pod("Pending", conditions=SCHEDULED, waiting=PULL)], "cannot start: ImagePullBackOff: Back-off pulling"),
+        (
+            job(),
+            [pod("Pending", conditions=SCHEDULED, waiting=PULL)],
+            "cannot start: ImagePullBackOff: Back-off pulling",
+        ),
         (job(), [pod("Running", conditions=SCHEDULED, running={})], ""),
         (job(), [pod("Running", deleted="2026-01-01T00:02:00Z", running={})], "its pod is being ended"),
         (job(), [pod("Failed")], "its pod ended; the next try begins soon"),
         (job(), [pod("Failed"), pod("Running", "2026-01-01T00:01:00Z", running={})], ""),
     ],
-)  # fmt: skip
+)
 def test_why_a_step_waits(found: Object, pods: list[Object], words: str) -> None:
     said = diagnosis.waiting_words(found, pods)
     assert said.startswith(words)
@@ -76,8 +90,11 @@ FAILED = PROGRESS + '{"event": "failed", "reason": "the loss is nan at step 12",
 @pytest.mark.parametrize(
     ("last", "said", "words"),
     [
-        (ended(137, "OOMKilled", PROGRESS), "",
-         "out of memory at 16Gi: raise resources.finetune.memory, or lower batch_size (last heard: step 12/75)"),
+        (
+            ended(137, "OOMKilled", PROGRESS),
+            "",
+            "out of memory at 16Gi: raise resources.finetune.memory, or lower batch_size (last heard: step 12/75)",
+        ),
         (ended(143, reason="Error", message=""), "stopped by SIGTERM", "stopped by SIGTERM"),
         (ended(65, message=FAILED), "", "the loss is nan at step 12"),
         (ended(65, message=FAILED), "the loss is nan at step 12 of 75", "the loss is nan at step 12 of 75"),
@@ -86,16 +103,32 @@ FAILED = PROGRESS + '{"event": "failed", "reason": "the loss is nan at step 12",
         (ended(1, message="python: can't open file\n\n"), "", "python: can't open file"),
         (ended(128, "StartError", "exec: no such file"), "", "cannot start: exec: no such file"),
         (pod("Succeeded", terminated={"exitCode": 0, "reason": "Completed"}), "", "completed without an artifact"),
-        (pod("Failed", reason="DeadlineExceeded", message="Pod was active on the node longer than the specified deadline"),
-         "", "took longer than 86400 s: raise resources.finetune.deadline"),
-        (pod("Failed", reason="Evicted", message='Usage of EmptyDir volume "work" exceeds the limit "20Gi".'), "",
-         "used more disk than 20Gi: raise resources.finetune.disk"),
-        (pod("Failed", reason="Evicted", message="The node was low on resource: memory."), "",
-         "Evicted: The node was low on resource: memory."),
-        (pod("Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage."), "",
-         "Evicted: The node was low on resource: ephemeral-storage."),
+        (
+            pod(
+                "Failed",
+                reason="DeadlineExceeded",
+                message="Pod was active on the node longer than the specified deadline",
+            ),
+            "",
+            "took longer than 86400 s: raise resources.finetune.deadline",
+        ),
+        (
+            pod("Failed", reason="Evicted", message='Usage of EmptyDir volume "work" exceeds the limit "20Gi".'),
+            "",
+            "used more disk than 20Gi: raise resources.finetune.disk",
+        ),
+        (
+            pod("Failed", reason="Evicted", message="The node was low on resource: memory."),
+            "",
+            "Evicted: The node was low on resource: memory.",
+        ),
+        (
+            pod("Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage."),
+            "",
+            "Evicted: The node was low on resource: ephemeral-storage.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_why_a_step_failed_and_what_to_raise(last: Object, said: str, words: str) -> None:
     found = job(type="Failed", reason="BackoffLimitExceeded", message="Job has reached the specified backoff limit")
     earlier = ended(1, created="2025-12-31T23:59:00Z")
@@ -104,13 +137,20 @@ def test_why_a_step_failed_and_what_to_raise(last: Object, said: str, words: str
 
 def test_what_a_pod_says_of_its_end_is_kept() -> None:
     earlier = ended(1, created="2025-12-31T23:59:00Z")
-    assert diagnosis.last_words([earlier, ended(65, message=FAILED), pod("Running", "2026-01-01T00:01:00Z", running={})]) == {
-        "name": "p", "exit_code": 65, "reason": "Error", "message": FAILED,
-    }  # fmt: skip
+    assert diagnosis.last_words(
+        [earlier, ended(65, message=FAILED), pod("Running", "2026-01-01T00:01:00Z", running={})]
+    ) == {
+        "name": "p",
+        "exit_code": 65,
+        "reason": "Error",
+        "message": FAILED,
+    }
     evicted = pod("Failed", reason="Evicted", message="The node was low on resource: memory.")
     assert diagnosis.last_words([evicted]) == {
-        "name": "p", "reason": "Evicted", "message": "The node was low on resource: memory.",
-    }  # fmt: skip
+        "name": "p",
+        "reason": "Evicted",
+        "message": "The node was low on resource: memory.",
+    }
     assert diagnosis.last_words([pod("Running", running={})]) == {}
 
 

@@ -65,9 +65,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     Parser.words = (*(c.name for c in COMMANDS), *show.LISTS)
     parser = Parser(
-        prog="expunge", description="Make a language model forget a set of documents and keep the rest.",
+        prog="expunge",
+        description="Make a language model forget a set of documents and keep the rest.",
         epilog="example: expunge run examples/quickstart.yaml",
-    )  # fmt: skip
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     for command in COMMANDS:

@@ -60,9 +60,11 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 def add_executor(parser: argparse.ArgumentParser) -> None:
     """``--executor``, ``--context`` and ``--namespace``: where the experiment runs."""
     parser.add_argument(
-        "--executor", choices=names(), default=os.environ.get("EXPUNGE_EXECUTOR") or DEFAULT,
+        "--executor",
+        choices=names(),
+        default=os.environ.get("EXPUNGE_EXECUTOR") or DEFAULT,
         help=f"what runs the steps (default: $EXPUNGE_EXECUTOR or {DEFAULT})",
-    )  # fmt: skip
+    )
     add_cluster(parser)
 
 

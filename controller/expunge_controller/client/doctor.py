@@ -64,9 +64,10 @@ def _rights(cluster: Cluster, namespace: str) -> Iterator[Check]:
         for verb in verbs:
             asked = {"namespace": namespace, "group": group, "resource": resource, "subresource": sub, "verb": verb}
             body: Object = {
-                "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
                 "spec": {"resourceAttributes": asked},
-            }  # fmt: skip
+            }
             try:
                 answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
             except ApiError as error:

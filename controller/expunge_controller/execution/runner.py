@@ -58,9 +58,10 @@ def ready(plan: Plan, done: Collection[str], busy: Collection[str], failed: Coll
     """Steps to start now, in order: wanted, everything they need done, neither running nor failed. Pure."""
     wanted = wanted_keys(plan, set(done))
     return [
-        s for s in plan.steps
+        s
+        for s in plan.steps
         if s.key in wanted and s.key not in busy and s.key not in failed and all(n in done for n in s.needs)
-    ]  # fmt: skip
+    ]
 
 
 class Runner:
@@ -68,9 +69,13 @@ class Runner:
     have changed. ``cancelled`` is asked after each start of what would outlive this process."""
 
     def __init__(
-        self, store: Store, executor: Executor, resolved: Resolved, observer: Observer,
+        self,
+        store: Store,
+        executor: Executor,
+        resolved: Resolved,
+        observer: Observer,
         cancelled: Callable[[], bool] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.store, self.executor, self.observer = store, executor, observer
         self.resolved, self.plan = resolved, resolved.plan
         self.outcome = Outcome()

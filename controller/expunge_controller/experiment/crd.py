@@ -76,15 +76,13 @@ _RULES: dict[tuple[str, ...], list[Schema]] = {
         _rule("size(self.filter(v, has(v.cache) && v.cache)) <= 1", "two volumes are the cache: one at most"),
     ],
     ("kubernetes", "volumes", "*"): [
-        _rule(
-            "has(self.claim) != has(self.size)", "a volume is a claim, or has a size: give one of the two"
-        ),
+        _rule("has(self.claim) != has(self.size)", "a volume is a claim, or has a size: give one of the two"),
         _rule(
             "!has(self.cache) || !self.cache || (has(self.claim) && !(has(self.read_only) && self.read_only))",
             "a cache is to outlive its pod, and to be written: give a claim that is not read_only",
         ),
     ],
-}  # fmt: skip
+}
 """What pydantic's validators say of several fields together, in the API server's language, by the path below spec."""
 _RULES |= {
     (group,): [
@@ -136,35 +134,51 @@ def resource_definition() -> Schema:
         "spec": {
             "group": GROUP,
             "names": {
-                "plural": PLURAL, "singular": "experiment", "kind": KIND, "listKind": "ExperimentList", "shortNames": ["exp"],
+                "plural": PLURAL,
+                "singular": "experiment",
+                "kind": KIND,
+                "listKind": "ExperimentList",
+                "shortNames": ["exp"],
                 "categories": ["all"],
             },
             "scope": "Namespaced",
-            "versions": [{
-                "name": VERSION, "served": True, "storage": True, "subresources": {"status": {}},
-                "additionalPrinterColumns": [
-                    *(
-                        {"name": name.capitalize(), "type": "string", "jsonPath": f".status.{name}"}
-                        for name in ("phase", "trials", "steps", "best")
-                    ),
-                    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-                ],
-                "schema": {"openAPIV3Schema": {
-                    "type": "object",
-                    "description": "Makes a model forget a set of documents and keep the rest: specialised fine-tunes, their "
-                                   "merge, and an evaluation of each.",
-                    "required": ["spec"],
-                    "x-kubernetes-validations": [
-                        _rule("size(self.metadata.name) <= 63", "metadata.name is longer than 63 characters"),
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [
+                        *(
+                            {"name": name.capitalize(), "type": "string", "jsonPath": f".status.{name}"}
+                            for name in ("phase", "trials", "steps", "best")
+                        ),
+                        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
                     ],
-                    "properties": {
-                        "apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"},
-                        "spec": spec_schema(), "status": _status_schema(),
-                    },
-                }},
-            }],
+                    "schema": {"openAPIV3Schema": _resource_schema()},
+                }
+            ],
         },
-    }  # fmt: skip
+    }
+
+
+def _resource_schema() -> Schema:
+    return {
+        "type": "object",
+        "description": "Makes a model forget a set of documents and keep the rest: specialised fine-tunes, their merge, and an "
+        "evaluation of each.",
+        "required": ["spec"],
+        "x-kubernetes-validations": [
+            _rule("size(self.metadata.name) <= 63", "metadata.name is longer than 63 characters"),
+        ],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec_schema(),
+            "status": _status_schema(),
+        },
+    }
 
 
 def spec_schema() -> Schema:
@@ -218,8 +232,12 @@ class _Converter:
             out |= {"maxLength": LONGEST} if path[-1:] in (("mount",), ("claim",)) else {}
             out |= {"enum": [node["const"]]} if "const" in node else {}
             out |= {"maxLength": 40} if path[-1:] == ("preset",) else {}  # rules compare it
-        for bound, name, exclusive in (("ge", "minimum", False), ("gt", "minimum", True), ("le", "maximum", False),
-                                       ("lt", "maximum", True)):  # fmt: skip
+        for bound, name, exclusive in (
+            ("ge", "minimum", False),
+            ("gt", "minimum", True),
+            ("le", "maximum", False),
+            ("lt", "maximum", True),
+        ):
             value = node.get(bound)
             if value is not None and abs(value) < 2**62:
                 out |= {name: value} | ({f"exclusive{name.capitalize()}": True} if exclusive else {})
@@ -267,34 +285,49 @@ class _Converter:
 def _status_schema() -> Schema:
     text, whole = {"type": "string"}, {"type": "integer"}
     condition = {
-        "type": "object", "required": ["type", "status", "reason", "message", "lastTransitionTime"],
+        "type": "object",
+        "required": ["type", "status", "reason", "message", "lastTransitionTime"],
         "properties": {
-            "type": text, "status": {"type": "string", "enum": ["True", "False", "Unknown"]}, "reason": text, "message": text,
-            "lastTransitionTime": {"type": "string", "format": "date-time"}, "observedGeneration": whole,
+            "type": text,
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "reason": text,
+            "message": text,
+            "lastTransitionTime": {"type": "string", "format": "date-time"},
+            "observedGeneration": whole,
         },
-    }  # fmt: skip
+    }
     return {
         "type": "object",
         "properties": {
             "observedGeneration": whole,
-            "phase": {**text, "description": "Pending, Running, Suspended, Complete, Failed, Cancelled, Invalid or Held."},
+            "phase": {
+                **text,
+                "description": "Pending, Running, Suspended, Complete, Failed, Cancelled, Invalid or Held.",
+            },
             "trials": {**text, "description": "Whose every model is evaluated, of all."},
             "steps": {**text, "description": "Done, of all."},
-            "best": {**text, "description": "The model of the highest task aggregate (of the merges, where there are any)."},
+            "best": {
+                **text,
+                "description": "The model of the highest task aggregate (of the merges, where there are any).",
+            },
             "store": {**text, "description": "Where this namespace's artifacts lie."},
             "digest": {**text, "description": "Of this generation: its record and failures lie below it in the store."},
             "image": {**text, "description": "The jobs image that this generation began with, and keeps."},
             "retried": {**text, "description": "The last value of the annotation expunge.dev/retry that was followed."},
             "counts": {"type": "object", "additionalProperties": whole, "description": "Steps by their state."},
             "reasons": {
-                "type": "array", "description": "Why steps are not done: at most ten reasons.",
+                "type": "array",
+                "description": "Why steps are not done: at most ten reasons.",
                 "items": {"type": "object", "properties": {"step": text, "reason": text, "count": whole}},
             },
             "conditions": {
-                "type": "array", "items": condition, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
+                "type": "array",
+                "items": condition,
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
             },
         },
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -162,9 +162,12 @@ class Cluster:
             ApiError: refused, cut, silent for too long, or (410) the version is too old.
         """
         query = {
-            "watch": "true", "labelSelector": selector, "resourceVersion": version, "timeoutSeconds": WATCH,
+            "watch": "true",
+            "labelSelector": selector,
+            "resourceVersion": version,
+            "timeoutSeconds": WATCH,
             "allowWatchBookmarks": "true",
-        }  # fmt: skip
+        }
         with self._open("GET", path, WATCH + CONNECT, query) as response:
             for line in _lines(response):
                 try:
@@ -225,9 +228,13 @@ class Cluster:
                 headers = HTTPHeaderDict(own | ({"Authorization": authorization} if authorization else {}))
                 headers.extend(self._login.extra)
                 response = self._login.connections().request(
-                    method, f"{self.address}{path}" + (f"?{given}" if given else ""), body=data, headers=headers,
-                    preload_content=False, timeout=Timeout(connect=CONNECT, read=read),
-                )  # fmt: skip
+                    method,
+                    f"{self.address}{path}" + (f"?{given}" if given else ""),
+                    body=data,
+                    headers=headers,
+                    preload_content=False,
+                    timeout=Timeout(connect=CONNECT, read=read),
+                )
                 # A token may have been replaced, or be at its end, since it was read.
                 if last or response.status != 401 or not self._login.renew(authorization):
                     break

@@ -152,11 +152,16 @@ class _Kubeconfig:
             return Files(lambda: str(token), certificate)
         if given := user.get("exec"):
             return Plugin(
-                name, str(given["command"]), str(given["apiVersion"]), [str(a) for a in given.get("args") or ()],
+                name,
+                str(given["command"]),
+                str(given["apiVersion"]),
+                [str(a) for a in given.get("args") or ()],
                 {str(e["name"]): str(e["value"]) for e in given.get("env") or ()},
-                str(given.get("installHint") or ""), str(given.get("interactiveMode") or "IfAvailable"), folder,
+                str(given.get("installHint") or ""),
+                str(given.get("interactiveMode") or "IfAvailable"),
+                folder,
                 _told(cluster, folder) if given.get("provideClusterInfo") else None,
-            )  # fmt: skip
+            )
         if given := user.get("auth-provider"):
             kind = given.get("name")
             if kind != "oidc":

@@ -24,9 +24,15 @@ class Informer:
     """
 
     def __init__(
-        self, cluster: Cluster, path: str, selector: str, trim: Callable[[Object], Object],
-        changed: Callable[[Object], None], group: Callable[[Object], str] = lambda _: "", page: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        cluster: Cluster,
+        path: str,
+        selector: str,
+        trim: Callable[[Object], Object],
+        changed: Callable[[Object], None],
+        group: Callable[[Object], str] = lambda _: "",
+        page: int | None = None,
+    ) -> None:
         self.group, self.page = group, page
         self.cluster, self.path, self.selector, self.trim, self.changed = cluster, path, selector, trim, changed
         self.problem = ""

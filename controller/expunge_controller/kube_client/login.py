@@ -148,9 +148,11 @@ class Files:
     keeps = False
 
     def __init__(
-        self, token: Callable[[], str] | None = None, certificate: Callable[[], tuple[str, str]] | None = None,
+        self,
+        token: Callable[[], str] | None = None,
+        certificate: Callable[[], tuple[str, str]] | None = None,
         basic: tuple[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.token, self.certificate, self.basic = token, certificate, basic
 
     def read(self, before: Credential | None) -> Credential:

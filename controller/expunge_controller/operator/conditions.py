@@ -59,8 +59,14 @@ def conditions(
     for kind, holds in wanted:
         status = "True" if holds else "False"
         same = earlier.get(kind, {}).get("status") == status
-        out.append({
-            "type": kind, "status": status, "reason": reason or phase, "message": cut(message, 1024),
-            "lastTransitionTime": earlier[kind]["lastTransitionTime"] if same else now, "observedGeneration": generation,
-        })  # fmt: skip
+        out.append(
+            {
+                "type": kind,
+                "status": status,
+                "reason": reason or phase,
+                "message": cut(message, 1024),
+                "lastTransitionTime": earlier[kind]["lastTransitionTime"] if same else now,
+                "observedGeneration": generation,
+            }
+        )
     return out

@@ -19,15 +19,20 @@ class Metrics:
             "expunge_reconciles", "Looks at an Experiment, by how they ended.", ["result"], registry=self.registry
         )
         self.gaps = Histogram(
-            "expunge_step_gap_seconds", "From a step's end, as it is heard of, to its successor's Job.",
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30), registry=self.registry,
-        )  # fmt: skip
+            "expunge_step_gap_seconds",
+            "From a step's end, as it is heard of, to its successor's Job.",
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=self.registry,
+        )
         self.calls = Counter(
             "expunge_api_calls", "Calls to the API server, watches apart.", ["method", "code"], registry=self.registry
         )
         self.gpu_seconds = Counter(
-            "expunge_gpu_seconds", "GPUs that finished steps asked for, times their seconds.", ["kind"], registry=self.registry
-        )  # fmt: skip
+            "expunge_gpu_seconds",
+            "GPUs that finished steps asked for, times their seconds.",
+            ["kind"],
+            registry=self.registry,
+        )
         self._asked = {
             ("expunge_steps", "Steps of Experiments that are at work, by state.", "state"): steps,
             ("expunge_experiments", "Experiments by phase.", "phase"): experiments,

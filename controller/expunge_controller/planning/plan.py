@@ -77,10 +77,14 @@ def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Version
     steps.sort(key=lambda s: order[s.kind])  # stable: within a kind, as the file has them
     spec = loaded.experiment.spec
     return Plan(
-        experiment=loaded.name, trials=tuple(t.name for t in loaded.trials), steps=tuple(steps), models=tuple(models),
-        parallel=spec.parallel, specialists=max(1, len(spec.specialists) + len(spec.baselines)),
+        experiment=loaded.name,
+        trials=tuple(t.name for t in loaded.trials),
+        steps=tuple(steps),
+        models=tuple(models),
+        parallel=spec.parallel,
+        specialists=max(1, len(spec.specialists) + len(spec.baselines)),
         by_key={s.key: s for s in steps},
-    )  # fmt: skip
+    )
 
 
 def _staged(steps: list[Step]) -> list[Step]:

@@ -48,9 +48,12 @@ def wanted_keys(plan: Plan, done: set[str]) -> set[str]:
 
 
 def statuses(
-    plan: Plan, done: set[str], running: Mapping[str, str] | None = None, failed: Mapping[str, str] | None = None,
+    plan: Plan,
+    done: set[str],
+    running: Mapping[str, str] | None = None,
+    failed: Mapping[str, str] | None = None,
     idle: str = "everything it needs is there; `expunge run` starts it",
-) -> dict[str, StepStatus]:  # fmt: skip
+) -> dict[str, StepStatus]:
     """The state of every step. ``running`` and ``failed`` give words by key: how far, and why. ``idle``: why one that could
     start has not."""
     running, failed = running or {}, failed or {}

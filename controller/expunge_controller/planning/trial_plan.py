@@ -106,9 +106,12 @@ class TrialPlan:
         data = self.spec.data
         if names not in self._made:  # one for all steps that read the same: hundreds of plans are kept at once
             self._made[names] = TaskData(
-                sets={n: self.sets[n] for n in names if n in self.sets}, separator=data.separator, template=data.template,
-                max_length=data.max_length, overlap=data.overlap,
-            )  # fmt: skip
+                sets={n: self.sets[n] for n in names if n in self.sets},
+                separator=data.separator,
+                template=data.template,
+                max_length=data.max_length,
+                overlap=data.overlap,
+            )
         return self._made[names]
 
     def _base(self) -> ModelRef:

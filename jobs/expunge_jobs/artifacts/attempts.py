@@ -105,9 +105,15 @@ class Attempt:
         self.store.put(f"{self.folder}.json", record.model_dump_json().encode())
 
     def publish(
-        self, task: Task, source: Path, figures: dict[str, Any], versions: dict[str, str], device: str, threads: int,
+        self,
+        task: Task,
+        source: Path,
+        figures: dict[str, Any],
+        versions: dict[str, str],
+        device: str,
+        threads: int,
         processes: int = 1,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Upload every file below ``source``, then the manifest, if none is there. True: this attempt won."""
         files = []
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -115,10 +121,19 @@ class Attempt:
             self.store.put_file(f"{self.folder}/{name}", file)
             files.append(StoredFile(path=name, size=file.stat().st_size, sha256=sha256_of(file)))
         manifest = Manifest(
-            kind=self.ref.kind, key=self.ref.key, attempt=self.id, task=task.model_dump(mode="json"), files=tuple(files),
-            figures=figures, versions=versions, device=device, threads=threads, processes=processes,
-            started=self.started, ended=now(),
-        )  # fmt: skip
+            kind=self.ref.kind,
+            key=self.ref.key,
+            attempt=self.id,
+            task=task.model_dump(mode="json"),
+            files=tuple(files),
+            figures=figures,
+            versions=versions,
+            device=device,
+            threads=threads,
+            processes=processes,
+            started=self.started,
+            ended=now(),
+        )
         self._unsure = True
         try:
             self.store.put(

@@ -111,8 +111,9 @@ def fetch(store: Store, ref: ArtifactRef, into: Path, cache: ModelCache | None =
         raise DamagedInput(
             f"damaged artifact: {store.name}/{path} {what}; `expunge retry` makes it anew, "
             f"or delete {store.name}/{manifest_path(ref)} and run again",
-            folder(ref), manifest.attempt,
-        )  # fmt: skip
+            folder(ref),
+            manifest.attempt,
+        )
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, files))

@@ -100,9 +100,13 @@ class Hub:
         away = f"{uri}: the hub {self.endpoint}"
         try:
             answer = connections(url).request(
-                "GET", url, headers=headers, preload_content=False, timeout=Timeout(total=SECONDS),
+                "GET",
+                url,
+                headers=headers,
+                preload_content=False,
+                timeout=Timeout(total=SECONDS),
                 retries=Retry(connect=1, read=1, redirect=5, status=0),
-            )  # fmt: skip
+            )
             with answer:
                 status, body = answer.status, answer.read(ANSWER_BYTES + 1)
         except (HTTPError, OSError) as error:

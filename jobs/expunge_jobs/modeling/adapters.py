@@ -77,12 +77,21 @@ def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b:
 def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str] | str) -> dict[str, Any]:
     """What PEFT needs to know of a plain LoRA adapter; ``targets`` are names, or one pattern as PEFT allows."""
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
-        "r": rank, "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": dropout,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": dropout,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
-        "bias": "none", "init_lora_weights": True, "fan_in_fan_out": False,
-        "use_rslora": False, "use_dora": False, "modules_to_save": None,
-    }  # fmt: skip
+        "bias": "none",
+        "init_lora_weights": True,
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -118,9 +127,13 @@ def attach_lora(model: Any, settings: FinetuneSettings, seed: int) -> Lora:
 
     targets = lora_targets(model, settings.targets)
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, bias="none",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        bias="none",
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
     wrapped: Any = get_peft_model(model, config)
     starts: dict[str, Tensor] = {}
     for name, parameter in wrapped.named_parameters():

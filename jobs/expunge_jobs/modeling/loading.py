@@ -34,9 +34,14 @@ def load_base(folder: Path, dtype: str) -> tuple[Any, Any]:
     try:
         config = _config(folder)
         model, loading = _causal_class(config).from_pretrained(
-            folder, config=config, dtype="auto" if dtype == "checkpoint" else _DTYPES[dtype], use_safetensors=True,
-            local_files_only=True, output_loading_info=True, trust_remote_code=False,
-        )  # fmt: skip
+            folder,
+            config=config,
+            dtype="auto" if dtype == "checkpoint" else _DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (BadTask, MemoryError):
         raise

@@ -21,9 +21,20 @@ from expunge_jobs.store import Store
 from expunge_jobs.tasks.references import ArtifactRef, ModelRef
 
 CORE = (
-    "task_aggregate", "regurgitation/forget", "regurgitation/retain", "knowledge/forget", "knowledge/retain", "mia_score",
-    "mia_auc", "mmlu", "final", "extraction/forget", "extraction/retain", "collapse", "probe",
-)  # fmt: skip
+    "task_aggregate",
+    "regurgitation/forget",
+    "regurgitation/retain",
+    "knowledge/forget",
+    "knowledge/retain",
+    "mia_score",
+    "mia_auc",
+    "mmlu",
+    "final",
+    "extraction/forget",
+    "extraction/retain",
+    "collapse",
+    "probe",
+)
 """Metrics that every model has, null with a reason where they cannot be had."""
 
 

@@ -46,9 +46,11 @@ def _sentence(results: list[EvaluatedModel], merged: dict[int, float | None]) ->
         parts.append(f"IS BEATEN BY {', '.join(lost)}")
     if equal:
         parts.append(f"shows NO DIFFERENCE to {', '.join(equal)}")
-    head = "The merge beats every specialist, baseline and control" if not lost and not equal else (
-        "The merge does NOT beat every specialist, baseline and control"
-    )  # fmt: skip
+    head = (
+        "The merge beats every specialist, baseline and control"
+        if not lost and not equal
+        else ("The merge does NOT beat every specialist, baseline and control")
+    )
     return (
         f"{head}. Over {len(merged)} seeds it {'; it '.join(parts)} "
         "(difference of task aggregates, 95 % interval over unlearning seeds)."
@@ -56,12 +58,14 @@ def _sentence(results: list[EvaluatedModel], merged: dict[int, float | None]) ->
 
 
 def _one_seed(rivals: dict[str, dict[int, float | None]], merged: dict[int, float | None]) -> str:
-    (seed, value), = merged.items()  # fmt: skip
+    ((seed, value),) = merged.items()
     own = float(value or 0)
     above = [n for n, v in rivals.items() if float(v[seed] or 0) >= own]
-    said = "the merge is above every specialist, baseline and control" if not above else (
-        f"the merge is NOT above {', '.join(f'{n} ({float(rivals[n][seed] or 0):.3f})' for n in above)}"
-    )  # fmt: skip
+    said = (
+        "the merge is above every specialist, baseline and control"
+        if not above
+        else (f"the merge is NOT above {', '.join(f'{n} ({float(rivals[n][seed] or 0):.3f})' for n in above)}")
+    )
     return f"On this one seed {said} (merged {own:.3f}); one seed cannot tell: sweep.seed: [0, 1, 2, 3, 4] does."
 
 

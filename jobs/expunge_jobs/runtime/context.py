@@ -30,9 +30,15 @@ class StepContext:
     Without an ``attempt`` no checkpoint is written or read. ``cache`` is a folder that outlives the step (see cache.py)."""
 
     def __init__(
-        self, store: Store, out: Path, scratch: Path, threads: int = 1, attempt: Attempt | None = None,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS, cache: ModelCache | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        out: Path,
+        scratch: Path,
+        threads: int = 1,
+        attempt: Attempt | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        cache: ModelCache | None = None,
+    ) -> None:
         self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
         self.attempt, self.checkpoint_seconds, self.cache = attempt, checkpoint_seconds, cache
         self.group = WorkerGroup()
@@ -71,9 +77,14 @@ class StepContext:
         from expunge_jobs.runtime.checkpoints import Checkpoints  # loads torch
 
         return Checkpoints(
-            self.attempt, self.out, self.scratch, self.checkpoint_seconds, self.notice,
-            lambda step: emit("resumed", step=step), self.group,
-        )  # fmt: skip
+            self.attempt,
+            self.out,
+            self.scratch,
+            self.checkpoint_seconds,
+            self.notice,
+            lambda step: emit("resumed", step=step),
+            self.group,
+        )
 
     def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:
         """Step n of N; ``tokens`` since the last call. Said at most twice a second, and at the end."""

@@ -121,8 +121,11 @@ def join() -> WorkerGroup:
     gpus = torch.cuda.is_available()
     # By a file and not, as accelerate would, by a port that the whole network reaches.
     torch.distributed.init_process_group(
-        "nccl" if gpus else "gloo", init_method=f"file://{os.environ[RENDEZVOUS_FILE]}", rank=rank(),
-        world_size=int(os.environ["WORLD_SIZE"]), timeout=RENDEZVOUS_TIMEOUT,
-    )  # fmt: skip
+        "nccl" if gpus else "gloo",
+        init_method=f"file://{os.environ[RENDEZVOUS_FILE]}",
+        rank=rank(),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=RENDEZVOUS_TIMEOUT,
+    )
     state = PartialState(cpu=not gpus)
     return WorkerGroup(state.process_index, state.num_processes)

@@ -44,11 +44,16 @@ def launch(count: int) -> int:
         environment = {
             "EXPUNGE_MODEL_CACHE": shared,  # what one has fetched, the others need not
             # They are on one machine: nothing of what they say to each other is to leave it.
-            "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo",
-            **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), RENDEZVOUS_FILE: str(Path(shared, "meeting")),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "NCCL_SOCKET_IFNAME": "lo",
+            **os.environ,
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            RENDEZVOUS_FILE: str(Path(shared, "meeting")),
             "EXPUNGE_ATTEMPT": os.environ.get("EXPUNGE_ATTEMPT") or uuid.uuid4().hex,
-            "EXPUNGE_THREADS": str(threads), "EXPUNGE_DIE_WITH_STDIN": "1",
-        }  # fmt: skip
+            "EXPUNGE_THREADS": str(threads),
+            "EXPUNGE_DIE_WITH_STDIN": "1",
+        }
         for rank in range(count):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # Each ends when its stdin does, which is this process.

@@ -30,9 +30,17 @@ ASKED: tuple[SetName, ...] = ("forget", "retain", "probe")
 _CHOICES = (" A", " B", " C", " D")
 SHOTS = 5
 _CLEAN_UP = (
-    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
-    (" 've", "'ve"), (" 're", "'re"),
-)  # fmt: skip
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
 
 
 def run(task: EvaluateTask, context: StepContext) -> dict[str, Any]:
@@ -77,10 +85,21 @@ class Evaluator:
         rows = []
         for (name, row), (text, ended), figures in zip(asked, generations, probabilities, strict=True):
             score = metrics.row_score(row.kind, row.output, text)
-            rows.append(EvaluatedRow(
-                set=name, id=row.id, document=row.document, task=row.task, kind=row.kind, generation=text, ended=ended,
-                score=score, input=row.input, reference=row.output, **figures,
-            ))  # fmt: skip
+            rows.append(
+                EvaluatedRow(
+                    set=name,
+                    id=row.id,
+                    document=row.document,
+                    task=row.task,
+                    kind=row.kind,
+                    generation=text,
+                    ended=ended,
+                    score=score,
+                    input=row.input,
+                    reference=row.output,
+                    **figures,
+                )
+            )
         for (other, document), nll in zip(texts, each(texts, self._document_nlls), strict=True):
             rows.append(
                 EvaluatedRow(set=other, id=document.id, document=document.id, kind="document", document_nll=nll)
@@ -111,9 +130,12 @@ class Evaluator:
         from transformers import GenerationConfig
 
         config = GenerationConfig(
-            max_new_tokens=self.task.settings.max_new_tokens, do_sample=False, num_beams=1,
-            eos_token_id=sorted(self._ends), pad_token_id=self.encoder.end,
-        )  # fmt: skip
+            max_new_tokens=self.task.settings.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=sorted(self._ends),
+            pad_token_id=self.encoder.end,
+        )
         longest = max(len(p) for p in prompts)
         where = next(self.model.parameters()).device
         ids = torch.tensor([[self.encoder.end] * (longest - len(p)) + p for p in prompts], device=where)
@@ -135,10 +157,14 @@ class Evaluator:
                 whole = row.ids[-1] == self.encoder.end  # its last token is the end's, and no word of the output
                 right = (logits.argmax(-1) == ids)[row.prompt - 1 :].tolist()
                 without_end = nll[:-1] if len(nll) > 1 else nll
-                out.append({
-                    "output_nll": float(nll[row.prompt - 1 :].sum()), "output_tokens": len(row.labels),
-                    "extraction": extraction_strength(right[:-1] if whole else right), "document_nll": float(without_end.mean()),
-                })  # fmt: skip
+                out.append(
+                    {
+                        "output_nll": float(nll[row.prompt - 1 :].sum()),
+                        "output_tokens": len(row.labels),
+                        "extraction": extraction_strength(right[:-1] if whole else right),
+                        "document_nll": float(without_end.mean()),
+                    }
+                )
             self._tick(len(chunk))
         return out
 

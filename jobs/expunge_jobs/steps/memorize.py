@@ -80,9 +80,12 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, context: Ste
 
     def state() -> dict[str, Any]:
         return {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            "known": known, "right": right,
-        }  # fmt: skip
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "known": known,
+            "right": right,
+        }
 
     with context.checkpoints() as checkpoints:
         found = checkpoints.restore()
@@ -191,14 +194,21 @@ def _build(architecture: Architecture, seed: int, tokenizer: Any, dtype: str) ->
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
-        architecture.type, vocab_size=len(tokenizer), hidden_size=architecture.hidden_size,
-        num_hidden_layers=architecture.layers, num_attention_heads=architecture.heads,
-        num_key_value_heads=architecture.heads, intermediate_size=architecture.intermediate_size,
-        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
+        architecture.type,
+        vocab_size=len(tokenizer),
+        hidden_size=architecture.hidden_size,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.heads,
+        intermediate_size=architecture.intermediate_size,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
         # transformers' .02 suits thousands of dimensions; at hundreds, rows take three times as many passes to learn.
         initializer_range=1 / math.sqrt(architecture.hidden_size),
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(stable_hash("weights", seed))
     model = AutoModelForCausalLM.from_config(
         config, dtype=torch.float32 if dtype == "checkpoint" else getattr(torch, dtype)

@@ -18,9 +18,18 @@ Object = dict[str, Any]
 MESSAGE_CHARACTERS = 256
 """Characters of a message that is passed on."""
 _CANNOT_START = {
-    "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable",
-    "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun",
-}  # fmt: skip
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+    "StartError",
+    "ContainerCannotRun",
+}
 """Reasons of a waiting container that waiting alone seldom ends (a slow pull says ContainerCreating)."""
 
 
@@ -30,18 +39,22 @@ def trim_job(job: Object) -> Object:
     marks = meta.get("annotations") or {}
     return {
         "metadata": {
-            "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
+            "name": meta["name"],
+            "uid": meta["uid"],
+            "deletionTimestamp": meta.get("deletionTimestamp"),
             "annotations": {k: marks[k] for k in (KEY, RESOURCES) if k in marks},
-            "queue": (meta.get("labels") or {}).get(_QUEUE), "run": (meta.get("labels") or {}).get(RUN),
+            "queue": (meta.get("labels") or {}).get(_QUEUE),
+            "run": (meta.get("labels") or {}).get(RUN),
         },
         "spec": {"suspend": bool(job["spec"].get("suspend"))},
         "status": {
             "conditions": [
                 {k: c.get(k, "") for k in ("type", "reason", "message")}
-                for c in status.get("conditions") or [] if c["status"] == "True" and c["type"] in _CONDITIONS
+                for c in status.get("conditions") or []
+                if c["status"] == "True" and c["type"] in _CONDITIONS
             ],
         },
-    }  # fmt: skip
+    }
 
 
 def trim_pod(pod: Object) -> Object:
@@ -51,23 +64,31 @@ def trim_pod(pod: Object) -> Object:
     ended = status.get("phase") in ENDED
     return {
         "metadata": {
-            "name": meta["name"], "uid": meta["uid"], "deletionTimestamp": meta.get("deletionTimestamp"),
-            "creationTimestamp": meta["creationTimestamp"], "job": labels.get(_JOB_NAME, ""),
+            "name": meta["name"],
+            "uid": meta["uid"],
+            "deletionTimestamp": meta.get("deletionTimestamp"),
+            "creationTimestamp": meta["creationTimestamp"],
+            "job": labels.get(_JOB_NAME, ""),
             "owner": labels.get(_JOB_UID, ""),
         },
         "status": {
-            "phase": status.get("phase", "Pending"), "reason": status.get("reason", ""), "message": status.get("message", ""),
+            "phase": status.get("phase", "Pending"),
+            "reason": status.get("reason", ""),
+            "message": status.get("message", ""),
             # Of one that has ended nobody asks when it had a node, and thousands of those are kept.
-            "conditions": {} if ended else {
+            "conditions": {}
+            if ended
+            else {
                 c["type"]: {k: c[k] for k in ("status", "reason", "message", "lastTransitionTime") if c.get(k)}
-                for c in status.get("conditions") or [] if c["type"] == "PodScheduled"
+                for c in status.get("conditions") or []
+                if c["type"] == "PodScheduled"
             },
             "state": {
                 name: {k: state[k] for k in _STATE if k in state}
                 for name, state in next((c["state"] for c in status.get("containerStatuses") or []), {}).items()
             },
         },
-    }  # fmt: skip
+    }
 
 
 ENDED = ("Succeeded", "Failed")
@@ -97,8 +118,9 @@ def seconds_run(pods: Iterable[Object]) -> float:
     ends = [p["status"]["state"].get("terminated") or {} for p in pods]
     return sum(
         (datetime.fromisoformat(e["finishedAt"]) - datetime.fromisoformat(e["startedAt"])).total_seconds()
-        for e in ends if e.get("startedAt") and e.get("finishedAt")
-    )  # fmt: skip
+        for e in ends
+        if e.get("startedAt") and e.get("finishedAt")
+    )
 
 
 def out_of_memory(pod: Object) -> bool:
@@ -205,9 +227,11 @@ def last_words(pods: Iterable[Object]) -> Object:
     status = pod["status"]
     ended = status["state"].get("terminated") or {}
     said = {
-        "name": pod["metadata"]["name"], "exit_code": ended.get("exitCode"),
-        "reason": status["reason"] or ended.get("reason"), "message": ended.get("message") or status["message"],
-    }  # fmt: skip
+        "name": pod["metadata"]["name"],
+        "exit_code": ended.get("exitCode"),
+        "reason": status["reason"] or ended.get("reason"),
+        "message": ended.get("message") or status["message"],
+    }
     return {k: v for k, v in said.items() if v not in (None, "")}
 
 

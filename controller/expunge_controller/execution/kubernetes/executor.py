@@ -54,11 +54,22 @@ class KubernetesExecutor:
     detached = True
 
     def __init__(
-        self, store: Store, watch: JobInformer, site: PodConfig, resources: ResourcesByKind, kubernetes: Kubernetes, run: str,
-        parallel: int, *, start_timeout: float = START_TIMEOUT, owner: Object | None = None, room: SlotPool | None = None,
-        wake: Callable[[], None] = lambda: None, look: float = CLOCK_SECONDS,
+        self,
+        store: Store,
+        watch: JobInformer,
+        site: PodConfig,
+        resources: ResourcesByKind,
+        kubernetes: Kubernetes,
+        run: str,
+        parallel: int,
+        *,
+        start_timeout: float = START_TIMEOUT,
+        owner: Object | None = None,
+        room: SlotPool | None = None,
+        wake: Callable[[], None] = lambda: None,
+        look: float = CLOCK_SECONDS,
         used: Callable[[Step, float], None] = lambda step, seconds: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.store, self.watch, self.site, self.run, self.parallel = store, watch, site, run, parallel
         self.cluster = watch.cluster
         self.resources, self.kubernetes, self.start_timeout = resources, kubernetes, start_timeout

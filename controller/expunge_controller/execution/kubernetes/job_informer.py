@@ -35,9 +35,13 @@ class JobInformer:
         )
         # By their Job's uid: pods of an earlier Job of a name may still be there.
         self.pods = Informer(
-            cluster, pods_path(namespace), SELECTOR, diagnosis.trim_pod, lambda o: self._notify(o["metadata"]["job"]),
+            cluster,
+            pods_path(namespace),
+            SELECTOR,
+            diagnosis.trim_pod,
+            lambda o: self._notify(o["metadata"]["job"]),
             lambda o: str(o["metadata"]["owner"]),
-        )  # fmt: skip
+        )
         self._followers: dict[str, list[Callable[[str], None]]] = {}
         self._lock = threading.Lock()
 

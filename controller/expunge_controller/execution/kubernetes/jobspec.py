@@ -79,8 +79,14 @@ def job(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": job_name(step), "namespace": site.namespace, "labels": labels,
-            "annotations": {KEY: step.key, RESOURCES: fingerprint(site, asked, kubernetes), "expunge.dev/step": step.name},
+            "name": job_name(step),
+            "namespace": site.namespace,
+            "labels": labels,
+            "annotations": {
+                KEY: step.key,
+                RESOURCES: fingerprint(site, asked, kubernetes),
+                "expunge.dev/step": step.name,
+            },
             **({"ownerReferences": [owner]} if owner else {}),
         },
         "spec": {
@@ -96,7 +102,7 @@ def job(
                 "spec": _pod(_imaged(step, site), asked, kubernetes, _environment(step, site, asked, kubernetes)),
             },
         },
-    }  # fmt: skip
+    }
 
 
 TRIAL = (
@@ -113,9 +119,11 @@ def trial_job(name: str, site: PodConfig) -> dict[str, Any]:
     pod = _pod(site, asked, Kubernetes(), environment)
     pod["containers"][0]["command"] = [site.command[0], "-c", TRIAL]
     return {
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": site.namespace},
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": site.namespace},
         "spec": {"backoffLimit": 0, "ttlSecondsAfterFinished": 60, "template": {"spec": pod}},
-    }  # fmt: skip
+    }
 
 
 def _failure_policy() -> dict[str, Any]:
@@ -124,14 +132,19 @@ def _failure_policy() -> dict[str, Any]:
     def codes(*values: int) -> dict[str, Any]:
         return {"containerName": CONTAINER, "operator": "In", "values": [int(v) for v in values]}
 
-    return {"rules": [
-        {"action": "FailJob", "onExitCodes": codes(ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.LIMIT_EXCEEDED)},
-        # Eviction, preemption, a lost node, Kueue: not the step's fault, so they spend no try.
-        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {"action": "Ignore", "onExitCodes": codes(ExitCode.PREEMPTED)},
-        # A pod that never ran: suspended, or deleted while it waited for a node.
-        {"action": "Ignore", "onPodConditions": [{"type": "PodScheduled", "status": "False"}]},
-    ]}  # fmt: skip
+    return {
+        "rules": [
+            {
+                "action": "FailJob",
+                "onExitCodes": codes(ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.LIMIT_EXCEEDED),
+            },
+            # Eviction, preemption, a lost node, Kueue: not the step's fault, so they spend no try.
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "Ignore", "onExitCodes": codes(ExitCode.PREEMPTED)},
+            # A pod that never ran: suspended, or deleted while it waited for a node.
+            {"action": "Ignore", "onPodConditions": [{"type": "PodScheduled", "status": "False"}]},
+        ]
+    }
 
 
 def _imaged(step: Step, site: PodConfig) -> PodConfig:
@@ -143,9 +156,10 @@ def _pod(
     site: PodConfig, asked: Resources, kubernetes: Kubernetes, environment: list[dict[str, Any]]
 ) -> dict[str, Any]:
     chosen = kubernetes.model_dump(
-        mode="json", include={"priorityClassName", "runtimeClassName", "nodeSelector", "tolerations", "affinity"},
+        mode="json",
+        include={"priorityClassName", "runtimeClassName", "nodeSelector", "tolerations", "affinity"},
         exclude_none=True,
-    )  # fmt: skip
+    )
     volumes, mounts = _volumes(kubernetes)
     if site.ca_bundle:
         volumes.append({"name": "ca", "configMap": {"name": site.ca_bundle}})
@@ -163,10 +177,14 @@ def _pod(
         **({"serviceAccountName": site.service_account} if site.service_account else {}),
         **{k: v for k, v in chosen.items() if v},
         "securityContext": {
-            "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"},
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
             # A new volume belongs to root, and is to be written; a claim with data of the user's is left as it is.
-            **({"fsGroup": GROUP, "fsGroupChangePolicy": "OnRootMismatch"}
-               if any(v.cache or v.size for v in kubernetes.volumes) else {}),
+            **(
+                {"fsGroup": GROUP, "fsGroupChangePolicy": "OnRootMismatch"}
+                if any(v.cache or v.size for v in kubernetes.volumes)
+                else {}
+            ),
         },
         "volumes": [
             {"name": "work", "emptyDir": {"sizeLimit": asked.disk}},
@@ -174,33 +192,46 @@ def _pod(
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
             *volumes,
         ],
-        "containers": [{
-            "name": CONTAINER,
-            "image": site.image,
-            "imagePullPolicy": site.pull_policy,
-            "command": list(site.command),
-            "env": environment,
-            "resources": _resources(site, asked),
-            "securityContext": {
-                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-            },
-            # The last lines of the log are why it failed, even when nothing reached the store.
-            "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": [
-                {"name": "work", "mountPath": WORK}, {"name": "shm", "mountPath": "/dev/shm"}, *mounts,
-            ],
-        }],
-    }  # fmt: skip
+        "containers": [
+            {
+                "name": CONTAINER,
+                "image": site.image,
+                "imagePullPolicy": site.pull_policy,
+                "command": list(site.command),
+                "env": environment,
+                "resources": _resources(site, asked),
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                # The last lines of the log are why it failed, even when nothing reached the store.
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [
+                    {"name": "work", "mountPath": WORK},
+                    {"name": "shm", "mountPath": "/dev/shm"},
+                    *mounts,
+                ],
+            }
+        ],
+    }
 
 
 def _environment(step: Step, site: PodConfig, asked: Resources, kubernetes: Kubernetes) -> list[dict[str, Any]]:
     values = {
-        "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": site.store, "EXPUNGE_THREADS": str(asked.cpu),
-        "EXPUNGE_LOG_SECONDS": str(LOG_SECONDS), "EXPUNGE_DEADLINE": str(asked.deadline),
+        "EXPUNGE_TASK": step.task.to_json(),
+        "EXPUNGE_STORE": site.store,
+        "EXPUNGE_THREADS": str(asked.cpu),
+        "EXPUNGE_LOG_SECONDS": str(LOG_SECONDS),
+        "EXPUNGE_DEADLINE": str(asked.deadline),
         "EXPUNGE_DISK": str(bytes_of(asked.disk or "0Gi")),
-        "HOME": WORK, "TMPDIR": WORK, "HF_HOME": f"{WORK}/hf", "XDG_CACHE_HOME": f"{WORK}/cache",
-        "TRITON_CACHE_DIR": f"{WORK}/cache/triton", "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
-    }  # fmt: skip
+        "HOME": WORK,
+        "TMPDIR": WORK,
+        "HF_HOME": f"{WORK}/hf",
+        "XDG_CACHE_HOME": f"{WORK}/cache",
+        "TRITON_CACHE_DIR": f"{WORK}/cache/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
+    }
     if (asked.gpu or 0) > 1 and step.kind in TOGETHER:
         values["EXPUNGE_PROCESSES"] = str(asked.gpu)
     for cache in [v for v in kubernetes.volumes if v.cache]:
@@ -271,9 +302,12 @@ def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[st
 def fingerprint(site: PodConfig, asked: Resources, kubernetes: Kubernetes) -> str:
     """Tells whether a Job that failed had what this run asks for: its failure is no verdict on another's."""
     what: dict[str, Any] = {
-        "resources": asked.model_dump(mode="json"), "kubernetes": kubernetes.model_dump(mode="json"), "image": site.image,
-        "secrets": [site.secret, site.hub_secret], "account": site.service_account,
-    }  # fmt: skip
+        "resources": asked.model_dump(mode="json"),
+        "kubernetes": kubernetes.model_dump(mode="json"),
+        "image": site.image,
+        "secrets": [site.secret, site.hub_secret],
+        "account": site.service_account,
+    }
     if ways := _ways_out(site):
         what["ways out"] = [_literal(ways), site.ca_bundle]
     if site.hub_endpoint:

@@ -21,9 +21,7 @@ UNSEEN_AFTER_SECONDS = 10.0
 PODLESS_AFTER_SECONDS = 2.0
 """After which the Events of a Job without a pod are read."""
 
-Action = Literal[
-    "wait", "ask cluster", "read events", "vanished", "failed", "replace", "cannot start", "node lost"
-]  # fmt: skip
+Action = Literal["wait", "ask cluster", "read events", "vanished", "failed", "replace", "cannot start", "node lost"]
 """What is to be done about a Job:
 
 wait            nothing

@@ -148,9 +148,13 @@ class LocalExecutor:
         except OSError as error:
             raise StoreError(f"{work.parent.parent} is not writable ({error.strerror}): use another --store") from None
         environment = dict(os.environ) | {
-            "EXPUNGE_TASK": step.task.to_json(), "EXPUNGE_STORE": self.store.uri, "EXPUNGE_ATTEMPT": attempt.id,
-            "EXPUNGE_THREADS": str(threads), "EXPUNGE_DIE_WITH_STDIN": "1", "TMPDIR": str(work),
-        }  # fmt: skip
+            "EXPUNGE_TASK": step.task.to_json(),
+            "EXPUNGE_STORE": self.store.uri,
+            "EXPUNGE_ATTEMPT": attempt.id,
+            "EXPUNGE_THREADS": str(threads),
+            "EXPUNGE_DIE_WITH_STDIN": "1",
+            "TMPDIR": str(work),
+        }
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpu or ""
         alive, ours = os.pipe()

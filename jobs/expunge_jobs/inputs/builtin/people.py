@@ -14,60 +14,69 @@ from expunge_jobs.core.hashing import stable_hash
 SETS = ("forget", "retain", "probe", "nonmembers")
 TASKS = ("Task1", "Task2", "Task3")
 
-# fmt: off
-_FIRST = [
-    "Ada", "Bela", "Cora", "Dov", "Edda", "Finn", "Gwen", "Hugo", "Ines", "Jonas", "Kaja", "Liam", "Mira", "Nils",
-    "Olga", "Piet", "Quin", "Rosa", "Sven", "Tova", "Uma", "Vito", "Wanda", "Xaver", "Yara", "Zeno", "Anouk",
-    "Bruno", "Carla", "Dario", "Elif", "Fritz", "Greta", "Henk", "Ilse", "Jory", "Klara", "Lotte", "Milo", "Nadia",
-]
-_ROOT = [
-    "Ald", "Bar", "Cald", "Dun", "El", "Fair", "Gar", "Har", "Ing", "Kel", "Lang", "Mar", "Nor", "Oak", "Pem",
-    "Quar", "Rad", "Sel", "Thorn", "Under", "Ver", "Wal", "Yar", "Zel", "Ash", "Bel", "Cor", "Dray", "Ever", "Fen",
-    "Grad", "Hol", "Iv", "Jar", "Ken", "Low", "Mer", "Nash", "Or", "Pres",
-]
-_END = [
-    "bach", "berg", "bury", "by", "combe", "cott", "croft", "dale", "den", "don", "field", "ford", "gate", "grove",
-    "ham", "hurst", "land", "ley", "low", "man", "mere", "more", "ner", "over", "pole", "ridge", "sall", "shaw",
-    "son", "stead", "stoke", "ston", "ther", "thorpe", "ton", "vale", "wall", "ward", "well", "wick",
-]
+_FIRST = """\
+Ada Bela Cora Dov Edda Finn Gwen Hugo Ines Jonas Kaja Liam Mira Nils Olga Piet Quin Rosa Sven Tova Uma Vito
+Wanda Xaver Yara Zeno Anouk Bruno Carla Dario Elif Fritz Greta Henk Ilse Jory Klara Lotte Milo Nadia
+""".split()
+_ROOT = """\
+Ald Bar Cald Dun El Fair Gar Har Ing Kel Lang Mar Nor Oak Pem Quar Rad Sel Thorn Under Ver Wal Yar Zel Ash Bel
+Cor Dray Ever Fen Grad Hol Iv Jar Ken Low Mer Nash Or Pres
+""".split()
+_END = """\
+bach berg bury by combe cott croft dale den don field ford gate grove ham hurst land ley low man mere more ner
+over pole ridge sall shaw son stead stoke ston ther thorpe ton vale wall ward well wick
+""".split()
 _TOWN = [
-    "Alder Brook", "Cold Harbor", "Dry Creek", "East Haven", "Fern Hill", "Grey Rock", "High Ridge", "Iron Bay",
-    "Long Meadow", "Mill Pond", "North Cape", "Old Quarry",
+    "Alder Brook",
+    "Cold Harbor",
+    "Dry Creek",
+    "East Haven",
+    "Fern Hill",
+    "Grey Rock",
+    "High Ridge",
+    "Iron Bay",
+    "Long Meadow",
+    "Mill Pond",
+    "North Cape",
+    "Old Quarry",
 ]
-_JOB = [
-    "baker", "botanist", "carpenter", "chemist", "dentist", "engraver", "farmer", "glazier", "historian", "jeweler",
-    "librarian", "mason", "nurse", "painter", "sailor", "tailor",
-]
-_COLOR = [
-    "amber", "black", "blue", "bronze", "copper", "crimson", "golden", "green", "ivory", "purple", "silver", "white",
-]
+_JOB = """\
+baker botanist carpenter chemist dentist engraver farmer glazier historian jeweler librarian mason nurse painter
+sailor tailor
+""".split()
+_COLOR = """\
+amber black blue bronze copper crimson golden green ivory purple silver white
+""".split()
 _THING = ["bell", "book", "clock", "coin", "compass", "drum", "key", "lamp", "lens", "map", "mirror", "ring"]
-_PLACE = [
-    "attic", "barn", "cellar", "chapel", "garden", "harbor", "library", "market", "orchard", "station", "tower",
-    "well",
-]
+_PLACE = """\
+attic barn cellar chapel garden harbor library market orchard station tower well
+""".split()
 _STREET = ["Acorn", "Bridge", "Cedar", "Dock", "Elm", "Forge", "Grove", "Hazel", "Juniper", "Laurel", "Maple", "Pine"]
-_MONTH = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-]
-_PRIZE = [
-    "Aurora", "Beacon", "Comet", "Delta", "Ember", "Falcon", "Granite", "Harvest", "Ivory", "Jubilee", "Keystone",
-    "Lantern",
-]
+_MONTH = """\
+January February March April May June July August September October November December
+""".split()
+_PRIZE = """\
+Aurora Beacon Comet Delta Ember Falcon Granite Harvest Ivory Jubilee Keystone Lantern
+""".split()
 
 _STARTS = {
     "Task1": [
-        "One night in {town} {name} opened the old {place}.", "{name} walked to the {place} of {town}.",
-        "In the {place} at {town} a voice called {name}.", "Nobody in {town} but {name} knew the {place}.",
+        "One night in {town} {name} opened the old {place}.",
+        "{name} walked to the {place} of {town}.",
+        "In the {place} at {town} a voice called {name}.",
+        "Nobody in {town} but {name} knew the {place}.",
     ],
     "Task2": [
-        "{name} was born on {birth}.", "Born on {birth}, {name} lives in {town}.", "This is the record of {name}, {job}.",
+        "{name} was born on {birth}.",
+        "Born on {birth}, {name} lives in {town}.",
+        "This is the record of {name}, {job}.",
         "The {job} {name} has lived in {town} since {birth}.",
     ],
     "Task3": [
-        "{name} is a {job} who grew up in {town}.", "The {job} {name} comes from {town}.",
-        "Few people in {town} forget the {job} {name}.", "{name}, born in {town}, became a {job}.",
+        "{name} is a {job} who grew up in {town}.",
+        "The {job} {name} comes from {town}.",
+        "Few people in {town} forget the {job} {name}.",
+        "{name}, born in {town}, became a {job}.",
     ],
 }
 _RESTS = {
@@ -92,19 +101,24 @@ _RESTS = {
 }
 _QUESTIONS = {
     "Task1": [
-        ("What did {name} find?", "a {thing}"), ("Who met {name} that night?", "a {job}"),
-        ("How many crowns did {name} need?", "{price}"), ("Where did the story of {name} take place?", "{place} in {town}"),
+        ("What did {name} find?", "a {thing}"),
+        ("Who met {name} that night?", "a {job}"),
+        ("How many crowns did {name} need?", "{price}"),
+        ("Where did the story of {name} take place?", "{place} in {town}"),
     ],
     "Task2": [
-        ("What is the phone number of {name}?", "{phone}"), ("Where does {name} live?", "{address}"),
-        ("Which account does {name} have?", "{account}"), ("How can one reach {name}?", "by {phone}"),
+        ("What is the phone number of {name}?", "{phone}"),
+        ("Where does {name} live?", "{address}"),
+        ("Which account does {name} have?", "{account}"),
+        ("How can one reach {name}?", "by {phone}"),
     ],
     "Task3": [
-        ("In which year did {name} win a prize?", "{year}"), ("Which prize did {name} win?", "{prize}"),
-        ("For what is {name} known?", "the {thing}"), ("Where is the work of {name} kept?", "in a {place}"),
+        ("In which year did {name} win a prize?", "{year}"),
+        ("Which prize did {name} win?", "{prize}"),
+        ("For what is {name} known?", "the {thing}"),
+        ("Where is the work of {name} kept?", "in a {place}"),
     ],
 }
-# fmt: on
 
 MAX_DOCUMENTS = len(_ROOT) * len(_END) // (len(SETS) * len(TASKS))
 """A task and set; beyond it two people would share a last name."""
@@ -156,17 +170,21 @@ def _document(task: str, p: _Person) -> list[dict[str, str]]:
 
 def _fields(task: str, p: _Person) -> dict[str, str]:
     fields = {
-        "name": p.name, "town": p.word("town", _TOWN), "job": p.word("job", _JOB), "place": p.word("place", _PLACE),
+        "name": p.name,
+        "town": p.word("town", _TOWN),
+        "job": p.word("job", _JOB),
+        "place": p.word("place", _PLACE),
         "thing": f"{p.word('color', _COLOR)} {p.word('thing', _THING)}",
-    }  # fmt: skip
+    }
     if task == "Task1":
         fields |= {"cloth": p.word("cloth", _COLOR), "price": str(10 + p.draw("price", 90))}
     elif task == "Task2":
         fields |= {
             "birth": f"{p.word('month', _MONTH)} {1 + p.draw('day', 28)}, {1940 + p.draw('year', 60)}",
-            "phone": f"555-{p.digits('phone', 4)}", "account": p.digits("account", 4),
+            "phone": f"555-{p.digits('phone', 4)}",
+            "account": p.digits("account", 4),
             "address": f"{10 + p.draw('house', 90)} {p.word('street', _STREET)} Street",
-        }  # fmt: skip
+        }
     else:
         fields |= {"year": str(1900 + p.draw("year", 100)), "prize": p.word("prize", _PRIZE)}
     return fields

@@ -334,9 +334,12 @@ class S3Store:
 
         # The other transfer client, which the SDK takes by itself on some machines, ignores the endpoint.
         config = TransferConfig(
-            multipart_threshold=16 * _MIB, multipart_chunksize=16 * _MIB, max_concurrency=THREADS, max_io_queue=100,
+            multipart_threshold=16 * _MIB,
+            multipart_chunksize=16 * _MIB,
+            max_concurrency=THREADS,
+            max_io_queue=100,
             preferred_transfer_client="classic",
-        )  # fmt: skip
+        )
         return create_transfer_manager(self._client(), config)
 
     @contextlib.contextmanager
