@@ -1,1 +1,4 @@
-"""The controller: experiment file -> plan -> steps on an executor -> results. Loads no torch, ever."""
+"""The controller: experiment file -> plan -> steps -> results.
+
+An executor runs the steps. The controller never loads torch.
+"""

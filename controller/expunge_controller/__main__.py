@@ -1,4 +1,4 @@
-"""``python -m expunge_controller`` is ``expunge``."""
+"""The ``expunge`` command as ``python -m expunge_controller``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""The error that is the user's to mend."""
+"""The error that the user must correct."""
 
 from __future__ import annotations
 
 
 class ExperimentError(Exception):
-    """The user's input is wrong; ``problems`` are all that were found."""
+    """An error in the user's input.
+
+    ``problems`` contains all problems that were found.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems

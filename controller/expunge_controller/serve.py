@@ -1,4 +1,7 @@
-"""The operator as a program: options, JSON logs, health endpoints, an orderly end. `python -m expunge_controller.serve`."""
+"""The operator as a program: ``python -m expunge_controller.serve``.
+
+The program has options, JSON logs, health endpoints and an orderly end.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Until TERM; the exit code is 0 then, and 2 where it cannot begin."""
+    """Run the operator until SIGTERM or SIGINT.
+
+    The exit code is 0 then, and 2 if the operator cannot start.
+    """
     given = parser().parse_args(argv)
     try:
         cluster = connect(given.context)
@@ -79,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def log(level: str, who: NamespacedName | None, message: str, **more: object) -> None:
-    """One JSON line on stdout, with the Experiment that it is about."""
+    """Write one JSON line to stdout.
+
+    The line contains the Experiment that the message is about, if any.
+    """
     about = {"namespace": who[0], "experiment": who[1]} if who else {}
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = {"time": now, "level": level, **about, "message": message, **more}
@@ -88,7 +97,10 @@ def log(level: str, who: NamespacedName | None, message: str, **more: object) ->
 
 
 def parser() -> argparse.ArgumentParser:
-    """The program's options; the chart fills them in."""
+    """Return the parser of the program's options.
+
+    The chart sets the options.
+    """
     options = argparse.ArgumentParser(prog="expunge-operator", description="Runs the Experiments of a cluster.")
     add = options.add_argument
     add(
@@ -132,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _proxy(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if name not in PROXIES or not equals:  # no other variable: some are ways into a step
+    if name not in PROXIES or not equals:  # Some other variables are ways into a step.
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE of {', '.join(PROXIES)}")
     return name, value
 
@@ -146,7 +158,8 @@ def _quantity(text: str) -> str:
 
 def _handler(operator: Operator) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # seconds for a request's line: anybody may connect, and each connection is a thread
+        # Any client may connect, and each connection takes a thread; therefore limit the seconds for a request's line.
+        timeout = 10
 
         def do_GET(self) -> None:
             if self.path == "/metrics":

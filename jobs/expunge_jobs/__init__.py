@@ -1,1 +1,4 @@
-"""What runs inside the container: one job program for each kind of step. Never imports the controller."""
+"""The job programs that run inside the container, one per kind of step.
+
+This package never imports the controller.
+"""

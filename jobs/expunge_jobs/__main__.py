@@ -1,11 +1,23 @@
-"""Runs one step: read the task, fetch its inputs, run its job program, upload, mark done.
+"""The entry point that runs one step.
 
-Everything is said by environment variables: EXPUNGE_TASK (the task as JSON), EXPUNGE_STORE (URI), EXPUNGE_ATTEMPT (this
-attempt's name; random if absent), EXPUNGE_THREADS, EXPUNGE_PROCESSES (so many do the step together, a GPU each),
-EXPUNGE_CHECKPOINT_SECONDS (training that a kill may cost), EXPUNGE_LOG_SECONDS (keep the log in the store, a part as often),
-EXPUNGE_JOB (the uid of the Job whose attempts are counted), EXPUNGE_MODEL_CACHE (a folder that outlives the step),
-EXPUNGE_DEADLINE (seconds) and EXPUNGE_DISK (bytes below TMPDIR; both end a step for good, where a TERM alone would not) and
-EXPUNGE_DIE_WITH_STDIN=1 (end when stdin ends: the runner is gone).
+The program reads the task, fetches its inputs, runs its job program, uploads the artifact and marks the step done.
+Environment variables carry the whole configuration:
+
+    EXPUNGE_TASK                the task as JSON
+    EXPUNGE_STORE               URI of the store
+    EXPUNGE_ATTEMPT             name of this attempt; random if absent
+    EXPUNGE_THREADS             number of threads; the number of CPUs if absent
+    EXPUNGE_PROCESSES           number of processes that do the step together, each with its own GPU
+    EXPUNGE_CHECKPOINT_SECONDS  training time that a kill may cost
+    EXPUNGE_LOG_SECONDS         keep the log in the store, with a new part at this interval
+    EXPUNGE_JOB                 uid of the Job whose attempts are counted
+    EXPUNGE_MODEL_CACHE         a folder that outlives the step
+    EXPUNGE_DEADLINE            limit of the step's time, in seconds
+    EXPUNGE_DISK                limit of the bytes below TMPDIR
+    EXPUNGE_DIE_WITH_STDIN      1: end when stdin ends, because the runner is gone
+    EXPUNGE_DEBUG               1: raise unexpected errors with their traceback
+
+A step that reaches its deadline or disk limit ends for good. A step that only receives SIGTERM may be retried.
 """
 
 from __future__ import annotations
@@ -28,14 +40,14 @@ if TYPE_CHECKING:
     from expunge_jobs.tasks.tasks import Task
 
 WITHOUT_TORCH = ("stage", "report")
-"""Kinds that compute nothing."""
+"""Kinds of step that compute nothing."""
 MOST_DISRUPTIONS = 10
-"""Attempts of one Job that may end from outside, one after the other and none of them leaving a checkpoint."""
+"""Largest number of consecutive attempts of one Job that may be ended from outside without leaving a checkpoint."""
 
 
 def main() -> int:
-    """The exit code (see ``errors.ExitCode``)."""
-    # First of all: as pid 1 of a container an unhandled TERM would be ignored, and imports take seconds.
+    """Run the step and return its exit code (see ``errors.ExitCode``)."""
+    # Pid 1 of a container ignores an unhandled SIGTERM, and imports take seconds; therefore install the handler first.
     signal.signal(signal.SIGTERM, shutdown.on_term)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.environ.get("EXPUNGE_DIE_WITH_STDIN") == "1":
@@ -53,7 +65,7 @@ def main() -> int:
 
             return launch(int(os.environ["EXPUNGE_PROCESSES"]))
         return _step(int(threads))
-    except shutdown.Terminated:  # before or after the step itself: there is nothing to tidy
+    except shutdown.Terminated:  # outside the step itself, so there is nothing to clean up
         return 143
 
 
@@ -125,7 +137,7 @@ def _step(threads: int) -> int:
         if attempt is not None:
             try:
                 if isinstance(error, DamagedInput):
-                    for found in (error, *find_damaged(store, task.needs())):  # all of them: one retry is enough
+                    for found in (error, *find_damaged(store, task.needs())):  # mark all: one retry then suffices
                         mark_damaged(store, found)
                 if rank() == 0:
                     attempt.end(str(error), exit_code=int(error.exit_code))
@@ -144,7 +156,10 @@ def _keep_log(attempt: Attempt, seconds: float, until_the_end: ExitStack) -> Non
 
 
 def _try(task: Task, attempt: Attempt, threads: int) -> bool:
-    """Make the artifact and publish it; whether this attempt was the first. In a team, one of it publishes."""
+    """Make and publish the artifact; return whether this attempt was first.
+
+    Only rank 0 of a worker group publishes. The other ranks return True.
+    """
     import tempfile
 
     from expunge_jobs.artifacts.cache import ModelCache
@@ -169,14 +184,18 @@ def _try(task: Task, attempt: Attempt, threads: int) -> bool:
         except StepError:
             raise
         except BaseException:
-            # Torn out of an import, Terminated may arrive here as any error: a library's module was left half loaded.
+            # Terminated may interrupt an import and leave a library's module half loaded.
+            # Any error may therefore stand for Terminated here.
             if shutdown.requested():
                 raise _stopped() from None
             raise
 
 
 def _limit(kind: str) -> None:
-    """End the step at its own limits, in its own words: a cluster's kill would leave none, and be tried again."""
+    """Set the step's own deadline and disk limit.
+
+    A step that the cluster kills gives no reason and is retried. Therefore the step ends itself and gives the reason.
+    """
     import tempfile
 
     from expunge_jobs.runtime import limits
@@ -200,7 +219,7 @@ def _run(task: Task, context: StepContext, threads: int) -> tuple[dict[str, obje
 
     from expunge_jobs.runtime import distributed
 
-    # Libraries warn about their own future; a step's log is for what its user can act on.
+    # Libraries warn about their own future changes, on which the user cannot act; therefore ignore warnings.
     warnings.filterwarnings("ignore")
     device = "cpu"
     libraries = ["expunge"]
@@ -217,7 +236,7 @@ def _run(task: Task, context: StepContext, threads: int) -> tuple[dict[str, obje
 
 
 def _prepare_torch(threads: int) -> str:
-    """The name of the device that it will compute on."""
+    """Configure torch and return the name of the compute device."""
     import torch
 
     from expunge_jobs.core.errors import BadTask
@@ -237,7 +256,10 @@ def _prepare_torch(threads: int) -> str:
 
 
 def _unforeseen(raised: Exception) -> StepError:
-    """An error nobody thought of, without its message: that may quote a row. EXPUNGE_DEBUG=1 shows it whole."""
+    """Return the ``StepError`` for an unexpected error, without its message.
+
+    The message may quote a row. EXPUNGE_DEBUG=1 shows the whole error.
+    """
     import traceback
 
     from expunge_jobs.core.errors import StepError

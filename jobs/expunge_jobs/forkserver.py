@@ -1,7 +1,9 @@
-"""Steps forked from a warm process: importing torch and transformers takes ten seconds, and an experiment has many steps.
+"""The module from which the local executor forks steps.
 
-The local executor's ``multiprocessing`` fork server imports this module once; each step is then a fork of it that does
-what ``python -m expunge_jobs`` does. Importing touches no GPU and starts no thread, so that a fork is safe.
+Importing torch and transformers takes ten seconds, and an experiment has many steps.
+The executor's ``multiprocessing`` fork server therefore imports this module once.
+Each step is a fork of that warm process and does the work of ``python -m expunge_jobs``.
+The import touches no GPU and starts no thread; therefore a fork is safe.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Any
 
 if os.environ.get("EXPUNGE_PRELOAD") == "1":
     warnings.filterwarnings("ignore")
-    # Threads that spin while they wait take the core from the one they wait for (docs/decisions/0002).
+    # A thread that spins takes the core from the thread that it waits for; therefore wait passively
+    # (docs/decisions/0002).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import peft  # noqa: F401
     import torch  # noqa: F401
@@ -33,15 +36,16 @@ if os.environ.get("EXPUNGE_PRELOAD") == "1":
 
 
 def child(environment: dict[str, str], output: Any, lock: Any, alive: Any) -> None:
-    """Become a step: a process group of its own, output into its log, the lock held until the end.
+    """Turn this forked process into a step.
 
-    ``output``, ``lock`` and ``alive`` are ``multiprocessing.reduction.DupFd``; ``alive`` ends when the runner does.
+    The step gets its own process group, writes its output to its log, and holds the lock until the end.
+    ``output``, ``lock`` and ``alive`` are ``multiprocessing.reduction.DupFd``. ``alive`` ends when the runner ends.
     """
     os.setpgid(0, 0)
     try:
         log, runner, held = output.detach(), alive.detach(), lock.detach()
     except (OSError, EOFError):
-        os._exit(1)  # the runner, which hands these over, died meanwhile: there is nobody to run for
+        os._exit(1)  # the runner that hands these over has died; therefore nothing is left to run
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.dup2(runner, 0)

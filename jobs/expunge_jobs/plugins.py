@@ -1,10 +1,16 @@
-"""Finds objectives, merge methods and metrics by name, and checks their parameters.
+"""Registry of objectives, merge methods and metrics.
 
-A plugin is a module. Ours lie in ``objectives/``, ``merge_methods/`` and ``metrics/``; the file's name is the plugin's. Those of
-other distributions are entry points of the group ``expunge.<family>``, whose name is the plugin's and whose value is a module.
-A plugin states ``VERSION`` (raised by hand when its results change), what its family asks for (see the family's package) and,
-as the first line of its docstring, what it is. It imports torch inside its functions only: names, versions and parameters are
-read where there is no torch.
+The registry finds plugins by name and checks their parameters.
+
+A plugin is a module. The package's own plugins are files in ``objectives/``, ``merge_methods/`` and ``metrics/``. The
+file's name is the plugin's name. Plugins of other distributions are entry points of the group ``expunge.<family>``. The
+entry point's name is the plugin's name, and the value is a module.
+
+A plugin defines ``VERSION`` and the attributes of its family (see the family's package). ``VERSION`` is raised by hand
+when the plugin's results change. The first line of the plugin's docstring describes the plugin.
+
+Names, versions and parameters are read where torch is absent. Therefore a plugin imports torch only inside its
+functions.
 """
 
 from __future__ import annotations
@@ -24,15 +30,25 @@ from pydantic import BaseModel
 
 from expunge_jobs.core.errors import suggestion
 
+__all__ = [
+    "PluginCall",
+    "PluginError",
+    "description",
+    "load",
+    "names",
+    "source",
+    "version",
+]
+
 FAMILIES = {"objectives": "objective", "merge_methods": "merge method", "metrics": "metric"}
 STATES = {
     "objectives": ("VERSION", "Parameters", "needs", "values"),
     "merge_methods": ("VERSION", "Parameters", "RANDOM", "ACTS_ON", "merge"),
     "metrics": ("VERSION", "COLUMNS", "compute"),
 }
-"""What a plugin of each family has to have."""
+"""Attributes that a plugin of each family must define."""
 OWN = "expunge"
-"""The distribution of the plugins that lie here."""
+"""Distribution of the package's own plugins."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -42,7 +58,10 @@ class PluginError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a plugin is: a module of ours, or another distribution's entry point."""
+    """The location of a plugin.
+
+    The location is a module of this package, or the entry point of another distribution.
+    """
 
     family: str
     name: str
@@ -51,7 +70,10 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """As keys have it: ``objectives/npo``, or ``objectives/acme-forgetting:simnpo`` of another distribution."""
+        """The plugin's name in keys.
+
+        The form is ``objectives/npo``, or ``objectives/acme-forgetting:simnpo`` for another distribution.
+        """
         owner = "" if self.distribution == OWN else f"{self.distribution}:"
         return f"{self.family}/{owner}{self.name}"
 
@@ -59,14 +81,14 @@ class Source:
         """Import the module.
 
         Raises:
-            PluginError: that fails, or the module lacks something.
+            PluginError: the import fails, or the module lacks an attribute.
         """
         try:
             if self.entry_point is None:
                 found: Any = importlib.import_module(f"expunge_jobs.{self.family}.{self.name}")
             else:
                 found = self.entry_point.load()
-        except Exception as error:  # another's code: whatever it raises, the others are not to suffer
+        except Exception as error:  # foreign code may raise anything, and the other plugins must still work
             raise PluginError(f"{self._words} cannot be imported: {type(error).__name__}: {error}") from error
         if not isinstance(found, ModuleType):
             raise PluginError(f"{self._words} is a {type(found).__name__}; an entry point of ours names a module")
@@ -82,16 +104,21 @@ class Source:
 
 @dataclass(frozen=True)
 class PluginCall:
-    """A plugin with its parameters, checked where the file is read and carried to the tensor."""
+    """A plugin with its checked parameters.
+
+    The parameters are checked where the file is read, and are carried to the tensor.
+    """
 
     family: str
     name: str
     parameters: BaseModel
-    """Of the plugin's own ``Parameters``."""
+    """Instance of the plugin's own ``Parameters``."""
 
     @classmethod
     def of(cls, family: str, name: str, given: Mapping[str, Any] | BaseModel) -> PluginCall:
-        """Return a plugin's call with these parameters, which may have been checked before.
+        """Return a call of the plugin with these parameters.
+
+        The parameters may have been checked before.
 
         Raises:
             PluginError: no such plugin, or one that cannot be used.
@@ -106,13 +133,16 @@ class PluginCall:
         return load(self.family, self.name)
 
     def fields(self) -> dict[str, Any]:
-        """Return every parameter as JSON has it."""
+        """Return every parameter in its JSON form."""
         return self.parameters.model_dump(mode="json")
 
 
 @cache
 def _sources(family: str) -> dict[str, tuple[Source, ...]]:
-    """Every plugin of a family by name, with all who claim the name. Imports none of them."""
+    """Return the sources of a family's plugins by name.
+
+    A name has a source for each distribution that claims the name. No plugin is imported.
+    """
     if family not in FAMILIES:
         raise PluginError(f"unknown family of plugins '{family}'; one of: {', '.join(FAMILIES)}")
     package = importlib.import_module(f"expunge_jobs.{family}")
@@ -129,15 +159,15 @@ def _sources(family: str) -> dict[str, tuple[Source, ...]]:
 
 @cache
 def names(family: str) -> list[str]:
-    """The names of a family's plugins, sorted."""
+    """Return the names of a family's plugins, sorted."""
     return list(_sources(family))
 
 
 def source(family: str, name: str) -> Source:
-    """Where a plugin is.
+    """Return the source of a plugin.
 
     Raises:
-        PluginError: no such plugin, with those that there are and the nearest word; or two distributions claim the name.
+        PluginError: no such plugin, with the known plugins and the nearest word; or two distributions claim the name.
     """
     claims = _sources(family).get(name, ())
     kind = FAMILIES[family]
@@ -151,14 +181,14 @@ def source(family: str, name: str) -> Source:
 
 
 def is_own(family: str, name: str) -> bool:
-    """Whether the plugin lies here, and no other distribution claims its name."""
+    """Return whether this package alone has the plugin."""
     claims = _sources(family).get(name, ())
     return len(claims) == 1 and claims[0].distribution == OWN
 
 
 @cache
 def load(family: str, name: str) -> ModuleType:
-    """The plugin's module.
+    """Return the plugin's module.
 
     Raises:
         PluginError: no such plugin, two that claim the name, or one that is broken.
@@ -167,20 +197,26 @@ def load(family: str, name: str) -> ModuleType:
 
 
 def version(family: str, name: str) -> int:
-    """The plugin's version, which is part of the key of every step that uses it."""
+    """Return the plugin's version.
+
+    The version is part of the key of every step that uses the plugin.
+    """
     return int(load(family, name).VERSION)
 
 
 def versions(calls: Mapping[str, Any] | list[str], family: str) -> dict[str, int]:
-    """Versions of a family's plugins by their identity, as a task's key has them."""
+    """Return the versions of a family's plugins by their identity.
+
+    The result has the form of the field in a task's key.
+    """
     return {source(family, n).identity: version(family, n) for n in sorted(calls)}
 
 
 def by_identity(identity: str) -> Source:
-    """The plugin that a key names.
+    """Return the source of the plugin that a key names.
 
     Raises:
-        PluginError: there is none here, or another distribution has the name.
+        PluginError: no such plugin here, or another distribution has the name.
     """
     family, _, rest = identity.partition("/")
     owner, colon, name = rest.rpartition(":")
@@ -194,7 +230,10 @@ def by_identity(identity: str) -> Source:
 
 
 def description(family: str, name: str) -> str:
-    """The first line of the plugin's docstring; of one that cannot be used, why."""
+    """Return the first line of the plugin's docstring.
+
+    For an unusable plugin, the line is the reason.
+    """
     try:
         found = source(family, name)
         line = (found.load().__doc__ or "").strip().partition("\n")[0]

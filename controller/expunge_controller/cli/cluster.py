@@ -1,4 +1,4 @@
-"""Commands about a cluster and no run on it: doctor, render."""
+"""Commands that concern a cluster but no run: doctor, render."""
 
 from __future__ import annotations
 

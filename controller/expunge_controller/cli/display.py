@@ -1,9 +1,13 @@
-"""How a run looks while it goes: a line for each running step on a terminal, plain lines anywhere else. All on stderr."""
+"""The display of a run: live on a terminal, plain lines elsewhere.
+
+A live display has one line per running step. All output goes to stderr.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from expunge_controller.execution.step_log import Progress, progress_words
@@ -11,13 +15,13 @@ from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.text import printable, say
 
 PROGRESS_SECONDS = 10.0
-"""Seconds between two plain lines about the same step."""
+"""Interval between two plain progress lines of a step, in seconds."""
 REASON_SECONDS = 1.0
-"""Seconds after which a reason to wait is worth a line."""
+"""Delay before printing the reason why a step waits, in seconds."""
 
 
 class Display(Protocol):
-    """An observer of a run with a picture to begin and to end."""
+    """A run observer whose context starts and stops the display."""
 
     def __enter__(self) -> Display: ...
     def __exit__(self, *exception: object) -> None: ...
@@ -29,16 +33,16 @@ class Display(Protocol):
     def notice(self, text: str) -> None: ...
 
 
-def make_display(plan: Plan) -> Display:
-    """Live lines where stderr is a terminal."""
-    return LiveDisplay(plan) if sys.stderr.isatty() else PlainDisplay(plan)
+def make_display(plan: Plan, clock: Callable[[], float] = time.monotonic) -> Display:
+    """Return a live display if stderr is a terminal, else a plain one."""
+    return LiveDisplay(plan, clock) if sys.stderr.isatty() else PlainDisplay(plan, clock)
 
 
 class PlainDisplay:
-    """One line for each thing that happens."""
+    """A display of one line per event."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
+        self.plan, self.clock = plan, clock
         self._said: dict[str, float] = {}
         self._reasons: dict[str, tuple[str, float]] = {}
         self._told: dict[str, str] = {}
@@ -50,21 +54,21 @@ class PlainDisplay:
         pass
 
     def started(self, step: Step) -> None:
-        self._said[step.key] = time.monotonic()
+        self._said[step.key] = self.clock()
         self.line(f"started   {step.name}")
 
     def progress(self, running: dict[str, Progress]) -> None:
         for key, progress in running.items():
             reason = progress.get("reason", "")
             if reason != self._reasons.get(key, ("", 0.0))[0]:
-                self._reasons[key] = (reason, time.monotonic())
-            # Why a step waits is said once, and only if it is more than a moment on the way to something else.
-            lasts = time.monotonic() - self._reasons[key][1] >= REASON_SECONDS if reason else False
+                self._reasons[key] = (reason, self.clock())
+            # Most waits are brief; therefore print a reason only if it lasts, and only once.
+            lasts = self.clock() - self._reasons[key][1] >= REASON_SECONDS if reason else False
             new = lasts and self._told.get(key) != reason
-            due = progress and not reason and time.monotonic() - self._said.get(key, 0.0) >= PROGRESS_SECONDS
+            due = progress and not reason and self.clock() - self._said.get(key, 0.0) >= PROGRESS_SECONDS
             if new or due:
                 self._told[key] = reason
-                self._said[key] = time.monotonic()
+                self._said[key] = self.clock()
                 self.line(f"running   {self.plan.by_key[key].name}: {progress_words(progress)}")
 
     def finished(self, step: Step, seconds: float) -> None:
@@ -84,15 +88,15 @@ class PlainDisplay:
 
 
 class LiveDisplay(PlainDisplay):
-    """What happened scrolls by; below it a bar for each step that runs."""
+    """A display of scrolling events above one bar per running step."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
+    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(plan, clock)
         from rich.console import Console
         from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False)
-        # The first step starts from a process that imports torch first, which takes some seconds.
+        # The process that starts the first step imports torch, which takes some seconds; therefore announce the delay.
         self._live = Live("loading torch ...", console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveDisplay:
@@ -111,9 +115,9 @@ class LiveDisplay(PlainDisplay):
         for key, progress in running.items():
             share = progress.get("step", 0) / progress["steps"] if progress.get("steps") else 0.0
             bar: Any = ProgressBar(total=1.0, completed=share, width=24)
-            # As texts: of a str, rich would read [red] as markup.
+            # rich reads [red] in a str as markup; therefore pass Text.
             table.add_row(Text(printable(self.plan.by_key[key].name)), bar, Text(printable(progress_words(progress))))
         self._live.update(table)
 
     def line(self, text: str) -> None:
-        self._live.console.print(printable(text), markup=False, soft_wrap=True)  # a command in it stays whole
+        self._live.console.print(printable(text), markup=False, soft_wrap=True)  # soft_wrap keeps a command whole

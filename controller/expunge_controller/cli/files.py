@@ -1,4 +1,4 @@
-"""Commands that copy: pull, out of a store; upload, into one."""
+"""Commands that copy: pull (out of a store), upload (into a store)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The command ``expunge``: finds the verb, runs it, and puts into words what goes wrong. stdout is data, stderr is talk."""
+"""The command ``expunge``.
+
+The command finds the verb, runs the verb and reports errors in words. Data goes to stdout, messages go to stderr.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ COMMANDS: tuple[Command, ...] = (*run.COMMANDS, *show.COMMANDS, *files.COMMANDS,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code of one command (see ``parser``)."""
+    """Run one command and return its exit code (see ``parser``)."""
     from expunge_jobs.core.errors import StepError
 
     arguments = parse(argv)
-    # After parsing: --help loads nothing but argparse.
+    # Import after parsing; therefore --help does not load these modules.
     from expunge_controller.errors import ExperimentError
     from expunge_controller.kube_client.client import ApiError
 
@@ -44,20 +47,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The words of one command.
+    """Parse the words of one command.
 
     Raises:
-        SystemExit: 0 after --help and --version, 2 with what is wrong.
+        SystemExit: 0 after --help and --version, 2 with an error message.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    # argparse takes `logs FILE --store URI STEP` for a mistake: an optional word may not follow an option.
+    # argparse rejects an optional word after an option, as in `logs FILE --store URI STEP`; therefore take STEP here.
     if rest and getattr(arguments, "step", "") is None and not rest[0].startswith("-"):
         arguments.step = rest.pop(0)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     allowed = names()
-    if getattr(arguments, "executor", allowed[0]) not in allowed:  # argparse checks what is given, not a default
+    if getattr(arguments, "executor", allowed[0]) not in allowed:  # argparse does not check a default
         parser.error(f"EXPUNGE_EXECUTOR is '{arguments.executor}'; allowed: {', '.join(allowed)}")
     return arguments
 

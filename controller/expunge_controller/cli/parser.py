@@ -1,4 +1,7 @@
-"""What commands have in common: how they are declared, the options that several take, exit codes. Loads nothing heavy."""
+"""The parts that commands share: declaration, options, exit codes.
+
+The module loads nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,26 @@ if TYPE_CHECKING:
     from expunge_controller.client.opening import Request
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
-"""Exit codes: done; a step failed; the user's input is wrong; stopped by the user."""
+"""Exit codes: done, a step failed, the user's input is wrong, stopped by the user."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A verb of ``expunge``: what ``--help`` says, its arguments, and what it does."""
+    """A verb of ``expunge``: its help, its arguments and its action."""
 
     name: str
     help: str
     example: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
-    """The exit code."""
+    """The action. Returns the exit code."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says the nearest right word."""
+    """An argument parser that suggests the nearest known word."""
 
     words: tuple[str, ...] = ()
-    """Those that may be meant."""
+    """Words that the user may have meant."""
 
     def error(self, message: str) -> Any:
         from expunge_jobs.core.errors import suggestion
@@ -45,20 +48,26 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_file(parser: argparse.ArgumentParser, on_cluster: bool) -> None:
-    """``FILE`` and ``--set``. ``on_cluster``: it may also be an Experiment of a cluster."""
+    """Add ``FILE`` and ``--set``.
+
+    With ``on_cluster``, ``FILE`` may also be an Experiment of a cluster.
+    """
     what = "the experiment file" + (", or experiment/NAME: what a cluster's operator runs" if on_cluster else "")
     parser.add_argument("file", metavar="FILE", help=what)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field below spec")
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """``--store``."""
+    """Add ``--store``."""
     said = "where artifacts lie (default: $EXPUNGE_STORE or ./.expunge)"
     parser.add_argument("--store", metavar="URI", help=said)
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
-    """``--executor``, ``--context`` and ``--namespace``: where the experiment runs."""
+    """Add ``--executor``, ``--context`` and ``--namespace``.
+
+    These options say where the experiment runs.
+    """
     parser.add_argument(
         "--executor",
         choices=names(),
@@ -69,29 +78,29 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
-    """``--context`` and ``--namespace``."""
+    """Add ``--context`` and ``--namespace``."""
     parser.add_argument("--context", metavar="NAME", help="of the kubeconfig (default: its current one)")
     add_namespace(parser)
 
 
 def add_namespace(parser: argparse.ArgumentParser) -> None:
-    """``--namespace``."""
+    """Add ``--namespace``."""
     parser.add_argument("--namespace", metavar="NAME", help="where the Jobs belong (default: the context's)")
 
 
 def add_backend_options(parser: argparse.ArgumentParser, *backends: str) -> None:
-    """The options that these backends declare."""
+    """Add the options that these backends declare."""
     for option in dict.fromkeys(o for name in backends for o in backend(name).OPTIONS):
         parser.add_argument(option.flag, metavar=option.metavar, help=option.help)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """``--output``."""
+    """Add ``--output``."""
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
 
 
 def where_of(arguments: argparse.Namespace) -> Where:
-    """What the options say of where steps run."""
+    """Return where steps run, from the options and $EXPUNGE_STORE."""
     given = vars(arguments)
     options = {o.name: given.get(o.name) for name in names() for o in backend(name).OPTIONS}
     return Where(
@@ -103,7 +112,7 @@ def where_of(arguments: argparse.Namespace) -> Where:
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
-    """Which experiment is meant, and where it runs."""
+    """Return which experiment the user names, and where it runs."""
     from expunge_controller.client.opening import Request
 
     return Request(
@@ -115,7 +124,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
 
 
 def count(text: str) -> int:
-    """A number of at least 1."""
+    """Parse an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("allowed: 1 or more")

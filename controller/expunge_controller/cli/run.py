@@ -1,4 +1,4 @@
-"""Commands that run experiments, or end them: run, retry, submit, cancel."""
+"""Commands that run or end experiments: run, retry, submit, cancel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from expunge_controller.execution.runner import Runner
 
 GRACE_SECONDS = 10.0
-"""Between TERM and KILL when a run is stopped."""
+"""Delay between TERM and KILL when a run is stopped, in seconds."""
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +111,10 @@ def _execute(arguments: argparse.Namespace, opened: Opened) -> int:
 
 
 def _command(verb: str, arguments: argparse.Namespace) -> str:
-    """The command line of a verb on this experiment and store, fit to be pasted into a shell."""
+    """Return the command line of a verb on this experiment and store.
+
+    The words are quoted for a shell.
+    """
     words = ["expunge", verb, arguments.file]
     for override in arguments.set:
         words += ["--set", override]
@@ -129,7 +132,10 @@ def _command(verb: str, arguments: argparse.Namespace) -> str:
 
 
 class _Interrupts:
-    """Ctrl-C (or TERM) once: stop in order; twice: at once."""
+    """A handler of Ctrl-C and TERM.
+
+    The first signal stops the run in order. The second signal stops the run at once.
+    """
 
     def __init__(self, runner: Runner, executor: Executor) -> None:
         self.runner, self.executor, self.count = runner, executor, 0
@@ -144,7 +150,7 @@ class _Interrupts:
     def _stop(self, number: int, frame: object) -> None:
         self.count += 1
         if self.count > 1:
-            # The steps die with this process: the end of their stdin tells them.
+            # Local steps end when their stdin ends; therefore the steps die with this process.
             os._exit(STOPPED)
         if not self.executor.detached:
             say(f"stopping (up to {GRACE_SECONDS:.0f} s; once more stops at once)")
@@ -211,7 +217,7 @@ COMMANDS = (
     ),
     Command(
         "retry",
-        "run again; make anew what a step found damaged",
+        "run again; make again what a step found damaged",
         "expunge retry experiment.yaml",
         _retry_arguments,
         _retry,

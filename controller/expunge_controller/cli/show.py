@@ -1,4 +1,4 @@
-"""Commands that show, and change nothing: plan, results, status, logs, list."""
+"""Read-only commands: plan, results, status, logs, list."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LISTS = ("presets", "objectives", "methods", "metrics", "experiments")
 
 
 def open_shown(arguments: argparse.Namespace) -> Opened:
-    """The experiment of a command line; what is to be known of its inputs is said."""
+    """Open the experiment of a command line and print notices on inputs."""
     from expunge_controller.client.opening import open_experiment
 
     opened = open_experiment(request_of(arguments))

@@ -1,4 +1,7 @@
-"""Plans, states and results as aligned text: the same on a terminal and in a file."""
+"""Plans, states and results as aligned text.
+
+The text is the same on a terminal and in a file.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ from expunge_controller.planning.step_states import StepStatus
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = False) -> str:
-    """Columns as wide as their widest cell, two blanks between; ``right`` aligns all but the first. A cell is one line."""
+    """Align rows of cells in columns.
+
+    A column is as wide as its widest cell. Two blanks separate columns. ``right`` right-aligns all columns but the
+    first. A cell takes one line; line breaks in it are escaped.
+    """
     rows = [[cell.replace("\n", "\\n") for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
@@ -25,7 +32,10 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = 
 
 
 def plan_table(plan: Plan, states: dict[str, StepStatus]) -> str:
-    """Every step with its state and how many trials share it, and what that makes in all."""
+    """Format the state of every step, and totals.
+
+    A row also has the number of trials that share the step.
+    """
     rows = [[states[s.key].state, s.name, s.key[:12], str(len(s.trials))] for s in plan.steps]
     counts = {k: sum(s.kind == k for s in plan.steps) for k in dict.fromkeys(s.kind for s in plan.steps)}
     todo = sum(states[s.key].state != "done" for s in plan.steps)
@@ -41,13 +51,13 @@ MAX_ROWS = 60
 
 
 def status_table(plan: Plan, states: dict[str, StepStatus]) -> str:
-    """Every step, and for each that is not done the reason."""
+    """Format every step, and why an unfinished step is not done."""
     rows = [[states[s.key].state, s.name, states[s.key].reason] for s in plan.steps]
     return aligned(["STATE", "STEP", "REASON"], rows)
 
 
 def results_table(results: Sequence[EvaluatedModel]) -> str:
-    """The table of scores, and below it what it shows."""
+    """Format the table of scores, and its legend and verdict."""
     rows = by_model(results)
     grouped = any(r.group for r in rows)
     header = ["MODEL", *(["TRIAL"] if grouped else []), *(c.title for c in columns())]
@@ -75,7 +85,7 @@ def _cell(row: Summary, name: str) -> str:
 
 
 def _reasons(rows: Sequence[Summary]) -> list[str]:
-    """Why there are dashes, each reason once."""
+    """Return the reasons for dashes in the table, each reason once."""
     why: dict[str, list[str]] = {}
     for row in rows:
         for result in row.models:

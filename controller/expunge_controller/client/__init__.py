@@ -1,1 +1,1 @@
-"""What a command does, without a terminal."""
+"""The commands' actions, without a terminal."""

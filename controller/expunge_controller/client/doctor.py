@@ -1,4 +1,4 @@
-"""What a cluster lacks to run an experiment, found before one is tried."""
+"""Checks for what a cluster lacks, made before an experiment runs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ RIGHTS = (
     ("", "events", "", ("list",)),
 )
 TRIAL_POD_SECONDS = 120.0
-"""Seconds that the trial pod may take."""
+"""Timeout of the trial pod, in seconds."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; a note is something that could not be seen, or that is missed only by some experiments."""
+    """One finding.
+
+    A note is a fact that could not be seen, or a lack that only some experiments miss.
+    """
 
     state: Literal["ok", "note", "FAIL"]
     what: str
@@ -39,7 +42,7 @@ class Check:
 
 
 def examine(cluster: Cluster, site: PodConfig) -> Iterator[Check]:
-    """Each thing that a run needs, in the order in which it needs them."""
+    """Check each prerequisite of a run, in the order of use."""
     try:
         version = cluster.request("GET", "/version", tries=1)["gitVersion"]
     except ApiError as error:
@@ -76,7 +79,7 @@ def _rights(cluster: Cluster, namespace: str) -> Iterator[Check]:
             if not answer["status"].get("allowed"):
                 lacking.append(f"{verb} {resource}{'/' + sub if sub else ''}")
     words = f"may not {', '.join(lacking)} in namespace {namespace}" if lacking else f"in namespace {namespace}"
-    # Without events a refused pod is waited for with fewer words; nothing else depends on them.
+    # Only the words about a refused pod depend on events; therefore the missing permission is a note.
     yield Check("ok" if not lacking else "note" if lacking == ["list events"] else "FAIL", "permissions", words)
 
 
@@ -124,7 +127,10 @@ def _secret(cluster: Cluster, site: PodConfig) -> Check:
 
 
 def _image(cluster: Cluster, site: PodConfig) -> Check:
-    """Runs a pod of a step's own shape that opens the store and does nothing: image, credentials, network, admission."""
+    """Run a pod of a step's own shape that only opens the store.
+
+    The pod checks image, credentials, network and admission.
+    """
     name = f"expunge-doctor-{uuid.uuid4().hex[:8]}"
     try:
         made = cluster.request("POST", jobs_path(site.namespace), trial_job(name, site))
@@ -135,7 +141,7 @@ def _image(cluster: Cluster, site: PodConfig) -> Check:
     except ApiError as error:
         return Check("FAIL", "image", f"cannot be seen: {error}")
     finally:
-        with contextlib.suppress(ApiError):  # without the permission, which is told above, it goes by its own TTL
+        with contextlib.suppress(ApiError):  # without permission (reported above), the TTL deletes the Job
             cluster.delete(jobs_path(site.namespace, name), made["metadata"]["uid"])
 
 

@@ -1,4 +1,7 @@
-"""Experiments that a cluster runs, as the command sees them: submitted, listed, read back, cancelled, tried again."""
+"""Experiments that a cluster runs, as the command sees them.
+
+The command submits, lists, reads, cancels and retries Experiments.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,16 @@ from expunge_controller.planning.allowed import is_allowed
 from expunge_controller.planning.trial_plan import inputs_of
 
 BACKEND = "kubernetes"
-"""What the operator runs steps on."""
+"""The backend on which the operator runs steps."""
 POLL, UNSEEN = 2.0, 30.0
-"""Seconds between two looks at an Experiment, and after which it is said that no operator has begun it."""
+"""Seconds between two reads of an Experiment, and seconds before reporting that no operator has begun it."""
 
 
 def read(cluster: Cluster, name: str) -> Object:
-    """The Experiment of this name.
+    """Read the Experiment of this name.
 
     Raises:
-        ExperimentError: there is none; with the nearest name that there is.
+        ExperimentError: no such Experiment; with the nearest name that exists.
         ApiError: the cluster refuses, or does not answer.
     """
     try:
@@ -47,7 +50,9 @@ def read(cluster: Cluster, name: str) -> Object:
 
 
 def store_of(resource: Object) -> str:
-    """Where its artifacts lie, as the operator says.
+    """Return the address of an Experiment's artifacts, by its status.
+
+    The operator writes the address.
 
     Raises:
         ExperimentError: no operator has seen it.
@@ -60,7 +65,10 @@ def store_of(resource: Object) -> str:
 
 
 def check_inputs(loaded: Loaded, store: str) -> None:
-    """Refuse to read, as this user, what an Experiment of somebody's names: only its own store and the hub are asked.
+    """Refuse inputs that this command must not read for an Experiment.
+
+    Another user may have written the Experiment, and the command reads with this user's permissions. Therefore only
+    builtin data, the Experiment's own store and the hub are allowed.
 
     Raises:
         ExperimentError: a file of this machine, or another server.
@@ -80,7 +88,7 @@ def check_inputs(loaded: Loaded, store: str) -> None:
 
 
 def rows(cluster: Cluster) -> list[list[str]]:
-    """Name, phase, trials, steps, best and age of each.
+    """Return name, phase, trials, steps, best and age of each Experiment.
 
     Raises:
         ApiError: the cluster refuses, or does not answer.
@@ -95,8 +103,10 @@ def rows(cluster: Cluster) -> list[list[str]]:
 
 
 def submit(cluster: Cluster, loaded: Loaded, store: Store | None) -> tuple[Object, bool]:
-    """The Experiment, made or changed (and whether it was there), as the API server has it. ``store``: local inputs are put
-    into it first.
+    """Create or change the Experiment.
+
+    Returns the Experiment as the API server has it, and whether it existed before. With ``store``, local inputs are
+    first put into the store.
 
     Raises:
         ExperimentError: inputs of this machine, and no store to put them into; what the API server refuses.
@@ -129,7 +139,9 @@ def submit(cluster: Cluster, loaded: Loaded, store: Store | None) -> tuple[Objec
 
 
 def follow(cluster: Cluster, name: str) -> Iterator[tuple[str, str]]:
-    """Phase and steps of an Experiment whenever they change, until its present generation has come to an end.
+    """Yield an Experiment's phase and steps whenever they change.
+
+    The iteration ends when the Experiment's present generation is in a final phase.
 
     Raises:
         ExperimentError: it is gone.
@@ -153,13 +165,16 @@ def follow(cluster: Cluster, name: str) -> Iterator[tuple[str, str]]:
 
 
 def cancel(cluster: Cluster, name: str) -> None:
-    """Ask the operator to end its Jobs; what is finished is kept."""
+    """Ask the operator to end an Experiment's Jobs.
+
+    Finished steps are kept.
+    """
     read(cluster, name)
     cluster.request("PATCH", resources_path(cluster.namespace, name), {"spec": {"cancel": True}})
 
 
 def retry(cluster: Cluster, name: str) -> None:
-    """Ask the operator to try again what has failed, or go on with what was cancelled."""
+    """Ask the operator to retry failed steps, or to resume a cancelled run."""
     read(cluster, name)
     asked = {"metadata": {"annotations": {RETRY: datetime.now(UTC).isoformat()}}, "spec": {"cancel": False}}
     cluster.request("PATCH", resources_path(cluster.namespace, name), asked)
@@ -170,7 +185,10 @@ def _list(cluster: Cluster) -> list[Object]:
 
 
 def _reachable(loaded: Loaded, store: Store | None) -> Any:
-    """The spec as the file has it, its local inputs as addresses in the store."""
+    """Return the file's spec, with local inputs as addresses in the store.
+
+    The local inputs are uploaded.
+    """
     local: dict[str, list[tuple[str | int, ...]]] = {}
     for trial in loaded.trials:
         asked = inputs_of(trial.spec)
@@ -192,7 +210,10 @@ def _reachable(loaded: Loaded, store: Store | None) -> Any:
 
 
 def _check_rows(loaded: Loaded, path: KeyPath, uri: str) -> None:
-    """Refuse to upload a file that holds no rows: the experiment may be a stranger's, and name any file of this user's."""
+    """Refuse to upload a file that holds no rows.
+
+    The experiment may be a stranger's, and may name any file of this user's.
+    """
     try:
         rows_of.parse(pinning.read(uri), rows_of.address(uri), str(path[1]))
     except rows_of.DataError as error:

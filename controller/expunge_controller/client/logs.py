@@ -1,4 +1,4 @@
-"""The logs of steps, in words."""
+"""The logs of steps in words."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from expunge_controller.planning.plan import Plan, Step
 
 
 def select_steps(plan: Plan, wanted: str | None) -> list[Step]:
-    """The steps of this name, or whose key begins so; all of them for None.
+    """Return the steps of this name or key prefix; all steps for None.
+
+    A key prefix has at least 4 characters.
 
     Raises:
-        ExperimentError: no such step; lists those that there are.
+        ExperimentError: no such step; lists the steps of the plan.
     """
     if wanted is None:
         return list(plan.steps)
@@ -31,7 +33,9 @@ def select_steps(plan: Plan, wanted: str | None) -> list[Step]:
 
 
 def read_logs(opened: Opened, wanted: str | None, follow: bool) -> Iterator[str]:
-    """Lines of the logs of these steps (see ``select_steps``), and why each failed. ``follow``: until nothing runs them.
+    """Yield the log lines of steps, and why each failed step failed.
+
+    ``wanted`` is as in ``select_steps``. With ``follow``, the lines of a step continue until nothing runs the step.
 
     Raises:
         ExperimentError: no such step.
@@ -42,7 +46,7 @@ def read_logs(opened: Opened, wanted: str | None, follow: bool) -> Iterator[str]
     for step in steps:
         lines = opened.backend.follow(opened.store, step) if follow else stored_lines(opened.store, step)
         yield from map(line_words, lines)
-        if follow:  # it may have failed meanwhile
+        if follow:  # the step may have failed meanwhile
             failures = read_failures(opened.store, opened.resolved)
         if step.key in failures:
             yield f"failed: {failures[step.key]}"

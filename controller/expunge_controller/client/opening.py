@@ -1,4 +1,7 @@
-"""An experiment that a command is about: from a file or from a cluster, with its plan, its store and where it runs."""
+"""The experiment that a command is about.
+
+The experiment comes from a file or from a cluster. The experiment has a plan, a store and a backend.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,18 @@ DEFAULT_STORE = ".expunge"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Which experiment, and where it runs."""
+    """The experiment that the user names, and where it runs."""
 
     file: str
-    """A path, or ``experiment/NAME`` for what a cluster's operator runs."""
+    """A path, or ``experiment/NAME`` for an Experiment of a cluster's operator."""
     overrides: tuple[str, ...] = ()
-    """``PATH=VALUE`` below spec."""
+    """Overrides ``PATH=VALUE``, with paths below spec."""
     backend: str = DEFAULT
     where: Where = field(default_factory=Where)
 
     @property
     def name_on_cluster(self) -> str:
-        """The name of the Experiment that is meant; empty where a file is.
+        """The name of the requested Experiment; empty for a file.
 
         Raises:
             ExperimentError: an Experiment with overrides.
@@ -53,10 +56,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Opened:
-    """An experiment that is loaded, pinned and planned."""
+    """A loaded, pinned and planned experiment."""
 
     request: Request
-    """As it was meant: an Experiment of a cluster has the cluster's backend and the operator's store."""
+    """The effective request.
+
+    An Experiment of a cluster has the cluster's backend. The store is the operator's unless the user gives a store.
+    """
     store: Store
     resolved: Resolved
     spec: Spec
@@ -67,22 +73,30 @@ class Opened:
         return self.resolved.plan
 
     def observe(self) -> dict[str, StepStatus]:
-        """The state of every step, whoever runs it. Raises ApiError, StoreError."""
+        """Return the state of every step, regardless of the process that runs it.
+
+        Raises:
+            ApiError, StoreError: the cluster or the store refuses, or does not answer.
+        """
         done = done_keys(self.store, self.plan.steps)
         running = self.backend.observe(self.store, [s for s in self.plan.steps if s.key not in done])
         return statuses(self.plan, done, running, read_failures(self.store, self.resolved))
 
     def results(self) -> list[EvaluatedModel]:
-        """The scores as far as they are, with a reason for each that is not. Raises ApiError, StoreError."""
+        """Return the scores so far, with a reason for each missing score.
+
+        Raises:
+            ApiError, StoreError: the cluster or the store refuses, or does not answer.
+        """
         states = self.observe().items()
         waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states}
         return collect(self.store, self.plan.models, waiting)
 
     def begin(self, parallel: int | None = None) -> Executor:
-        """Record the experiment in its store, and return what runs its steps.
+        """Record the experiment in its store, and return its executor.
 
         Raises:
-            ExperimentError: something that steps need is missing.
+            ExperimentError: a prerequisite of the steps is missing.
             StoreError: the store cannot keep two attempts apart, or cannot be written.
             ApiError: a cluster refuses, or does not answer.
         """
@@ -92,7 +106,7 @@ class Opened:
 
 
 def open_experiment(request: Request) -> Opened:
-    """Load, pin and plan an experiment; change nothing.
+    """Load, pin and plan an experiment, without changing anything.
 
     Raises:
         ExperimentError: every problem of the file; or no such Experiment, or one that reads what this user should not.
@@ -114,7 +128,7 @@ def _of_cluster(request: Request, name: str) -> Opened:
     request = replace(request, backend=experiments.BACKEND, where=where)
     loaded, namespace = load_resource(resource), resource["metadata"]["namespace"]
     store = open_store_at(where.store)
-    # What the operator runs is as it was planned there, whatever a model's name on the hub stands for by now.
+    # A model's name on the hub may stand for another commit by now; therefore use the operator's own plan.
     digest = str((resource.get("status") or {}).get("digest", ""))
     resolved = load_recorded(store, loaded, digest, namespace) if digest else None
     if resolved is None:
@@ -124,26 +138,28 @@ def _of_cluster(request: Request, name: str) -> Opened:
 
 
 def cancel(request: Request) -> int:
-    """End a run that goes on without its runner; how many steps were ended. What is finished is kept.
+    """End a run that continues without its runner.
+
+    Returns the number of steps that were ended. Finished steps are kept.
 
     Raises:
-        ExperimentError: nothing goes on there without its runner, or the file has problems.
+        ExperimentError: no run continues there without its runner, or the file has problems.
         StoreError, ApiError: the store or a cluster refuses, or does not answer.
     """
     if not backend(request.backend).DETACHES:
         others = " or ".join(n for n in names() if backend(n).DETACHES)
         raise ExperimentError([f"cancel is for --executor {others}; Ctrl-C ends a run on this machine"])
     opened = open_experiment(request)
-    mark_cancelled(opened.store, opened.resolved)  # first: a runner that starts a step looks for the mark afterwards
+    mark_cancelled(opened.store, opened.resolved)  # mark first: a runner looks for the mark after it starts a step
     return opened.backend.cancel(opened.resolved)
 
 
 def open_store_at(address: str | None) -> Store:
-    """The store at an address, at $EXPUNGE_STORE or in ./.expunge.
+    """Open the store at an address, at $EXPUNGE_STORE or in ./.expunge.
 
     Raises:
-        BadTask: no address of a store.
-        StoreError: it cannot be used.
+        BadTask: not an address of a store.
+        StoreError: the store cannot be used.
     """
     store = open_store(address or os.environ.get("EXPUNGE_STORE") or DEFAULT_STORE)
     store.check()

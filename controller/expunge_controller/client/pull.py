@@ -1,4 +1,4 @@
-"""Copies a trial's merged adapter, or the merged model, out of the store."""
+"""The export of a trial's merged adapter or model from the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from expunge_controller.planning.plan import Plan
 
 
 def pull(store: Store, plan: Plan, trial: str | None, to: Path, full: bool) -> list[str]:
-    """Write the adapter (or model) into a new or empty directory; returns what to tell the user.
+    """Write the adapter or model into a new or empty directory.
+
+    Returns messages for the user.
 
     Raises:
         ExperimentError: no such trial, no merge, not merged yet, or the directory holds something.
@@ -42,7 +44,7 @@ def pull(store: Store, plan: Plan, trial: str | None, to: Path, full: bool) -> l
                 f"{to}: the merged adapter of trial {row.trial} (PEFT's format).",
                 "An adapter alone does not forget: its base still knows everything. --full writes the merged model.",
             ]
-    # The model needs torch, which the controller never loads: the jobs package writes it.
+    # Writing the model needs torch, which the controller never loads; therefore the jobs package writes it.
     words = [sys.executable, "-m", "expunge_jobs.steps.fold", store.uri, row.ref.model_dump_json(), str(to)]
     done = subprocess.run(words, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""The Jobs of an experiment as a cluster would have them."""
+"""The Jobs of an experiment, rendered without a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from expunge_controller.planning.resolve import resolve
 
 
 def render(file: Path, overrides: list[str], site: PodConfig) -> list[dict[str, Any]]:
-    """The specification of every step's Job. Asks no cluster.
+    """Return the specification of every step's Job.
+
+    The function asks no cluster.
 
     Raises:
         ExperimentError: every problem of the file; no image; a store or inputs that pods cannot reach.

@@ -1,4 +1,4 @@
-"""Puts data and models of this machine where the pods of a cluster can read them."""
+"""The upload of local data and models to where pods can read them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from expunge_jobs.store import Store, sha256_of
 
 
 def upload(store: Store, path: Path) -> str:
-    """Copies a data file, or the files of a model or adapter directory, below the store; the address to give in its place.
+    """Copy a data file, or a model or adapter directory, below the store.
 
-    The address holds the digest: the same bytes have the same address, and are copied once.
+    Returns the address to give in place of the path. The address holds the digest; therefore the same bytes under the
+    same name are copied once.
 
     Raises:
-        BadTask: neither, a directory that lacks something or has a file that is a link out of it, or a name that no address
+        BadTask: none of these, an incomplete directory, a directory with a link out of it, or a name that no address
             can hold.
     """
     if "?" in path.name:
@@ -41,9 +42,10 @@ def upload(store: Store, path: Path) -> str:
 
 
 def _checked(file: Path, folder: Path) -> Path:
-    """Return the file, unless it is a link out of its directory: ``vocab.txt -> ~/.aws/credentials`` in a model of somebody's.
+    """Return the file, unless it is a link out of its directory.
 
-    A snapshot of the hub's cache consists of links into ``blobs`` beside ``snapshots``, which belong to the same model.
+    A stranger's model may contain ``vocab.txt -> ~/.aws/credentials``. A snapshot of the hub's cache consists of links
+    into ``blobs`` beside ``snapshots``. These files belong to the same model.
     """
     target, home = file.resolve(), folder.resolve()
     allowed = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]

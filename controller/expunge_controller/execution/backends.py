@@ -1,6 +1,8 @@
-"""Where steps can run. A backend is one file: ``execution/<name>/backend.py`` with a class ``Backend``.
+"""Backends: the places where steps can run.
 
-Finding the names and options of backends loads nothing of them: their files import inside functions.
+A backend is one file, ``execution/<name>/backend.py``, with a class ``Backend``.
+A backend file imports its dependencies inside functions.
+Therefore reading the names and options of the backends loads no executor.
 """
 
 from __future__ import annotations
@@ -25,19 +27,25 @@ DEFAULT = "local"
 
 
 class Backend(Protocol):
-    """Steps on one kind of place. Making one looks at nothing yet."""
+    """A place where steps can run.
+
+    The constructor contacts no cluster and reads no file.
+    """
 
     OPTIONS: ClassVar[tuple[Option, ...]]
-    """Beside those of ``Where``."""
+    """The options that the backend accepts in addition to the fields of ``Where``."""
     STAGES: ClassVar[bool]
-    """Whether steps copy a model of the hub into the store first, since each has a disk of its own."""
+    """Whether the plan first copies hub models into the store.
+
+    A backend needs this where each step has a disk of its own.
+    """
     DETACHES: ClassVar[bool]
-    """Whether steps go on without their runner."""
+    """Whether steps continue after their runner has ended."""
 
     def __init__(self, where: Where) -> None: ...
 
     def executor(self, store: Store, resolved: Resolved, spec: Spec, parallel: int) -> Executor:
-        """Return what runs the steps of a plan.
+        """Return the executor for the steps of a plan.
 
         Raises:
             ExperimentError: something that steps need is missing here.
@@ -46,21 +54,31 @@ class Backend(Protocol):
         ...
 
     def observe(self, store: Store, steps: list[Step]) -> dict[str, str]:
-        """Return how far each step is that runs now, whoever started it, in words by key. Raises ApiError."""
+        """Return the progress of each running step, in words, by key.
+
+        The result includes steps that other runners have started.
+
+        Raises:
+            ApiError: a cluster refuses, or does not answer.
+        """
         ...
 
     def follow(self, store: Store, step: Step) -> Iterator[str]:
-        """Return lines of a step's log as they come, until nothing runs it any more."""
+        """Yield a step's log lines as they appear, until the step stops running."""
         ...
 
     def cancel(self, resolved: Resolved) -> int:
-        """End what goes on without its runner; how many steps that were. Raises ApiError."""
+        """End a detached run and return the number of steps ended.
+
+        Raises:
+            ApiError: a cluster refuses, or does not answer.
+        """
         ...
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """The backends that there are, the default first."""
+    """Return the names of all backends, the default first."""
     package = importlib.import_module("expunge_controller.execution")
     found = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg)
     return (DEFAULT, *(n for n in found if n != DEFAULT))
@@ -68,6 +86,6 @@ def names() -> tuple[str, ...]:
 
 @cache
 def backend(name: str) -> type[Backend]:
-    """The backend of one of these ``names``."""
+    """Return the backend class for one of ``names()``."""
     found: type[Backend] = importlib.import_module(f"expunge_controller.execution.{name}.backend").Backend
     return found

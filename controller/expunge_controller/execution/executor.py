@@ -1,4 +1,4 @@
-"""What runs steps: a small protocol between the runner and a machine or a cluster."""
+"""The protocol between the runner and a machine or a cluster."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from expunge_controller.planning.plan import Step
 class Ended:
     """An attempt that ended.
 
-    ``ok``: its artifact was seen whole. ``final``: the failure is not retried. ``vanished``: no fault of the step's, which
-    starts again at once. ``pod``: what its pod says of its end, for the record.
+    ``ok``: the executor saw the whole artifact.
+    ``final``: the runner does not retry the failure.
+    ``vanished``: the attempt was lost through no fault of the step, and the runner restarts the step at once.
+    ``pod``: the pod's account of its end, for the failure record.
     """
 
     key: str
@@ -26,70 +28,102 @@ class Ended:
 
 
 Start = Literal["started", "no room", "elsewhere"]
-"""What became of a wish to start a step; no room: not now, ask again; elsewhere: another runner has it."""
+"""The result of a request to start a step.
+
+started      the run waits for the step, or its end is already known
+no room      there is no capacity now; ask again later
+elsewhere    another runner runs the step
+"""
 
 
 class SlotPool(Protocol):
-    """Room for unfinished Jobs, shared with others (the operator's, whose Experiments have ``most`` together)."""
+    """Slots for unfinished Jobs, shared between executors.
+
+    In the operator, all Experiments share ``most`` slots.
+    """
 
     @property
     def most(self) -> int: ...
 
     def acquire(self, job: str, there: bool = False) -> bool:
-        """Return whether there is room for this Job, or it is there already."""
+        """Acquire a slot for the Job and return whether this succeeded.
+
+        ``there``: the Job exists already, and therefore always gets a slot.
+        """
         ...
 
     def has_pod(self, job: str) -> None:
-        """A pod of the Job was seen."""
+        """Record that the Job has a pod."""
         ...
 
     def release(self, job: str) -> None:
-        """The Job is no longer waited for."""
+        """Give back the slot of a Job that the run no longer waits for."""
         ...
 
 
 class Executor(Protocol):
-    """Starts steps and tells how they go. Holds no state that a new one could not observe."""
+    """A component that starts steps and reports their progress.
+
+    An executor holds no state that a new executor could not observe.
+    """
 
     detached: bool
-    """Whether what it started goes on when this process ends."""
+    """Whether started steps continue when this process ends."""
 
     def start(self, step: Step) -> Start:
-        """Start a step, if there is room and nobody else runs it."""
+        """Start a step if there is room and no other runner runs the step."""
         ...
 
     def adopt(self, step: Step) -> bool:
-        """Wait for a step that is at work already and would go on without anybody; whether there is one."""
+        """Wait for a step that already runs detached from any runner.
+
+        Returns whether there is such a step.
+        """
         ...
 
     def next_retry_in(self) -> float:
-        """Seconds until a start that was put off may be tried again; infinite where none was."""
+        """Return the seconds until a postponed start may be retried.
+
+        The result is infinite if no start is postponed.
+        """
         ...
 
     def active_keys(self) -> set[str]:
-        """Keys of the steps that this run waits for."""
+        """Return the keys of the steps that this run waits for."""
         ...
 
     def running(self) -> dict[str, Progress]:
-        """The last progress of every step that this run waits for, by key."""
+        """Return the last progress of each step that this run waits for, by key."""
         ...
 
     def wait(self, seconds: float) -> list[Ended]:
-        """Attempts that ended, as soon as there is one; none after ``seconds``."""
+        """Return the ended attempts as soon as there is one.
+
+        The list is empty if no attempt ends within ``seconds``.
+        """
         ...
 
     def problem(self) -> str:
-        """In words, why nothing can be started or seen just now; empty while all is well."""
+        """Return the problem that keeps steps from being started or observed.
+
+        The string is empty while there is no problem.
+        """
         ...
 
     def failure_recorded(self, step: Step) -> None:
-        """The step's failure is recorded: what is left of its last attempt may go."""
+        """Clean up after a step whose failure is recorded.
+
+        The remains of its last attempt may be deleted.
+        """
         ...
 
     def cancel(self) -> None:
-        """The run was cancelled: what it started, and would go on without this process, ends."""
+        """End the detached steps of a cancelled run."""
         ...
 
     def stop(self, grace: float) -> None:
-        """End what must not outlive this process: ask, wait ``grace`` seconds, then kill."""
+        """End the steps that must not outlive this process.
+
+        The executor asks them to end, waits ``grace`` seconds, and then kills them.
+        """
         ...

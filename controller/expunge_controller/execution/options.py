@@ -1,4 +1,7 @@
-"""What a backend is told of where to run steps. Loads nothing: the command line shows it in --help."""
+"""Options that tell a backend where to run steps.
+
+The command line shows the options in --help; therefore the module loads no backend and no cluster client.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a backend's own: ``--hub-secret NAME`` for the name ``hub_secret``."""
+    """A backend-specific option.
+
+    An option with the name ``hub_secret`` is ``--hub-secret NAME`` on the command line.
+    """
 
     name: str
     metavar: str
     help: str
     environment: str = ""
-    """The variable that gives it where nobody says it."""
+    """The environment variable with the value if the user gives no option."""
 
     @property
     def flag(self) -> str:
-        """As the command line has it."""
+        """The option as written on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
     def value(self, given: Mapping[str, str | None]) -> str | None:
-        """Return what is given, or what the environment says."""
+        """Return the given value, or the value from the environment."""
         return given.get(self.name) or (os.environ.get(self.environment) if self.environment else None) or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where steps run and artifacts lie."""
+    """The place where steps run and artifacts lie."""
 
     store: str = ""
-    """The store's address, as a step on the backend opens it."""
+    """The address by which a step on the backend opens the store."""
     context: str | None = None
-    """Of the kubeconfig; None: its current one."""
+    """A context of the kubeconfig. None: the current context."""
     namespace: str | None = None
-    """None: the context's."""
+    """A namespace of the cluster. None: the context's namespace."""
     options: Mapping[str, str | None] = field(default_factory=dict)
-    """The backend's own, by name."""
+    """Values of the backend's own options, by option name."""
 
     def cluster(self) -> Cluster:
-        """Connect to the cluster. Raises ExperimentError for a kubeconfig that cannot be used."""
+        """Connect to the cluster.
+
+        Raises:
+            ExperimentError: the kubeconfig cannot be used.
+        """
         from expunge_controller.kube_client.config import connect
 
         return connect(self.context, self.namespace)

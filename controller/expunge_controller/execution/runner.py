@@ -1,6 +1,7 @@
-"""The reconcile loop: (plan, what is observed) -> what to start. Level-triggered; keeps nothing a restart could lose.
+"""The reconcile loop: (plan, observed state) -> steps to start.
 
-Kill it anywhere and start it again: what is done is read from the store's manifests, never remembered.
+The loop is level-triggered and keeps no state that a restart could lose.
+A run can be killed at any point and restarted, because finished steps are read from the store's manifests.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ from expunge_controller.planning.step_states import done_keys, is_done, wanted_k
 ATTEMPTS = 3
 RETRY_SECONDS = (1.0, 4.0)
 STORE_RETRY_SECONDS = 5.0
-"""Seconds until a store that gave no answer is asked again."""
+"""Delay before retrying an unreachable store, in seconds."""
 TICK_SECONDS = 0.25
-"""Seconds between looks at steps that another runner has, and between two pictures of the progress."""
+"""Interval between two checks of other runners' steps, and between two progress reports, in seconds."""
 
 
 REASON_CHARACTERS = 4000
-"""Characters of a recorded failure that are kept: whoever writes into the store decides its length."""
+"""Maximum length of a failure reason read from the store, in characters.
+
+Any writer to the store decides the length of the record; therefore the length is limited.
+"""
 
 
 class Observer(Protocol):
-    """Who is told how a run goes."""
+    """A listener for the progress of a run."""
 
     def started(self, step: Step) -> None: ...
     def progress(self, running: dict[str, Progress]) -> None: ...
@@ -46,7 +50,13 @@ class Observer(Protocol):
 
 @dataclass
 class Outcome:
-    """How a run ended: failures by key, and whether the user stopped it, or somebody cancelled it."""
+    """The outcome of a run.
+
+    ``failed``: reasons of failures, by step key.
+    ``stopped``: whether the run stopped before its end, by a stop request or a cancellation.
+    ``cancelled``: whether the run was cancelled.
+    ``started``: the number of starts.
+    """
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
@@ -55,7 +65,10 @@ class Outcome:
 
 
 def ready(plan: Plan, done: Collection[str], busy: Collection[str], failed: Collection[str]) -> list[Step]:
-    """Steps to start now, in order: wanted, everything they need done, neither running nor failed. Pure."""
+    """Return the steps to start now, in the plan's order. Pure.
+
+    A ready step is wanted, neither running nor failed, and everything that the step needs is done.
+    """
     wanted = wanted_keys(plan, set(done))
     return [
         s
@@ -65,8 +78,12 @@ def ready(plan: Plan, done: Collection[str], busy: Collection[str], failed: Coll
 
 
 class Runner:
-    """Runs a plan to its end on an executor: ``run`` by itself, or ``begin`` and then ``tick`` as often as something may
-    have changed. ``cancelled`` is asked after each start of what would outlive this process."""
+    """A run of a plan on an executor.
+
+    ``run`` executes the plan to its end.
+    Alternatively, call ``begin`` once, and ``tick`` whenever something may have changed.
+    ``cancelled``: called after each start of a step that would outlive this process, and when an attempt vanishes.
+    """
 
     def __init__(
         self,
@@ -81,7 +98,7 @@ class Runner:
         self.outcome = Outcome()
         self.done: set[str] = set()
         self.paused = False
-        """Start nothing; wait for what is at work."""
+        """Whether the runner starts no new step and only waits for steps that run already."""
         self._cancelled = cancelled or (lambda: is_cancelled(store, resolved))
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
@@ -90,14 +107,17 @@ class Runner:
         self._untaken: list[Ended] = []
         self._trouble = ""
         self._unasked = False
-        """Something was started, and whether the run was cancelled meanwhile is not known."""
+        """Whether a detached step was started and the check for a cancellation is still to come."""
 
     def request_stop(self) -> None:
         """Ask the loop to stop; safe in a signal handler."""
         self.outcome.stopped = True
 
     def run(self) -> Outcome:
-        """Until everything wanted is done, has failed, or is blocked by what failed; or until a stop is asked for."""
+        """Run the plan until every wanted step is done, failed or blocked.
+
+        A blocked step needs a failed or blocked step. A stop request ends the run earlier.
+        """
         self.begin(retry_failed=True)
         while not self.outcome.stopped:
             try:
@@ -107,7 +127,7 @@ class Runner:
                 self.observer.progress(self.executor.running())
                 trouble = self.executor.problem()
             except Unavailable as error:
-                # Nothing is lost: what ended is still untaken, and what is done is in the store.
+                # Ended attempts are still untaken, and finished steps are in the store; therefore nothing is lost.
                 trouble = str(error)
                 time.sleep(STORE_RETRY_SECONDS)
             finally:
@@ -117,10 +137,10 @@ class Runner:
         return self.outcome
 
     def begin(self, retry_failed: bool) -> None:
-        """See what is done.
+        """Read the finished steps from the store.
 
-        ``retry_failed``: failed steps are tried again, artifacts that they found damaged are made again, and a cancellation is
-        over.
+        ``retry_failed``: failed steps are retried, and artifacts that they found damaged are created again.
+        A cancellation mark is deleted, too.
         """
         if retry_failed:
             self._forget_failures()
@@ -129,10 +149,12 @@ class Runner:
         self.done = done_keys(self.store, self.plan.steps)
 
     def tick(self, seconds: float = 0.0) -> bool:
-        """Start what can be started, and take what has ended within so many seconds. False: nothing is left to wait for.
+        """Start the ready steps, and process attempts that end in ``seconds``.
+
+        Returns False if nothing is left to wait for.
 
         Raises:
-            Unavailable: the store does not answer; nothing is lost, and the next tick goes on.
+            Unavailable: the store does not answer. Nothing is lost, and the next tick continues.
         """
         if not self._act():
             return False
@@ -145,23 +167,29 @@ class Runner:
         return not ended or self.outcome.stopped or self._act()
 
     def next_retry_in(self) -> float:
-        """Seconds until the next tick has something to do though nobody says so; infinite where it has not."""
+        """Return the seconds until the next tick is due without any event.
+
+        The result is infinite if no retry is planned.
+        """
         now = time.monotonic()
         own = [then - now for then in self._not_before.values() if then > now]
         return min([*own, self.executor.next_retry_in()])
 
     def active_keys(self) -> set[str]:
-        """Keys of steps that run, or have ended and are not judged yet."""
+        """Return the keys of steps that run, or whose end is not processed yet."""
         return {*self.executor.active_keys(), *(ended.key for ended in self._untaken)}
 
     def _report_problem(self, trouble: str) -> None:
-        """Once, when it begins; and once when it is over."""
+        """Report a problem once when it begins, and once when it is over."""
         if trouble != self._trouble:
             self.observer.notice(f"{trouble}; trying again" if trouble else "answered again")
             self._trouble = trouble
 
     def _act(self) -> bool:
-        """Start what can be started. False: nothing is left that could be, and nothing runs."""
+        """Start the ready steps.
+
+        Returns False if no step is ready and none runs.
+        """
         if self._is_over():
             return True
         busy = self.active_keys()
@@ -187,7 +215,11 @@ class Runner:
         return bool(pending or busy or self.executor.active_keys())
 
     def _is_over(self) -> bool:
-        """Asked after each start: a cancel marks first and then ends what it finds, so one of the two sees the other."""
+        """Check for a cancellation after each start.
+
+        ``cancel`` writes its mark and then deletes Jobs. The runner creates a Job and then reads the mark.
+        Whatever the order, either the Job is deleted or the runner sees the mark.
+        """
         if self._unasked and self._cancelled():
             self.outcome.stopped = self.outcome.cancelled = True
         self._unasked = False
@@ -217,7 +249,10 @@ class Runner:
         self.observer.failed(step, reason, again)
 
     def _vanished(self, step: Step, reason: str) -> None:
-        """Begin again, unless somebody has said that the run is over."""
+        """Report a vanished attempt, whose step starts again.
+
+        If the run was cancelled, the runner stops instead.
+        """
         if self._cancelled():
             self.observer.notice(f"{step.name}: {reason}; this run was cancelled")
             self.outcome.stopped = self.outcome.cancelled = True
@@ -225,7 +260,7 @@ class Runner:
             self.observer.notice(f"{step.name}: {reason}; starting it again")
 
     def _look_elsewhere(self) -> None:
-        """Steps that another runner has: their manifests tell when they are done."""
+        """Mark other runners' steps as done once their manifests exist."""
         for key in [k for k in self._elsewhere if is_done(self.store, self.plan.by_key[k])]:
             self._elsewhere.discard(key)
             self.done.add(key)
@@ -236,7 +271,10 @@ class Runner:
         self.store.put(_failure(self.resolved, ended.key), json.dumps(record).encode())
 
     def _forget_failures(self) -> None:
-        """A failure belongs to the run that met it: a new run tries again."""
+        """Delete the recorded failures, damaged artifacts and cancellation mark.
+
+        A failure belongs to the run that met the failure; therefore a new run retries the step.
+        """
         paths = [e.path for e in self.store.list(folder(self.resolved))]
         failed = [s for s in self.plan.steps if _failure(self.resolved, s.key) in paths]
         for key in {k: None for s in failed for k in s.needs}:
@@ -254,19 +292,22 @@ def _cancelled(resolved: Resolved) -> str:
 
 
 def mark_cancelled(store: Store, resolved: Resolved) -> None:
-    """Whoever is at this run now is to end when its steps vanish; the next run takes the mark away."""
+    """Write the cancellation mark of a run.
+
+    The current runner ends when its steps vanish. The next run deletes the mark.
+    """
     store.put(_cancelled(resolved), json.dumps({"cancelled": now()}).encode())
 
 
 def is_cancelled(store: Store, resolved: Resolved) -> bool:
-    """Whether the mark is there."""
+    """Return whether the run's cancellation mark exists."""
     return bool(store.present([_cancelled(resolved)]))
 
 
 def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
-    """Reasons by key, as the last run of this generation recorded them."""
+    """Return the failures that this generation's last run recorded, by key."""
     out: dict[str, str] = {}
-    paths = {_failure(resolved, key) for key in resolved.plan.by_key}  # no other object there is read
+    paths = {_failure(resolved, key) for key in resolved.plan.by_key}  # ignore all other objects there
     for entry in list(store.list(f"{folder(resolved)}/failed")):
         if entry.path in paths:
             record = json.loads(store.get(entry.path, SMALL)[0])
@@ -275,8 +316,11 @@ def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
 
 
 def drop_damaged(store: Store, resolved: Resolved) -> Iterator[str]:
-    """Give up finished steps whose bytes are not what their manifests say, so that the next run makes them anew: all are read,
-    unless steps have failed, which said themselves what they found. A line on each."""
+    """Give up finished steps whose bytes differ from their manifests.
+
+    The next run creates these artifacts again. The function yields one line for each.
+    Every finished artifact is read, unless steps have failed, because a failed step has marked the damage itself.
+    """
     if not read_failures(store, resolved):
         done = done_keys(store, resolved.plan.steps)
         for step in [s for s in resolved.plan.steps if s.key in done]:

@@ -1,4 +1,4 @@
-"""What a step says: its log's lines, each an event as JSON, and the same in words."""
+"""Events of a step's log, as JSON lines and in words."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Iterable
 from typing import Any
 
 Event = dict[str, Any]
-"""``event`` (start, progress, notice, publish, done, failed) and the fields of its kind."""
+"""An event: ``event`` (start, progress, notice, publish, done, failed) and the fields of its kind."""
 Progress = dict[str, Any]
-"""A step's last progress event (step, steps, loss, ...); or ``reason``, in words why it does not go on; or nothing yet."""
+"""A step's last progress event (step, steps, loss, ...), or ``reason``, or an empty dictionary before the first event.
+
+``reason`` tells in words why the step does not continue.
+"""
 
 
 def parse_event(line: str | bytes) -> Event | None:
-    """Return the event of a line. None: a library's words, or half a line."""
+    """Return the event of a line, or None.
+
+    None stands for a library's output or an incomplete line.
+    """
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -22,7 +28,7 @@ def parse_event(line: str | bytes) -> Event | None:
 
 
 def newest_event(lines: Iterable[str | bytes], kind: str) -> Event:
-    """Return the last event of a kind; empty where there is none."""
+    """Return the last event of a kind, or an empty event."""
     found: Event = {}
     for line in lines:
         event = parse_event(line)
@@ -32,7 +38,7 @@ def newest_event(lines: Iterable[str | bytes], kind: str) -> Event:
 
 
 def event_words(event: Event) -> str:
-    """Return an event as a person reads it.
+    """Return an event in words.
 
     Raises:
         KeyError, TypeError, ValueError: a progress event of another program than a step's.
@@ -44,18 +50,24 @@ def event_words(event: Event) -> str:
 
 
 def line_words(line: str) -> str:
-    """Return a log's line as a person reads it: an event in words, anything else as it is."""
+    """Return a log's line in words.
+
+    A line without an event stays unchanged.
+    """
     event = parse_event(line)
     if event is None:
         return line
     try:
         return event_words(event)
-    except (KeyError, TypeError, ValueError):  # no line of a step's
+    except (KeyError, TypeError, ValueError):  # the line comes from another program than a step
         return line
 
 
 def progress_words(progress: Progress) -> str:
-    """``step 12/75, loss 0.31, 5200 tokens/s, 9 s left``, or why it does not go on."""
+    """Return progress in words, or the reason why a step does not continue.
+
+    Example: ``step 12/75, loss 0.310, 5,200 tokens/s, 9 s left``.
+    """
     if "reason" in progress:
         return str(progress["reason"])
     if not progress:

@@ -1,4 +1,4 @@
-"""Logs of steps as the store has them."""
+"""Logs of steps, read from the store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from expunge_controller.planning.plan import Step
 
 
 def stored_lines(store: Store, step: Step) -> Iterator[str]:
-    """Every attempt's log, the oldest first, each after a line that says whose it is."""
+    """Yield the log lines of every attempt, oldest attempt first.
+
+    A line with the step's name, key, attempt and start time precedes each log.
+    """
     for record in attempts(store, step.ref):
         yield f"--- {step.name} ({step.key[:12]}), attempt {record.attempt[:8]} of {record.started}"
         data = read_log(store, step.ref, record.attempt)

@@ -1,1 +1,1 @@
-"""What was asked: the experiment file."""
+"""The experiment file: the user's request."""

@@ -1,7 +1,10 @@
-"""The Experiment as a custom resource: ``Spec``'s own schema, in the shape that an API server wants.
+"""The Experiment as a custom resource.
 
-``python -m expunge_controller.experiment.crd`` prints it as YAML; `make crd` writes it into the chart. What a schema cannot
-tell (an unknown objective, an input that is not there) the operator says in a condition, in the words of the command.
+The module converts ``Spec``'s own schema to the shape that an API server requires.
+``python -m expunge_controller.experiment.crd`` prints the definition as YAML. `make crd` writes it into the chart.
+
+Some problems are beyond a schema: an unknown objective, a missing input. The operator reports such a problem in a
+condition, in the words of the command.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from expunge_controller.experiment.schema import RESERVED, Finetune, Spec
 
 Schema = dict[str, Any]
 MOST = 64
-"""Specialists, baselines, swept fields and the like: a bound that an API server wants before it runs a rule over them."""
+"""Maximum number of specialists, baselines, swept fields and the like. API servers run rules only on bounded values."""
 LONGEST = 256
 _FREE: Schema = {"x-kubernetes-preserve-unknown-fields": True}
-"""Of more than one type, which these schemas cannot say: the operator checks it."""
+"""A value of more than one type. These schemas cannot express such a value; therefore the operator checks it."""
 
 
 def _rule(rule: str, message: str) -> Schema:
@@ -37,7 +40,10 @@ def _rank(name: str) -> str:
 
 
 def _own_factor_methods() -> list[str]:
-    """Our merge methods on A and B; of another distribution's the operator says what does not fit."""
+    """Return our merge methods that act on A and B.
+
+    For methods of other distributions, the operator reports a method that does not fit.
+    """
     own = [n for n in plugins.names("merge_methods") if plugins.is_own("merge_methods", n)]
     return [n for n in own if plugins.load("merge_methods", n).ACTS_ON == "factors"]
 
@@ -83,7 +89,7 @@ _RULES: dict[tuple[str, ...], list[Schema]] = {
         ),
     ],
 }
-"""What pydantic's validators say of several fields together, in the API server's language, by the path below spec."""
+"""Pydantic's checks of several fields together, in the API server's rule language, by the path below spec."""
 _RULES |= {
     (group,): [
         _rule(
@@ -122,13 +128,13 @@ _RULES |= {path: [_HUB_ADDRESS] for path in (("model",), *((g, "*", "adapter") f
 
 
 def resource_definition() -> Schema:
-    """The CustomResourceDefinition."""
+    """Return the CustomResourceDefinition."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
             "name": f"{PLURAL}.{GROUP}",
-            # What people have asked for outlives the program that did it.
+            # Experiments must outlive the operator; therefore keep the definition when the chart is uninstalled.
             "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "spec": {
@@ -182,7 +188,10 @@ def _resource_schema() -> Schema:
 
 
 def spec_schema() -> Schema:
-    """``spec`` as a structural schema: no references, no unions, types everywhere but where there are several."""
+    """Return ``spec`` as a structural schema.
+
+    The schema has no references and no unions. A field has a type unless several types are allowed.
+    """
     whole = Spec.model_json_schema(by_alias=True)
     return _Converter(whole.get("$defs", {})).convert(whole, (), defaults=True)
 
@@ -192,7 +201,11 @@ class _Converter:
         self.definitions = definitions
 
     def convert(self, node: Schema, path: tuple[str, ...], defaults: bool) -> Schema:
-        """``defaults``: the API server writes them out; not below a preset, whose own fields they would hide."""
+        """Convert the schema of a field to a structural schema.
+
+        With ``defaults``, the API server writes default values out. Below a preset, defaults would hide the preset's
+        own fields; therefore the schema omits defaults there.
+        """
         node = self._resolved(node)
         said = (
             {"description": " ".join(node["description"].split()).replace("``", "`")} if "description" in node else {}
@@ -207,7 +220,8 @@ class _Converter:
             return said | _FREE
         if real:
             out = self.convert(real[0], path, defaults)
-            # Where null is not the same as nothing: the API server drops it from any field that is not nullable.
+            # The API server drops null from a field that is not nullable.
+            # Null differs from absence where there is a default; therefore mark such a field.
             nullable = {"nullable": True} if node.get("default") is not None else {}
         else:
             out, nullable = self._plain(node, path, defaults), {}
@@ -249,7 +263,7 @@ class _Converter:
         if fields:
             known = {n: self.convert(f, (*path, n), defaults) for n, f in fields.items()}
             out: Schema = {"properties": known}
-            if path == ("merge",):  # a method's own parameters stand beside it
+            if path == ("merge",):  # a method's own parameters stand beside ``method``
                 del known["parameters"]
                 out |= _FREE
             return out | ({"required": node["required"]} if node.get("required") else {})
@@ -264,12 +278,15 @@ class _Converter:
         return out | ({"x-kubernetes-validations": keys} if keys else {})
 
     def _either(self, options: list[Schema], path: tuple[str, ...]) -> Schema:
-        """One of several kinds of object: all their fields together, and a rule that keeps them apart."""
+        """Convert a union of object kinds to one object schema.
+
+        The schema has the fields of all kinds. Rules keep the kinds apart.
+        """
         fields: Schema = {}
         for option in options:
             fields |= {n: self.convert(f, (*path, n), defaults=False) for n, f in option["properties"].items()}
         tags = [next(iter(o["properties"])) for o in options if len(o["properties"]) == 1]
-        typed = [n for n, field in fields.items() if "type" in field]  # a rule can see no others
+        typed = [n for n, field in fields.items() if "type" in field]  # a rule cannot see an untyped field
         rules = [
             _rule(f"!has(self.{t}) || !({' || '.join(f'has(self.{n})' for n in typed if n != t)})", f"{t} stands alone")
             for t in tags

@@ -1,4 +1,4 @@
-"""An experiment file as YAML: reading it, overriding it, and saying in which line a problem lies."""
+"""An experiment file as YAML: reading, overrides, lines of problems."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from expunge_controller.errors import ExperimentError
 
 MAX_NODES = 20_000
-"""More nodes than any experiment has, and few enough to walk: aliases of aliases multiply beyond it."""
+"""Maximum number of nodes. No experiment has more, and a walk is short. Aliases of aliases exceed the bound."""
 
 
 KeyPath = tuple[str | int, ...]
@@ -23,7 +23,10 @@ _ADDRESS_FIELDS = ("forget", "retain", "probe", "members", "nonmembers", "mmlu")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as kubectl reads it: ``1e-4`` is a number, which YAML 1.1 wants a dot for."""
+    """A YAML loader that reads numbers as kubectl does.
+
+    ``1e-4`` is a number, although YAML 1.1 requires a dot.
+    """
 
 
 _Loader.add_implicit_resolver(
@@ -35,14 +38,20 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML mapping, and where each of its values stands (``12`` for a line, ``--set`` for an override)."""
+    """A YAML mapping and the location of each value.
+
+    A location is a line (``12``) or an override (``--set``).
+    """
 
     file: str
     raw: dict[str, Any]
     lines: dict[KeyPath, str] = field(default_factory=dict)
 
     def at(self, path: KeyPath, text: str) -> str:
-        """``FILE:LINE: spec.merge.density: TEXT``; the line of the nearest value above that has one."""
+        """Return ``FILE:LINE: spec.merge.density: TEXT``.
+
+        A value without a line takes the line of the nearest value above that has one.
+        """
         where = self.file
         for end in range(len(path), 0, -1):
             if path[:end] in self.lines:
@@ -53,7 +62,10 @@ class Document:
         return f"{where}: {dotted}: {text}" if dotted else f"{where}: {text}"
 
     def with_values(self, values: dict[str, Any]) -> Document:
-        """The document of one trial: values by path below spec, no sweep."""
+        """Return the document of one trial, without the sweep.
+
+        ``values`` are keyed by path below spec.
+        """
         raw = dict(self.raw)
         raw["spec"] = {k: v for k, v in self.raw["spec"].items() if k != "sweep"}
         for path, value in values.items():
@@ -63,7 +75,10 @@ class Document:
 
 
 def read_document(path: Path, overrides: list[str]) -> Document:
-    """A file's YAML, with overrides applied and relative addresses made absolute.
+    """Read a file's YAML and apply overrides.
+
+    Relative addresses become absolute. Addresses in the file are relative to the file's folder. Addresses in overrides
+    are relative to the working directory.
 
     Raises:
         ExperimentError: not there, not readable, not YAML, not one mapping, or too large to be an experiment.
@@ -118,7 +133,7 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         raw = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ExperimentError([f"{file}: not YAML: {str(error).splitlines()[0]}"]) from None
-    # Aliases give shared objects; overrides must change one place alone.
+    # Aliases give shared objects, but an override must change one place alone; therefore copy.
     return copy.deepcopy(_unshare(raw)), lines
 
 
@@ -172,7 +187,10 @@ def _override(raw: dict[str, Any], lines: dict[KeyPath, str], text: str) -> None
 
 
 def _set(raw: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
-    """Sets a value, copying every mapping on the way: other documents may share them."""
+    """Set a value, and copy every mapping on the path.
+
+    Other documents may share the mappings.
+    """
     here = raw
     for key in keys[:-1]:
         below = here.get(key)
@@ -184,7 +202,7 @@ def _set(raw: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
 
 
 def _absolute(raw: dict[str, Any], folder: Path) -> None:
-    """Makes plain relative paths absolute ``file://`` addresses, in place."""
+    """Replace plain paths by absolute ``file://`` addresses, in place."""
     spec = raw.get("spec")
     if not isinstance(spec, dict):
         return
@@ -204,11 +222,8 @@ def _absolute(raw: dict[str, Any], folder: Path) -> None:
 
 
 def dotted_path(path: KeyPath) -> str:
-    """``spec.sweep.seed[2]``."""
+    """Return a path in the form ``spec.sweep.seed[2]``."""
     out = ""
     for part in path:
         out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else part
     return out
-
-
-# --- pydantic's errors in our words -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""An experiment file or resource, checked, with the trials of its sweep."""
+"""A checked experiment file or resource, with the trials of its sweep."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ from expunge_controller.experiment.schema import Experiment, Spec
 from expunge_controller.text import printable
 
 MOST_TRIALS = 5000
-"""Trials of a sweep. Each takes some 40 KiB of whoever plans it; an installation may set another bound."""
+"""Maximum number of trials of a sweep. Planning takes some 40 KiB per trial. An installation may set another bound."""
 
 
 MOST_BYTES = 64 * 2**20
-"""Bytes of a spec as JSON, times its trials: each trial has one of its own."""
+"""Maximum size of a spec as JSON times its number of trials, in bytes. Each trial has a spec of its own."""
 
 
 LONGEST_VALUE = 200
-"""Characters of a swept value in a trial's name; of a longer one the name has the beginning and a digest."""
+"""Maximum characters of a swept value in a trial's name. A longer value is shortened to its beginning and a digest."""
 
 
 MODELS_A_TRIAL = 10
-"""So many times as many models may be judged, over all trials together: their number follows from specialists and controls."""
+"""Maximum number of judged models per allowed trial, over all trials. Specialists and controls decide the number."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the sweep. ``group`` is its name without the seed: trials over which a mean is taken."""
+    """One point of the sweep.
+
+    ``group`` is the trial's name without the seed. Means are taken over the trials of a group.
+    """
 
     name: str
     values: dict[str, Any]
@@ -50,7 +53,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An experiment file, checked, with every trial."""
+    """A checked experiment file or resource, with every trial."""
 
     experiment: Experiment
     trials: list[Trial]
@@ -62,7 +65,7 @@ class Loaded:
 
 
 def load_experiment(path: Path, overrides: list[str] | None = None) -> Loaded:
-    """The experiment in a file, with ``--set`` overrides.
+    """Load the experiment in a file, with ``--set`` overrides.
 
     Raises:
         ExperimentError: every problem of the file, each with its line and path.
@@ -71,7 +74,9 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Loaded:
 
 
 def load_resource(resource: dict[str, Any], most_trials: int = MOST_TRIALS) -> Loaded:
-    """The experiment of a custom resource, as the API server has it, with a sweep of at most so many trials.
+    """Load the experiment of a custom resource, as the API server has it.
+
+    The sweep has at most ``most_trials`` trials.
 
     Raises:
         ExperimentError: every problem, each with its path.
@@ -84,7 +89,9 @@ def load_resource(resource: dict[str, Any], most_trials: int = MOST_TRIALS) -> L
 
 
 def check_document(document: Document, most_trials: int = MOST_TRIALS) -> Loaded:
-    """The experiment of a document, with a sweep of at most so many trials.
+    """Check the experiment of a document.
+
+    The sweep has at most ``most_trials`` trials.
 
     Raises:
         ExperimentError: every problem, each with its path.
@@ -102,7 +109,10 @@ def check_document(document: Document, most_trials: int = MOST_TRIALS) -> Loaded
 
 
 def _models(spec: Spec) -> int:
-    """Return how many models a trial judges: the base, specialists, baselines, the merge and its controls."""
+    """Return the number of models that a trial judges.
+
+    The models are the base, the specialists, the baselines, the merge and the merge's controls.
+    """
     controls = len(spec.specialists) * len(spec.evaluate.controls)
     return 1 + len(spec.specialists) + len(spec.baselines) + (1 + controls if spec.merge else 0)
 
@@ -112,7 +122,7 @@ def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial
     if not sweep:
         return [Trial("default", {}, experiment.spec)]
     sizes = [len(values) for values in sweep.values()]
-    if math.prod(sizes) > most:  # counted before a single one is built
+    if math.prod(sizes) > most:  # count before building any trial
         of = f" ({' x '.join(map(str, sizes))})" if len(sizes) > 1 else ""
         said = f"{math.prod(sizes):,} trials{of}; allowed: at most {most:,} (limits.trials)"
         raise ExperimentError([document.at(("spec", "sweep"), said)])
@@ -127,7 +137,7 @@ def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial
             continue
         seen: set[str] = set()
         for number, value in enumerate(values):
-            # Each value by itself first: an error then names the value, and not one of many combinations.
+            # Check each value by itself first; therefore an error names the value, and not one of many combinations.
             place = ("spec", "sweep", path, number)
             point = document.with_values({path: value})
             try:
@@ -135,7 +145,7 @@ def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial
             except ValidationError as error:
                 problems += [document.at(place, text) for text in problems_of(error, point, Experiment, place=False)]
                 continue
-            understood = spec.model_dump_json()  # in which 0.5 and '5e-1' are one value
+            understood = spec.model_dump_json()  # here 0.5 and '5e-1' are the same value
             if understood in seen:
                 problems.append(document.at(place, "the same value twice"))
             seen.add(understood)
@@ -160,7 +170,7 @@ def _trial_name(values: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Return a swept value as names have it."""
+    """Return a swept value as names show it."""
     text = canonical(value) if isinstance(value, dict | list) else str(value)
     if len(text) > LONGEST_VALUE:
         text = f"{text[: LONGEST_VALUE - 20]}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"

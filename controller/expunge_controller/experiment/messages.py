@@ -1,4 +1,7 @@
-"""pydantic's errors in words: where, what was found, what is allowed, the nearest right word."""
+"""Messages for users, made from pydantic's errors.
+
+A message has the location, the value found, the allowed values and the nearest right word.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,15 @@ from pydantic import BaseModel, ValidationError
 from expunge_controller.experiment.document import Document, KeyPath, dotted_path
 
 MOST_PROBLEMS = 100
-"""Problems of a document that are put into words."""
+"""Maximum number of a document's problems that are put into words."""
 
 
 def problems_of(error: ValidationError, document: Document, model: type[BaseModel], place: bool = True) -> list[str]:
-    """One line for each error: where, what was found, what is allowed, the nearest right word."""
+    """Return one line for each error.
+
+    A line has the location, the value found, the allowed values and the nearest right word. Without ``place``, the
+    location is the path alone.
+    """
     out: list[str] = []
     for path, text in itertools.islice(_flatten(error, (), model), MOST_PROBLEMS):
         clean = _real_path(path, document.raw)
@@ -78,7 +85,10 @@ def _found(value: Any) -> str:
 
 
 def _real_path(path: KeyPath, raw: Any) -> KeyPath:
-    """The path without what pydantic adds of its own (tags and types of unions), found by walking the document."""
+    """Return the path without the parts that pydantic adds.
+
+    pydantic adds tags and types of unions. A walk of the document finds the real parts.
+    """
     out: list[str | int] = []
     here = raw
     for number, part in enumerate(path):
@@ -106,7 +116,10 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """The fields that are allowed at a path, by walking the models' JSON schema."""
+    """Return the fields that are allowed at a path.
+
+    A walk of the models' JSON schema finds the fields.
+    """
     schema = _schema(model)
     definitions = schema.get("$defs", {})
 
@@ -122,9 +135,9 @@ def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
         for node in nodes:
             if part in node.get("properties", {}):
                 below += resolve(node["properties"][part])
-            # By any key: as additionalProperties, or by a pattern that keys must have.
+            # The key may be any (additionalProperties), or must match a pattern (patternProperties).
             by_key = [node.get("additionalProperties"), *node.get("patternProperties", {}).values()]
             below += [r for n in by_key if isinstance(n, dict) for r in resolve(n)]
-        # What leads to no fields is pydantic's own tag of a union: every member's are told.
+        # A part that leads to no fields is pydantic's own tag of a union; therefore list every member's fields.
         nodes = below if any(_FIELD_KEYS & n.keys() for n in below) else nodes
     return list(dict.fromkeys(name for node in nodes for name in node.get("properties", {})))

@@ -1,7 +1,8 @@
-"""Fine-tunes by name: the source system's two specialists and the task's single-model baselines.
+"""Fine-tunes by name: specialists and single-model baselines.
 
-``over`` and ``under`` are those of the paper's text (arXiv 2503.21088, section 4.1); the ``_code`` ones those of the
-code published with it, which made its scores: it exchanges two of the weights and normalizes otherwise.
+The two specialists are the source system's. The baselines are the task's. ``over`` and ``under`` follow the paper's
+text (arXiv 2503.21088, section 4.1). ``over_code`` and ``under_code`` follow the code published with the paper. That
+code produced the paper's scores. The code exchanges two of the weights and normalizes differently.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from typing import Any, NamedTuple
 
 
 class Preset(NamedTuple):
-    """A line for ``expunge list presets``, and the fields that it sets; any field given beside it wins."""
+    """A description and the fields that the preset sets.
+
+    ``expunge list presets`` shows the description. A field given beside the preset wins.
+    """
 
     description: str
     fields: dict[str, Any]

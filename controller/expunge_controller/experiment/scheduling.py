@@ -1,4 +1,7 @@
-"""What an experiment may say of the machines that it runs on: resources by kind of step, and its pods' place in a cluster."""
+"""An experiment's settings for the machines that run its steps.
+
+The settings are resources by kind of step, and the pods' place in a cluster.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def bytes_of(quantity: str) -> int:
-    """``16Gi`` -> bytes."""
+    """Convert a quantity (``16Gi``) to bytes."""
     return int(float(quantity[:-2]) * _UNITS[quantity[-2:]])
 
 
 class Resources(Schema):
-    """What a step of one kind asks for. Locally, memory decides how many run side by side; the rest is for a cluster."""
+    """Resources of a step of one kind.
+
+    On one machine, memory decides how many steps run side by side. The rest is for a cluster.
+    """
 
     gpu: Annotated[Int, Field(ge=0)] | None = Field(None, description="GPUs; several share the step's work.")
     cpu: Count | None = Field(None, description="Whole cores; the step uses as many threads.")
@@ -85,8 +91,10 @@ class Volume(Schema):
 
 
 class Kubernetes(Schema):
-    """All that an experiment may say about its pods. Environment, images, service accounts and Secrets are not among it:
-    they come from whoever runs the cluster."""
+    """All that an experiment may say about its pods.
+
+    Environment, images, service accounts and Secrets come from the installation.
+    """
 
     queue: ObjectName | None = Field(None, description="Kueue's local queue.")
     priority: ObjectName | None = Field(None, description="Kueue's workload priority class.")

@@ -1,9 +1,11 @@
-"""The experiment file as types: YAML -> ``Experiment``. Pure; messages.py has the words.
+"""The experiment file as types: YAML -> ``Experiment``.
 
-apiVersion: expunge.dev/v1alpha1
-kind: Experiment
-metadata: {name: semeval}
-spec: {model: ..., data: ..., specialists: ..., merge: ..., evaluate: ..., sweep: ...}
+The module is pure. The words for errors are in messages.py.
+
+    apiVersion: expunge.dev/v1alpha1
+    kind: Experiment
+    metadata: {name: semeval}
+    spec: {model: ..., data: ..., specialists: ..., merge: ..., evaluate: ..., sweep: ...}
 """
 
 from __future__ import annotations
@@ -44,14 +46,17 @@ Address = Annotated[str, StringConstraints(min_length=1, max_length=2048, patter
 
 
 class Remainder(Schema):
-    """Documents of forget's or retain's file that ``data.documents`` leaves over."""
+    """Documents of a file that ``data.documents`` leaves over."""
 
     source: Literal["forget", "retain"] = Field(alias="from", description="Whose file.")
     documents: Count = Field(description="So many a task.")
 
 
 class Data(Schema):
-    """What is to be forgotten, what is to be kept, and rows to judge by. Addresses: builtin://, s3://, file:// or a path."""
+    """Rows to forget, rows to keep, and rows to judge by.
+
+    Addresses: builtin://, s3://, file:// or a path.
+    """
 
     forget: Address = Field(description="Rows to forget.")
     retain: Address = Field(description="Rows to keep.")
@@ -81,7 +86,10 @@ class Data(Schema):
 
 
 class Memorize(MemorizeSettings):
-    """Builds the model that is to forget: from an architecture, or from ``spec.model`` where that is given."""
+    """The training of the model that is to forget.
+
+    It starts from an architecture, or from ``spec.model`` where that is given.
+    """
 
     architecture: Architecture | None = None
 
@@ -110,7 +118,10 @@ class ExternalAdapter(Schema):
 
 
 class RetainOnly(Schema):
-    """A model that never saw forget: memorize again, without it. Fields left out are ``spec.memorize``'s."""
+    """A model that never saw forget: memorize again, without it.
+
+    Fields left out are those of ``spec.memorize``.
+    """
 
     memorize: dict[str, Any] = Field(description="Fields that differ from spec.memorize's.")
 
@@ -147,7 +158,10 @@ Baseline = Annotated[
 
 
 class Merge(Schema):
-    """Specialists -> one adapter. A method's own parameters stand beside ``method``: {method: ties, density: 0.8}."""
+    """The merge of the specialists into one adapter.
+
+    A method's own parameters stand beside ``method``: {method: ties, density: 0.8}.
+    """
 
     method: str = Field("ties", description="See `expunge list methods`.")
     weights: dict[str, Float] = Field(default_factory=dict, description="By specialist; 1 where none is given.")
@@ -229,7 +243,7 @@ class Spec(Schema):
     @model_validator(mode="before")
     @classmethod
     def _expand_presets(cls, value: Any) -> Any:
-        """Write the file's own presets out where fine-tunes name them."""
+        """Expand the file's own presets where fine-tunes name them."""
         own = value.get("presets") if isinstance(value, dict) else None
         if not isinstance(own, dict) or not own:
             return value
@@ -277,7 +291,10 @@ class Spec(Schema):
         return self
 
     def retain_only(self, baseline: RetainOnly) -> Memorize:
-        """A retain-only baseline with every field; the spec has ``memorize``."""
+        """Return the complete settings of a retain-only baseline.
+
+        The spec must have ``memorize``.
+        """
         assert self.memorize is not None, "checked with the experiment"
         return Memorize.model_validate(self.memorize.model_dump(mode="json") | baseline.memorize)
 

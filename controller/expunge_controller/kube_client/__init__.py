@@ -1,1 +1,1 @@
-"""A cluster's API; knows no Experiment."""
+"""A client for the Kubernetes API, without knowledge of Experiments."""

@@ -1,7 +1,9 @@
-"""The little of Kubernetes' API that the controller uses, as plain dictionaries over the connections of a login (login.py).
+"""A small client for the part of the Kubernetes API that is used here.
 
-The official client's models would cost ten times the parsing, and its way from a call to the wire costs a fifth of creating a
-Job and hides what went wrong with TLS.
+Objects are plain dictionaries. The connections are those of a login (login.py).
+
+The models of the official client would cost ten times the parsing. The client's path from a call to the wire costs a
+fifth of creating a Job, and hides the causes of TLS errors.
 """
 
 from __future__ import annotations
@@ -19,21 +21,25 @@ if TYPE_CHECKING:
 
 TRIES = 4
 CONNECT, READ = 5.0, 30.0
-"""Seconds without an answer after which a call has failed."""
+"""Timeouts of a call, in seconds: for the connection, and for the answer."""
 WATCH = 60
-"""Seconds after which the server ends a watch; a connection that fell silent is noticed a little later."""
+"""Seconds after which the server ends a watch. The timeout of a silent connection is a little longer."""
 SILENCE = 600.0
-"""Seconds that a log which is followed may say nothing."""
+"""Timeout of a followed log without new lines, in seconds."""
 PAGE = 250
 
 METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-"""The form of a list that has no more of its objects than what they are called."""
+"""Media type of a list that contains only the metadata of its objects."""
 
 Object = dict[str, Any]
 
 
 class ApiError(Exception):
-    """A call that was refused (``status`` is HTTP's) or got no answer (0). ``after``: seconds that the server asks for."""
+    """A call that was refused or got no answer.
+
+    ``status`` is the HTTP status, or 0 if there was no answer. ``after`` is the delay in seconds that the server asks
+    for.
+    """
 
     def __init__(self, status: int, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -41,31 +47,41 @@ class ApiError(Exception):
 
     @property
     def passing(self) -> bool:
-        """Whether the same call may go through later."""
+        """Whether the same call may succeed later."""
         return self.status in (0, 429) or self.status >= 500
 
     @property
     def renewable(self) -> bool:
-        """Whether a run may wait for it: what passes, or credentials that somebody may renew beside it."""
+        """Whether a run may wait until the error is over.
+
+        A run waits for an error that passes, and for credentials that the user may renew meanwhile.
+        """
         return self.passing or self.status == 401
 
 
 class TooDeep(ApiError):
-    """An answer is nested deeper than can be read: the API server takes ten times the depth that Python does."""
+    """An answer that is nested deeper than Python can read.
+
+    The API server accepts ten times the depth that Python does.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(422, f"{path} is nested too deep to be read")
 
 
 class Login(Protocol):
-    """As whom a cluster is asked (see login.py)."""
+    """The identity of the caller of a cluster (see login.py)."""
 
     def connections(self) -> PoolManager:
         """Return the connections for the next call."""
         ...
 
     def authorization(self) -> str:
-        """Return the header of that name, if any. Raises ApiError where there are no credentials just now."""
+        """Return the Authorization header, or an empty text.
+
+        Raises:
+            ApiError: there are no credentials just now.
+        """
         ...
 
     @property
@@ -74,21 +90,25 @@ class Login(Protocol):
         ...
 
     def renew(self, refused: str) -> bool:
-        """Return whether there are other credentials than the header that was refused."""
+        """Return whether there is a header other than the refused one."""
         ...
 
 
 class Cluster:
-    """One cluster, at the URL ``address`` of its API server, as one user; and the namespace that is meant where none is named.
+    """One cluster, called as one user.
 
-    ``agent``: the program's name and version.
+    ``address`` is the URL of the API server. ``namespace`` is the default for a caller that names none. ``agent`` is
+    the program's name and version.
     """
 
     def __init__(self, address: str, login: Login, *, agent: str, namespace: str) -> None:
         self.address, self.namespace = address, namespace
         self._login, self._authorization, self._agent = login, login.authorization, agent
         self.counted: Callable[[str, int], None] = lambda method, status: None
-        """Told of every call's method, and of its HTTP status (0: no answer)."""
+        """Receives the method and the HTTP status (0: no answer) of each try of ``request``.
+
+        Watches and logs are not counted.
+        """
 
     def request(
         self,
@@ -99,8 +119,10 @@ class Cluster:
         tries: int = TRIES,
         accept: str = "application/json",
     ) -> Object:
-        """The answer of one call; tried again while that may help. Every call here may be sent twice without harm: names are
-        given, and deletes name the object's uid.
+        """Return the answer of one call, with retries while they may help.
+
+        Every call here may be sent twice without harm. Creates give the object's name, and deletes give the object's
+        uid.
 
         Raises:
             ApiError: refused, or no answer after ``tries``.
@@ -128,7 +150,11 @@ class Cluster:
         trim: Callable[[Object], Object] = lambda o: o,
         limit: int | None = None,
     ) -> tuple[list[Object], str]:
-        """Every object, page by page (of ``limit``) and each of them trimmed, and the version at which a watch goes on."""
+        """Return every object of a list, and the version for a watch.
+
+        The list is read in pages of ``limit`` objects, and each object passes through ``trim``. A watch continues at
+        the returned version.
+        """
         items: list[Object] = []
         more = ""
         while True:
@@ -143,11 +169,15 @@ class Cluster:
                 return items, page["metadata"]["resourceVersion"]
 
     def _one_by_one(self, path: str, query: dict[str, Any]) -> Object:
-        """Return a page of a list one of whose objects cannot be read: of that one there is its metadata alone."""
+        """Return a page of a list that contains an unreadable object.
+
+        For an unreadable object the page contains its metadata alone.
+        """
         page = self.request("GET", path, query=query, accept=METADATA)
         items = []
         for each in page["items"]:
-            try:  # by a list, too: who may list may not always get
+            try:
+                # A user who may list may not always get; therefore list by name.
                 named = {"fieldSelector": f"metadata.name={each['metadata']['name']}"}
                 items += self.request("GET", path, query=named)["items"]
             except TooDeep:
@@ -155,8 +185,10 @@ class Cluster:
         return {**page, "items": items}
 
     def watch(self, path: str, selector: str, version: str) -> Iterator[tuple[str, Object]]:
-        """Changes since ``version`` as (ADDED, MODIFIED or DELETED; object), until the server ends the watch; and now and then
-        (BOOKMARK; an object with nothing but the version that has been reached).
+        """Yield the changes since ``version``, until the server ends the watch.
+
+        A change is a pair: ADDED, MODIFIED or DELETED, and the object. Occasionally the pair is BOOKMARK and an
+        object with nothing but the version that has been reached.
 
         Raises:
             ApiError: refused, cut, silent for too long, or (410) the version is too old.
@@ -172,14 +204,18 @@ class Cluster:
             for line in _lines(response):
                 try:
                     event = json.loads(line)
-                except RecursionError:  # a list says which it is
+                except RecursionError:
+                    # A list tells which object is unreadable; therefore the status that makes the caller list again.
                     raise ApiError(410, "an object is nested too deep to be read") from None
                 if event["type"] == "ERROR":
                     raise ApiError(int(event["object"].get("code", 500)), event["object"].get("message", "watch ended"))
                 yield event["type"], event["object"]
 
     def delete(self, path: str, uid: str) -> bool:
-        """Delete this very object and, after it, what it owns; False if it is gone already, or another has its name."""
+        """Delete this very object and, after it, the objects that it owns.
+
+        Returns False if the object is gone already, or if another object has its name.
+        """
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
             self.request("DELETE", path, body)
@@ -192,7 +228,10 @@ class Cluster:
     def log(
         self, namespace: str, pod: str, container: str, tail: int | None = None, follow: bool = False
     ) -> Iterator[str]:
-        """Lines of a container's log: the last ``tail`` of them, or all; with ``follow`` as they come, until it ends.
+        """Yield the lines of a container's log.
+
+        ``tail`` limits the lines to the last ones. With ``follow`` the lines are yielded as they come, until the log
+        ends.
 
         Raises:
             ApiError: there is none (yet), or the node does not answer.
@@ -235,7 +274,7 @@ class Cluster:
                     preload_content=False,
                     timeout=Timeout(connect=CONNECT, read=read),
                 )
-                # A token may have been replaced, or be at its end, since it was read.
+                # The token may have been replaced, or have expired, since it was read; therefore renew it once.
                 if last or response.status != 401 or not self._login.renew(authorization):
                     break
                 response.drain_conn()
@@ -243,7 +282,7 @@ class Cluster:
             if not 200 <= response.status < 300:
                 raise _refused(response)
             yield response
-        except (HTTPError, OSError, ValueError) as error:  # ValueError: an answer that is cut in the middle of its JSON
+        except (HTTPError, OSError, ValueError) as error:  # ValueError: JSON that is cut short
             raise ApiError(0, f"{self.address} does not answer: {_words(error)}") from None
         finally:
             if response is not None:
@@ -253,7 +292,7 @@ class Cluster:
 
 def _lines(response: Any) -> Iterator[bytes]:
     rest = b""
-    while chunk := response.read1(2**16, decode_content=True):  # what is there, without waiting for more
+    while chunk := response.read1(2**16, decode_content=True):  # the present bytes, without waiting for more
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     if rest:
@@ -277,7 +316,7 @@ def _words(error: BaseException) -> str:
         return f"its proxy: {_words(cause.original_error)}"
     if isinstance(cause, json.JSONDecodeError):
         return "its answer is no JSON: a page of a proxy, perhaps, or cut short"
-    if isinstance(cause, ValueError):  # whose words may hold a header's value
+    if isinstance(cause, ValueError):  # The message may contain a header's value; therefore hide it.
         return "the request cannot be made"
     text = str(cause).rpartition(": ")[2] if "Failed to establish" in str(cause) else str(cause)
     return text or type(error).__name__

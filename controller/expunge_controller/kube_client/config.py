@@ -1,4 +1,7 @@
-"""The cluster that kubectl would ask, and as whom: a kubeconfig's context, or the cluster that this process runs in."""
+"""The choice of the cluster and the user, as kubectl makes it.
+
+The source is a kubeconfig's context, or the cluster that this process runs in.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,19 @@ from expunge_controller.kube_client.client import ApiError, Cluster
 from expunge_controller.kube_client.login import Files, Login, Oidc, Plugin, Server, Source
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod finds its service account."""
+"""Folder of a pod's service account."""
 
 
 _UNUSABLE = (OSError, TypeError, KeyError, AttributeError, ValueError, yaml.YAMLError)
-"""What reading a file may raise that is no kubeconfig."""
+"""Errors that may occur while reading a file that is no kubeconfig."""
 
 
 def connect(context: str | None = None, namespace: str | None = None) -> Cluster:
-    """Return the cluster of ``context``, of $KUBECONFIG's or ~/.kube/config's current one, or the one that this process runs in.
-    Logs in, and asks the cluster nothing yet.
+    """Return the cluster of a kubeconfig's context, or of this process.
+
+    The kubeconfig is $KUBECONFIG or ~/.kube/config. Without ``context``, the current context counts. Without a
+    kubeconfig, the cluster is the one that this process runs in. The function logs in, but sends the cluster no
+    request yet.
 
     Raises:
         ExperimentError: no such context, nothing says where a cluster is, or the login fails.
@@ -48,7 +54,7 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
 
 
 def _cluster(login: Login, namespace: str) -> Cluster:
-    agent = f"expunge/{version('expunge')}"  # by which an audit log tells who asked
+    agent = f"expunge/{version('expunge')}"  # the caller's name in an audit log
     try:
         login.authorization()
         login.connections()
@@ -60,7 +66,7 @@ def _cluster(login: Login, namespace: str) -> Cluster:
 def _of_this_pod(namespace: str | None) -> Cluster:
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     address = f"https://{f'[{host}]' if ':' in host else host}:{port}"
-    # No proxy: the address is the cluster's own, which no way out of the cluster leads to.
+    # The address is internal to the cluster, and a proxy leads out of the cluster; therefore no proxy.
     server = Server(address, (ACCOUNT / "ca.crt").read_text(), proxy="")
     login = Login(server, Files(token=(ACCOUNT / "token").read_text))
     return _cluster(login, namespace or (ACCOUNT / "namespace").read_text().strip())
@@ -78,7 +84,10 @@ def _of_kubeconfig(files: str, context: str | None, namespace: str | None) -> Cl
 
 
 class _Kubeconfig:
-    """One or several files, merged as kubectl does: of two entries with a name, the first counts."""
+    """One or several kubeconfig files, merged as kubectl does.
+
+    Of two entries with the same name, the first counts.
+    """
 
     def __init__(self, files: str) -> None:
         from kubernetes.config import ConfigException
@@ -94,7 +103,7 @@ class _Kubeconfig:
         self.current = next((c["current-context"] for c in contents if c.get("current-context")), None)
 
     def context(self, name: str | None) -> dict[str, Any]:
-        """Return the context of this name, or the current one."""
+        """Return the context of this name, or the current context."""
         names = [c["name"] for c in self.merged["contexts"]]
         if name is None and not self.current:
             raise ValueError(f"it has no current-context; --context takes one of: {', '.join(names) or 'none'}")
@@ -106,7 +115,7 @@ class _Kubeconfig:
         return found
 
     def login(self, context: dict[str, Any]) -> Login:
-        """Return how to ask the context's cluster as its user."""
+        """Return the login for the context's cluster as the context's user."""
         cluster, folder = self._entry("clusters", context["cluster"], "cluster")
         address = str(cluster["server"]).rstrip("/")
         server = Server(
@@ -124,13 +133,17 @@ class _Kubeconfig:
         def again() -> Source | None:
             try:
                 return _Kubeconfig(self.files)._source(name, cluster)
-            except _UNUSABLE:  # as it is while somebody writes it; what was read before still stands
+            except _UNUSABLE:
+                # Another program may be writing the file; therefore keep the last credentials.
                 return None
 
         return Login(server, self._source(name, cluster), _impersonation(user), again)
 
     def _entry(self, group: str, name: str, what: str) -> tuple[dict[str, Any], Path]:
-        """Return an entry, and the folder of its file, from which its relative paths count."""
+        """Return an entry and the folder of its file.
+
+        Relative paths in the entry start from this folder.
+        """
         entries = self.merged[group]
         found = next((e for e in entries if e["name"] == name), None)
         if found is None:
@@ -176,7 +189,10 @@ class _Kubeconfig:
         return Files(certificate=certificate)
 
     def _keeper(self, name: str) -> Callable[[dict[str, str]], None]:
-        """Return what writes new tokens of a user into the file that has it, as kubectl does."""
+        """Return a function that stores new tokens of a user.
+
+        The function writes into the file that contains the user, as kubectl does.
+        """
         file = next(Path(e.path).expanduser() for e in self.merged["users"] if e["name"] == name).resolve()
 
         def keep(settings: dict[str, str]) -> None:
@@ -194,7 +210,10 @@ class _Kubeconfig:
 
 
 def _pem(entry: dict[str, Any], field: str, folder: Path) -> str | None:
-    """Return what ``<field>-data`` holds or the file of ``<field>`` says; None where the entry has neither."""
+    """Return the PEM text of a field, or None if the entry has none.
+
+    The text is the value of ``<field>-data``, or the content of the file that ``<field>`` names.
+    """
     if data := entry.get(f"{field}-data"):
         try:
             return base64.b64decode(data).decode()
@@ -205,7 +224,10 @@ def _pem(entry: dict[str, Any], field: str, folder: Path) -> str | None:
 
 
 def _certificate(user: dict[str, Any], folder: Path) -> Callable[[], tuple[str, str]] | None:
-    """Return what reads a user's certificate and key, as they are now."""
+    """Return a function that reads a user's certificate and key.
+
+    Each call reads their present state. For a user without a certificate, the result is None.
+    """
     if not any(user.get(f"client-certificate{end}") for end in ("", "-data")):
         return None
 
@@ -219,7 +241,7 @@ def _certificate(user: dict[str, Any], folder: Path) -> Callable[[], tuple[str, 
 
 
 def _told(cluster: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what a plugin is told of its cluster."""
+    """Return the description of the cluster for a login plugin."""
     told: dict[str, Any] = {
         k: cluster[k] for k in ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url") if k in cluster
     }
@@ -232,7 +254,10 @@ def _told(cluster: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _impersonation(user: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the headers by which a user asks as another (``as``, ``as-uid``, ``as-groups``, ``as-user-extra``)."""
+    """Return the headers with which a user impersonates another user.
+
+    The fields of the kubeconfig are ``as``, ``as-uid``, ``as-groups`` and ``as-user-extra``.
+    """
     named = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
     named += [("Impersonate-Group", group) for group in user.get("as-groups") or ()]
     for key, values in (user.get("as-user-extra") or {}).items():

@@ -11,16 +11,19 @@ from collections.abc import Callable
 from expunge_controller.kube_client.client import ApiError, Cluster, Object
 
 WATCH_INTERVAL_SECONDS = 1.0
-"""Seconds between the beginnings of two watches, however soon a server ends them."""
+"""Shortest interval between the starts of two watches, even if the server ends a watch sooner."""
 
 
 class Informer:
-    """Objects of one kind in a namespace as list and watch tell them, kept up to date by a thread of its own.
+    """A local copy of the objects of one kind in a namespace.
 
-    A watch that the server ends goes on where it was. If it ends in any other way all is listed again: what was missed is found,
-    and said to ``changed`` like any other change.
-    ``group`` says under which word an object is found by ``of`` (its owner, say), without a look at all others. ``page``: so many
-    at once, where each may be large.
+    A thread of the informer keeps the copy up to date by list and watch. A watch that the server ends continues at
+    its last version. After any other end of a watch, all objects are listed again. Missed changes are found by the
+    list, and are reported to ``changed`` like any other change.
+
+    ``group`` returns the index key of an object, for example its owner. ``by_index`` finds objects by this key
+    without a scan of all others. ``page`` is the number of objects in a page of the list, for objects that may be
+    large.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Informer:
         self.group, self.page = group, page
         self.cluster, self.path, self.selector, self.trim, self.changed = cluster, path, selector, trim, changed
         self.problem = ""
-        """Why nothing new is known, in words; empty while all is well."""
+        """Why the copy is not up to date, in words; empty if all is well."""
         self._objects: dict[str, Object] = {}
         self._groups: dict[str, dict[str, Object]] = defaultdict(dict)
         self._lock = threading.Lock()
@@ -50,21 +53,27 @@ class Informer:
         self._stop.set()
 
     def wait(self, seconds: float) -> bool:
-        """Whether everything has been listed once, after at most so long."""
+        """Return whether all objects have been listed once.
+
+        Waits for the list, but at most for ``seconds``.
+        """
         return self._synced.wait(seconds)
 
     def by_index(self, group: str) -> list[Object]:
-        """Those of a group, now."""
+        """Return the present objects of a group."""
         with self._lock:
             return list(self._groups.get(group, {}).values())
 
     def all(self) -> list[Object]:
-        """Every object, now."""
+        """Return all present objects."""
         with self._lock:
             return list(self._objects.values())
 
     def apply_response(self, found: Object) -> None:
-        """A server's answer to a write, which the watch is yet to tell; nobody is told of it."""
+        """Apply the server's answer to a write, before the watch reports it.
+
+        ``changed`` is not called.
+        """
         what = self.trim(found)
         name = what["metadata"]["name"]
         with self._lock:
@@ -74,7 +83,7 @@ class Informer:
                 self._objects[name] = self._groups[self.group(what)][name] = what
 
     def get(self, name: str) -> Object | None:
-        """The object of this name, if it is there."""
+        """Return the object of this name, or None."""
         with self._lock:
             return self._objects.get(name)
 
@@ -90,7 +99,7 @@ class Informer:
                     version = self._watch(version)
                     self._stop.wait(began + WATCH_INTERVAL_SECONDS - time.monotonic())
             except Exception as error:
-                # Whatever it is, a thread that died in silence would leave a run waiting for ever.
+                # A thread that died silently would leave a run waiting forever; therefore catch any error.
                 if not (isinstance(error, ApiError) and error.status == 410):
                     self.problem = str(error) if isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
                 turn = min(turn + 1, 6)
@@ -114,7 +123,7 @@ class Informer:
         return version
 
     def _watch(self, version: str) -> str:
-        """Until it ends; the version that was reached."""
+        """Watch until the watch ends, and return the version that was reached."""
         for kind, found in self.cluster.watch(self.path, self.selector, version):
             if self._stop.is_set():
                 break
@@ -129,7 +138,8 @@ class Informer:
                     self._leave(self.group(before), name)
                 if kind != "DELETED":
                     self._objects[name] = self._groups[self.group(what)][name] = what
-            if kind == "DELETED" or before != what:  # of what is read, nothing may have changed
+            # A change may concern only fields that ``trim`` drops; therefore compare.
+            if kind == "DELETED" or before != what:
                 self.changed(what)
         return version
 

@@ -1,8 +1,12 @@
-"""As whom a cluster is asked: what a kubeconfig's user or a pod's service account stands for, renewed while a run lasts.
+"""The credentials for a cluster, renewed while a run lasts.
 
-The official client loads a user once, goes on as nobody where a login plugin fails, and asks an identity provider without
-checking its certificate. So users are read here, as kubectl reads them. Whatever fails is an ``ApiError`` that may pass: the
-user may log in again in another window, and the run goes on.
+The credentials are those of a kubeconfig's user, or of a pod's service account.
+
+The official client loads a user once, and goes on without credentials if a login plugin fails. The client also asks
+an identity provider without checking the provider's certificate. Therefore this module reads users itself, as kubectl
+does.
+
+Every failure is an ``ApiError`` that may pass: the user may log in again in another window, and the run goes on.
 """
 
 from __future__ import annotations
@@ -32,53 +36,74 @@ if TYPE_CHECKING:
     from urllib3 import PoolManager
 
 POOL = 32
-"""Connections that are kept for the next call: the operator's workers and watches have one each."""
+"""Connections that are kept for the next call. Each worker and each watch of the operator has one."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""Seconds before its end at which a token counts as expired: the call has yet to arrive."""
+"""Seconds before its end at which a token counts as expired, because the call has yet to arrive."""
 FAILED_LOGIN_SECONDS = 10.0
-"""Seconds for which a failed login is not tried again: every call would start the plugin anew."""
+"""Delay before the retry of a failed login. Without the delay, every call would start the plugin again."""
 PLUGIN_SECONDS = 120.0
-"""For a plugin that asks the user nothing."""
+"""Timeout of a plugin that asks the user nothing."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where an API server is, and how to know that it is the right one. ``ca``: certificates as PEM; None: the system's."""
+    """The address of an API server, and the proof of the server's identity.
+
+    ``ca`` holds certificates as PEM. If ``ca`` is None, the system's certificates count.
+    """
 
     address: str
     ca: str | None = None
     insecure: bool = False
     name: str | None = None
-    """The name in its certificate, where it is not the address's."""
+    """The name in the server's certificate, if different from the address."""
     proxy: str | None = None
-    """None: the environment's. Empty: none at all."""
+    """None stands for the environment's proxy, and an empty text for no proxy at all."""
 
 
 @dataclass(frozen=True)
 class Credential:
-    """What a call carries: the header Authorization, and a client's certificate with its key, as PEM."""
+    """The credentials of a call.
+
+    ``header`` is the Authorization header. ``certificate`` is a client's certificate with its key, as PEM.
+    """
 
     header: str = ""
     certificate: tuple[str, str] | None = None
     until: float = float("inf")
-    """The end of its life, in seconds since 1970."""
+    """Time of expiry, in seconds since 1970."""
 
 
 class Source(Protocol):
-    """Where credentials come from. Calls come from several threads, one at a time."""
+    """A source of credentials.
+
+    Several threads call it, one at a time.
+    """
 
     def read(self, before: Credential | None) -> Credential:
-        """Return fresh ones. ``before``: those that were had last. Raises ApiError, OSError or ValueError, in words."""
+        """Return fresh credentials.
+
+        ``before`` holds the last credentials.
+
+        Raises:
+            ApiError, OSError, ValueError: in words.
+        """
         ...
 
     @property
     def keeps(self) -> bool:
-        """Whether what was read may be kept until its end: reading costs more than a look into a file."""
+        """Whether credentials may be kept until their end.
+
+        Credentials are kept if reading them costs more than a look into a file.
+        """
         ...
 
 
 class Login:
-    """A server with credentials for it: connections and headers for the next call."""
+    """A server with the credentials for it.
+
+    The login has the connections and headers for the next call.
+    """
 
     def __init__(
         self,
@@ -89,16 +114,18 @@ class Login:
     ) -> None:
         self.server, self.source, self.extra = server, source, tuple(extra)
         self._again = again
-        """Reads the kubeconfig once more: somebody may have logged in meanwhile. None: as it was."""
+        """Reads the kubeconfig again, because the user may have logged in meanwhile. None keeps the last source."""
         self._lock = threading.Lock()
         self._now: Credential | None = None
         self._good = False
-        """What was read last need not be read again before its end."""
+        """Whether the last credentials count until their end, without being read again."""
         self._pool: tuple[tuple[str, str] | None, PoolManager] | None = None
         self._failed: tuple[float, ApiError] | None = None
 
     def authorization(self) -> str:
-        """Return the header of that name for the next call; empty where a certificate, or nothing, says who asks.
+        """Return the Authorization header for the next call.
+
+        The header is empty if a certificate, or nothing, identifies the caller.
 
         Raises:
             ApiError: there are no credentials just now, in words.
@@ -106,7 +133,7 @@ class Login:
         return self._credential().header
 
     def connections(self) -> PoolManager:
-        """Return the pool of connections that belongs to the present credentials."""
+        """Return the connection pool of the present credentials."""
         certificate = self._credential().certificate
         with self._lock:
             if self._pool is None or self._pool[0] != certificate:
@@ -114,7 +141,10 @@ class Login:
             return self._pool[1]
 
     def renew(self, refused: str) -> bool:
-        """Read the credentials anew after the server refused a header; return whether there is another one now."""
+        """Read the credentials again after the server refused a header.
+
+        Returns whether the header has changed.
+        """
         with self._lock:
             if self._now is not None and self._now.header == refused:
                 self._good, self.source = False, self._again() or self.source
@@ -140,9 +170,10 @@ class Login:
 
 
 class Files:
-    """Credentials as they stand in a kubeconfig, or in files that it names.
+    """The credentials in a kubeconfig, or in files that the kubeconfig names.
 
-    Files are read for each call: a pod's own token is replaced every hour, and the next call is to have the new one.
+    A pod's own token is replaced every hour, and the next call must have the new token. Therefore the files are read
+    for each call.
     """
 
     keeps = False
@@ -156,13 +187,14 @@ class Files:
         self.token, self.certificate, self.basic = token, certificate, basic
 
     def read(self, before: Credential | None) -> Credential:
-        """Return what is there now; where a file is gone, what was there last."""
+        """Return the present credentials, or the last ones if a file is gone."""
         try:
             header = _bearer(self.token()) if self.token else ""
             certificate = self.certificate() if self.certificate else None
         except (OSError, ValueError):
             if before is not None:
-                return before  # it is being replaced, or the server will say that it is no longer good
+                # The file is being replaced, or the server will refuse the last credentials; therefore return them.
+                return before
             raise
         if self.basic:
             header = "Basic " + base64.b64encode(":".join(self.basic).encode()).decode()
@@ -171,7 +203,10 @@ class Files:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A program that prints credentials (client.authentication.k8s.io, as ``users[].user.exec`` names it)."""
+    """A program that prints credentials.
+
+    The protocol is client.authentication.k8s.io. The kubeconfig names the program in ``users[].user.exec``.
+    """
 
     user: str
     command: str
@@ -185,7 +220,7 @@ class Plugin:
     keeps: bool = True
 
     def read(self, before: Credential | None) -> Credential:
-        """Run it.
+        """Run the plugin, and return the credentials that it prints.
 
         Raises:
             ApiError: it is not there, it failed, or it printed something else; in its own words.
@@ -238,10 +273,10 @@ class Plugin:
 
 @dataclass
 class Oidc:
-    """An identity provider's token, refreshed when it has expired (``auth-provider: {name: oidc}``).
+    """An identity provider's token, refreshed when it has expired.
 
-    ``settings`` are the kubeconfig's own; ``keep`` writes the new tokens into them, since a provider may take a refresh token
-    only once.
+    The kubeconfig's field is ``auth-provider: {name: oidc}``, and ``settings`` are the kubeconfig's own. A provider
+    may accept a refresh token only once. Therefore ``keep`` writes the new tokens into the kubeconfig.
     """
 
     user: str
@@ -250,7 +285,9 @@ class Oidc:
     keeps: bool = True
 
     def read(self, before: Credential | None) -> Credential:
-        """Return the token of the kubeconfig, or a new one where it has expired or was refused.
+        """Return the kubeconfig's token, or a new token if necessary.
+
+        A new token is necessary if the kubeconfig's token has expired or was refused.
 
         Raises:
             ApiError: it cannot be refreshed, in words.
@@ -317,7 +354,10 @@ class Oidc:
 
 
 def _bearer(token: str) -> str:
-    """Return the header for a token; its words are told to nobody."""
+    """Return the header for a token.
+
+    The errors do not contain the token.
+    """
     token = token.strip()
     if not token:
         raise ValueError("the token is empty")
@@ -327,7 +367,10 @@ def _bearer(token: str) -> str:
 
 
 def _expiry(token: str) -> float:
-    """Return the end of a token's life (RFC 7519, ``exp``), or 0 for what is no such token."""
+    """Return the time at which a token expires (RFC 7519, ``exp``).
+
+    For a text that is no such token, the time is 0.
+    """
     try:
         claims = token.split(".")[1]
         return float(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"])
@@ -342,10 +385,10 @@ def _pool(server: Server, certificate: tuple[str, str] | None) -> PoolManager:
         from urllib3.util.ssl_ import create_urllib3_context
 
         context = create_urllib3_context()
-        context.verify_flags &= (
-            ~ssl.VERIFY_X509_STRICT
-        )  # clusters' own authorities lack what Python 3.13 asks for, as Go does not
-        if server.insecure:  # which the kubeconfig says: a warning at each call would tell nothing new
+        # The CAs of clusters lack fields that Python 3.13 requires and Go does not; therefore clear the strict flag.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if server.insecure:
+            # The kubeconfig asks for this; therefore a warning at each call would tell nothing new.
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             options["cert_reqs"] = "CERT_NONE"
@@ -362,8 +405,11 @@ def _pool(server: Server, certificate: tuple[str, str] | None) -> PoolManager:
 
 
 def _load(context: ssl.SSLContext, certificate: tuple[str, str]) -> None:
-    """Give the context a client's certificate; Python reads one from a file alone."""
-    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:  # readable by its owner
+    """Load a client's certificate into the context.
+
+    Python reads a certificate from a file alone. Therefore the certificate is written to a temporary file.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:  # readable by its owner alone
         file.write("\n".join(certificate))
         file.flush()
         try:

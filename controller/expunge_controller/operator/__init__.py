@@ -1,1 +1,1 @@
-"""The cluster's program."""
+"""The operator, which runs the Experiments of a cluster."""

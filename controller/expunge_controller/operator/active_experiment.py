@@ -1,4 +1,4 @@
-"""A generation of an Experiment that is at work, and what its status says."""
+"""A generation of an Experiment at work, and its status."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from expunge_controller.planning.resolve import Resolved
 from expunge_controller.planning.step_states import statuses
 
 REPORT_SECONDS = 0.5
-"""For which events are gathered before they are reported: each report is a write."""
+"""Time for which events are collected before a report, because each report is a write."""
 
 
 @dataclass
 class ActiveExperiment:
-    """What is held in memory of it; whatever a restart could lose is in the store, the cluster and the status."""
+    """The state in memory of a generation at work.
+
+    A restart loses nothing: all lasting state is in the store, the cluster and the status.
+    """
 
     uid: str
     generation: int
@@ -34,17 +37,20 @@ class ActiveExperiment:
     events: EventBuffer
     image: str
     woken: float | None = None
-    """Since when something is to be looked at, in seconds of the monotonic clock."""
+    """Time of the first wake-up since the last reconcile, in seconds of the monotonic clock."""
     unreported: float | None = None
-    """Since when something is to be reported."""
+    """Time since which events wait for a report, in seconds of the monotonic clock."""
 
     def is_of(self, found: Object) -> bool:
-        """Return whether this is the generation and retry that the cluster has."""
+        """Return whether this is the generation and retry in the cluster."""
         meta = found["metadata"]
         return (self.uid, self.generation, self.retry) == (meta["uid"], meta["generation"], meta["retry"])
 
     def is_time_to_report(self) -> bool:
-        """Return whether nothing has happened just now, or nothing has been reported for a while."""
+        """Return whether a report is due.
+
+        A report is due if no events are pending, or if they have waited for ``REPORT_SECONDS``.
+        """
         now = time.monotonic()
         if self.unreported is None and self.events.pending:
             self.unreported = now
@@ -54,7 +60,7 @@ class ActiveExperiment:
         return True
 
     def counts(self) -> dict[str, int]:
-        """Steps by state, cheaply."""
+        """Count the steps by state, from memory alone."""
         here = {
             "done": len(self.runner.done),
             "running": len(self.executor.active_keys()),
@@ -63,7 +69,7 @@ class ActiveExperiment:
         return here | {"waiting": len(self.resolved.plan.steps) - sum(here.values())}
 
     def status(self) -> Object:
-        """Fields of the status."""
+        """Return the fields of the status."""
         running = {k: progress_words(p) if p else "running" for k, p in self.executor.running().items()}
         idle = "suspended (spec.suspend)" if self.runner.paused else self.executor.full or "begins soon"
         states = statuses(self.resolved.plan, self.runner.done, running, self.runner.outcome.failed, idle)
@@ -71,7 +77,10 @@ class ActiveExperiment:
         return summary(self.resolved.plan, states) | own
 
     def best(self) -> str:
-        """The model of the highest task aggregate, as the report's manifest has it."""
+        """Return the model with the highest task aggregate.
+
+        The source is the report's manifest. If the manifest names no best model, the result is ``-``.
+        """
         report = self.resolved.plan.steps[-1]
         manifest = read_manifest(self.runner.store, report.ref)
         best = manifest.figures["best"] if manifest else None

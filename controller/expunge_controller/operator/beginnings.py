@@ -1,8 +1,9 @@
-"""Experiments that were being begun when this program died, remembered in a folder that outlives its container.
+"""A record of the Experiments that the operator was beginning at a crash.
 
-An Experiment can be more than the operator's memory holds, whatever the limits. The restarted operator would meet it again
-first thing, and serve nobody. So a file stands for each Experiment while it is begun; one that is found at the next start was
-left by a death.
+The record is a folder that survives the operator's container. An Experiment can need more memory than the operator
+has, whatever the limits. The restarted operator would begin the same Experiment first, crash again, and serve no
+other. Therefore a file stands for each Experiment while the operator begins it. A file that is found at the next
+start was left by a crash.
 """
 
 from __future__ import annotations
@@ -15,42 +16,55 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DEATHS = 2
-"""In a row, after which an Experiment is held. After one it might have been another that was begun beside it."""
+"""Consecutive crashes after which an Experiment is held.
+
+A single crash may be the fault of another Experiment that was begun at the same time.
+"""
 
 ALONE_SECONDS = 15.0
-"""Seconds for which others let one begin that has to be alone; it asks again every few seconds."""
+"""Seconds for which other Experiments wait for an Experiment that must begin alone.
+
+The Experiment that must begin alone asks again every few seconds.
+"""
 
 
 class Beginnings:
-    """``folder`` is the operator's own: an emptyDir of its pod. None: nothing is remembered."""
+    """The Experiments that are being begun, and the crashes on each.
+
+    ``folder`` is the operator's own, an emptyDir of its pod. If ``folder`` is None, nothing is remembered.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._underway: set[str] = set()
         self._begun = 0
-        """Experiments that are being begun now."""
+        """Number of Experiments that are being begun now."""
         self._alone = False
         self._room_until = 0.0
-        """Until when others wait, since one that is begun alone has asked for room."""
+        """Time until which other Experiments wait for one that must begin alone, in seconds of the monotonic clock."""
         self._lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def deaths(self, uid: str, mark: str) -> int:
-        """Return how often in a row this program died while it began the Experiment. ``mark`` names its generation and retry."""
+        """Return the number of consecutive crashes on this Experiment.
+
+        At each of them the operator was beginning the Experiment. ``mark`` names the Experiment's generation and retry.
+        """
         if self.folder is None:
             return 0
         try:
             known = json.loads(self._file(uid).read_text())
-        except (FileNotFoundError, ValueError):  # none, or one that a full disk cut short
+        except (FileNotFoundError, ValueError):  # no file, or a file that a full disk cut short
             return 0
         return int(known["begun"]) if known["mark"] == mark else 0
 
     @contextlib.contextmanager
     def turn(self, uid: str, mark: str) -> Iterator[bool]:
-        """Yield whether this Experiment may be begun now, and remember inside ``with`` that it is.
+        """Yield whether this Experiment may be begun now.
 
-        One during whose beginning this program died is begun while no other is: the next death then is its own.
+        Inside ``with``, a file records that the Experiment is being begun. After a crash the Experiment is begun
+        alone, so that the next crash is certainly its own.
         """
         deaths = self.deaths(uid, mark)
         if not self._enter(alone=deaths > 0):
@@ -79,7 +93,7 @@ class Beginnings:
             return True
 
     def close(self) -> None:
-        """An orderly end is no death: forget what is under way."""
+        """Forget the beginnings under way, because an orderly end is no crash."""
         for uid in list(self._underway):
             self._forget(uid)
 

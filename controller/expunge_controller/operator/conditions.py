@@ -1,6 +1,7 @@
-"""What an Experiment's status says: counts, reasons and conditions, after the API conventions. Pure.
+"""Counts, reasons and conditions of an Experiment's status.
 
-A sweep of hundreds of trials has a status of a few hundred bytes: every step's own story is in its Job and in the store.
+The conditions follow the Kubernetes API conventions. All functions here are pure. The details of each step are in its
+Job and in the store. Therefore the status of a sweep of hundreds of trials has a few hundred bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ MOST_REASONS = 10
 
 
 def summary(plan: Plan, states: Mapping[str, StepStatus]) -> Object:
-    """Counts, and at most ten reasons why steps are not done, the most frequent first."""
+    """Return counts, and at most ten reasons why steps are not done.
+
+    The most frequent reasons come first.
+    """
     by_state = Counter(s.state for s in states.values())
     unfinished = {t for s in plan.steps if states[s.key].state != "done" for t in s.trials}
     whole = len(plan.trials)
@@ -32,7 +36,10 @@ def summary(plan: Plan, states: Mapping[str, StepStatus]) -> Object:
 
 
 def _reasons(plan: Plan, states: Mapping[str, StepStatus]) -> list[Object]:
-    """What waits for other steps is left out: it says nothing that the others do not."""
+    """Return the most frequent reasons of unfinished steps.
+
+    Steps that wait for other steps are left out, because their reasons add nothing to those of the other steps.
+    """
     found: dict[str, list[str]] = defaultdict(list)
     for step in plan.steps:
         status = states[step.key]
@@ -47,7 +54,10 @@ def _reasons(plan: Plan, states: Mapping[str, StepStatus]) -> list[Object]:
 def conditions(
     phase: Phase, message: str, generation: int, before: Sequence[Object], now: str, reason: str = ""
 ) -> list[Object]:
-    """Complete, Failed and Progressing; a condition's time is that of its last change."""
+    """Return the conditions Complete, Failed and Progressing.
+
+    The time of a condition is the time of its last change.
+    """
     going = phase in ("Pending", "Running")
     wanted = [
         ("Complete", phase == "Complete"),

@@ -1,4 +1,7 @@
-"""What an installation decides for every Experiment of it: where artifacts lie, what may be read, how much runs."""
+"""The settings of an installation for all its Experiments.
+
+The settings say where artifacts are stored, which inputs may be read, and how much may run.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,40 @@ from expunge_controller.planning.trial_plan import inputs_of
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one Experiment may ask of the process that serves all of them."""
+    """Limits of one Experiment in the process that serves all Experiments."""
 
     trials: int = MOST_TRIALS
-    """Trials of a sweep."""
+    """Most trials of a sweep."""
     input_bytes: int = 64 * 2**20
-    """Bytes of an Experiment's data files, all together: their rows are checked here."""
+    """Most bytes of all data files of an Experiment together, because this process checks their rows."""
     object_bytes: int = 32 * 2**20
-    """Bytes of any other object that is read whole: records, manifests, failures."""
+    """Most bytes of any other object that is read whole: a record, a manifest or a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What an installation decides. ``site`` is every namespace's but for its name and its part of the store."""
+    """The settings of an installation.
+
+    ``site`` holds for every namespace, except for the namespace's name and its part of the store.
+    """
 
     namespaces: tuple[str, ...]
     store: str
-    """A namespace's artifacts lie below it, in a folder of the namespace's name."""
+    """URI of the store. The artifacts of a namespace are in the folder of the namespace's name."""
     site: PodConfig
     inputs: tuple[str, ...] = ("{store}", "hf://")
-    """Prefixes of what an experiment may read; ``{store}``: the namespace's own part of the store."""
+    """Prefixes of the inputs that an Experiment may read.
+
+    ``{store}`` stands for the namespace's own part of the store.
+    """
     limits: Limits = Limits()
     max_jobs: int = 5000
     workers: int = 8
     state: Path | None = None
-    """A folder that outlives this program: it remembers which Experiments it was beginning."""
+    """A folder that survives a crash of the operator, and records the Experiments that were being begun."""
 
     def check_inputs(self, loaded: Loaded, namespace: str) -> None:
-        """Whether an experiment of this namespace may read what it names.
+        """Check that an experiment of this namespace may read its inputs.
 
         Raises:
             ExperimentError: it may not; all of it at once.
@@ -60,6 +69,9 @@ class Settings:
 
 
 def own_part(store: str, namespace: str) -> tuple[str, str]:
-    """Where a namespace's artifacts lie, and the address's options with their question mark."""
+    """Return a namespace's part of the store, and the store's options.
+
+    The options include their question mark.
+    """
     place, mark, options = store.partition("?")
     return f"{place.rstrip('/')}/{namespace}", mark + options

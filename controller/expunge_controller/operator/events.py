@@ -1,4 +1,4 @@
-"""What happens to an Experiment, gathered until it is reported as Events."""
+"""A buffer of the events of an Experiment until their report as Events."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from expunge_controller.execution.step_log import Progress
 from expunge_controller.planning.plan import Step
 
 USUAL = ("Finished", "Started")
-"""What happens to every step."""
+"""Reasons that occur at every step."""
 WARNINGS = ("StepFailed", "PlannedAnew")
 
 
 class Event(NamedTuple):
-    """An Event of Kubernetes: its type (Normal or Warning), reason and message."""
+    """A Kubernetes Event: type (Normal or Warning), reason and message."""
 
     type: str
     reason: str
@@ -22,12 +22,15 @@ class Event(NamedTuple):
 
 
 class EventBuffer:
-    """The runner's observer: logs what has happened, by reason, step and text, and keeps it until it is taken."""
+    """The runner's observer, which logs and buffers the events of a run.
+
+    ``log`` receives the reason, the step and the text of an event. The events are kept until ``take``.
+    """
 
     def __init__(self, log: Callable[[str, str, str], None]) -> None:
         self.log = log
         self.pending: list[tuple[str, str]] = []
-        """Reason and text, in order."""
+        """Reason and text of each event, in order."""
 
     def started(self, step: Step) -> None:
         self.add("Started", step.name, step.name)
@@ -48,19 +51,22 @@ class EventBuffer:
         self.add("Notice", text.partition(":")[0], text)
 
     def add(self, reason: str, step: str, text: str) -> None:
-        """Log what has happened, and keep it."""
+        """Log an event, and keep it until ``take``."""
         self.pending.append((reason, text))
         self.log(reason, step, text)
 
     def take(self) -> list[Event]:
-        """Return what has happened, once."""
+        """Return the pending events, and forget them."""
         pending, self.pending = self.pending, []
         return list(as_events({reason: [text for r, text in pending if r == reason] for reason, _ in pending}))
 
 
 def as_events(news: Mapping[str, list[str]]) -> Iterator[Event]:
-    """Texts by reason -> Events: one for what ends and begins in every run, by the reason that came first, since each Event is a
-    write; and one for each other reason."""
+    """Convert texts by reason to Events.
+
+    Each Event is a write. Therefore the usual reasons share one Event, which has the reason that came first. Each other
+    reason has an Event of its own.
+    """
     usual = {reason: ", ".join(texts) for reason, texts in news.items() if reason in USUAL}
     if usual:
         (first, message), *others = usual.items()

@@ -1,4 +1,7 @@
-"""An Experiment as the operator keeps it: the fields that are read, its spec as text."""
+"""An Experiment as the operator keeps it in memory.
+
+The operator keeps the fields that it reads, and the spec as text.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,22 @@ from expunge_controller.kube_client.client import Object
 from expunge_controller.operator.work_queue import NamespacedName
 
 LARGEST_SPEC = 1 << 18
-"""Bytes of a spec that is kept; each Experiment's is, whether it is at work or not."""
+"""Largest spec that is kept, in bytes. The operator keeps the spec of every Experiment, at work or not."""
 PAGE = 20
-"""Experiments in a page of their list: each may have the size of what the API server takes, a megabyte and a half."""
+"""Experiments in a page of their list.
+
+Each may have the largest size that the API server accepts, 1.5 megabytes.
+"""
 _UNREADABLE = "unreadable"
-"""In place of a spec: why it is not read."""
+"""Key of the reason why a spec is not read. The reason replaces the spec."""
 _KEPT = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
 
 
 def project(resource: Object) -> Object:
-    """Return those fields of an Experiment that are read; its spec as text, which takes a fifth of the memory."""
+    """Return the fields of an Experiment that the operator reads.
+
+    The spec becomes a text, which takes a fifth of the memory.
+    """
     meta = resource["metadata"]
     spec = json.dumps(resource.get("spec"), separators=(",", ":"))
     if resource.get("unreadable"):
@@ -39,7 +48,7 @@ def name_of(found: Object) -> NamespacedName:
 
 
 def read_spec(found: Object) -> tuple[Any, str]:
-    """Return an Experiment's spec, or why it is not read."""
+    """Return an Experiment's spec, or None and why it is not read."""
     spec = json.loads(found["spec"])
     if isinstance(spec, dict) and _UNREADABLE in spec:
         return None, str(spec[_UNREADABLE])
@@ -47,11 +56,14 @@ def read_spec(found: Object) -> tuple[Any, str]:
 
 
 def is_asked(spec: Any, field: str) -> bool:
-    """Return whether a spec, which nobody has checked yet, sets ``suspend`` or ``cancel``."""
+    """Return whether a spec sets ``suspend`` or ``cancel``.
+
+    The spec has not been validated yet.
+    """
     return isinstance(spec, dict) and spec.get(field) is True
 
 
 def is_observed(found: Object) -> bool:
-    """Return whether this generation and retry is the one that the status is about."""
+    """Return whether the status is about this generation and retry."""
     status, meta = found["status"], found["metadata"]
     return bool(status.get("observedGeneration") == meta["generation"] and status.get("retried", "") == meta["retry"])

@@ -1,4 +1,7 @@
-"""Takes up a generation of an Experiment: checked, pinned, planned, with its executor and runner; nothing is started yet."""
+"""The preparation of an Experiment's generation for its run.
+
+The generation is checked, pinned and planned, and receives an executor and a runner. No step starts yet.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,14 @@ from expunge_controller.planning.plan import Step
 from expunge_controller.planning.resolve import load_recorded, resolve, write_record
 
 LOOK_SECONDS = 30.0
-"""Between two looks at an Experiment of which nothing is heard."""
+"""Interval between two reconciles of an Experiment without changes."""
 
 
 class Generations:
-    """What every Experiment shares: settings, informers, slots, a store for each namespace."""
+    """The factory of active Experiments, and the state that they share.
+
+    The shared state is the settings, the informers, the slots, and a store for each namespace.
+    """
 
     def __init__(
         self,
@@ -54,8 +60,10 @@ class Generations:
         self._opening = threading.Lock()
 
     def take_up(self, name: NamespacedName, found: Object, spec: Any) -> ActiveExperiment:
-        """Plan the generation that the cluster has. One at work goes on as it began, though this version of the operator would
-        plan it otherwise.
+        """Plan the generation that the cluster has.
+
+        A generation at work resumes with the inputs and versions of its record, whatever they would be today. If the
+        record has changed, or this version of the operator makes other steps of it, the generation is planned again.
 
         Raises:
             ExperimentError: problems of the experiment.
@@ -74,7 +82,8 @@ class Generations:
         )
         if recorded is None:
             write_record(store, resolved)
-        # What was for the record alone is not kept: it is a fifth of what each of hundreds at work takes.
+        # Fields for the record alone take a fifth of the memory of each generation at work; therefore drop them.
+        # Hundreds of generations may be at work.
         resolved = replace(resolved, record={}, plan=replace(resolved.plan, models=()))
         own = self.settings.site
         image = (found["status"].get("image") if recorded else "") or own.image
@@ -92,7 +101,7 @@ class Generations:
             room=ExperimentSlots(self.slots, name, meta["creationTimestamp"]),
             wake=lambda: self._wake(name, active),
             look=LOOK_SECONDS,
-            used=partial(self._count, asked.resources),  # no lambda: it would keep the whole spec
+            used=partial(self._count, asked.resources),  # A lambda would keep the whole spec; therefore ``partial``.
         )
         runner = Runner(store, executor, resolved, events, cancelled=lambda: False)
         active = ActiveExperiment(
@@ -101,15 +110,16 @@ class Generations:
         if digest and recorded is None:
             said = "this generation's record has changed, or would give other steps by now"
             events.add("PlannedAnew", "", said)
-        if recorded is None and found["status"].get("observedGeneration"):  # what only an earlier plan needs
+        if recorded is None and found["status"].get("observedGeneration"):  # Jobs that only an earlier plan needs
             cancel(self.cluster, namespace, meta["uid"], {s.key for s in resolved.plan.steps})
         runner.begin(retry_failed=not observed)
-        for key, reason in runner.outcome.failed.items():  # reported again: its Event has the same name
+        # The Event of a failure always has the same name; therefore a second report does no harm.
+        for key, reason in runner.outcome.failed.items():
             events.failed(resolved.plan.by_key[key], reason, again=False)
         return active
 
     def _store(self, namespace: str) -> Store:
-        with self._opening:  # once, whoever asks first: a client of S3 takes ten megabytes
+        with self._opening:  # An S3 client takes ten megabytes; therefore open each store once.
             if namespace not in self._stores:
                 place, query = own_part(self.settings.store, namespace)
                 store = open_store(place + query, largest=self.settings.limits.object_bytes)

@@ -1,4 +1,4 @@
-"""Room for unfinished Jobs, shared out among Experiments."""
+"""Slots for unfinished Jobs, shared among the Experiments."""
 
 from __future__ import annotations
 
@@ -10,43 +10,54 @@ from collections.abc import Callable
 from expunge_controller.operator.work_queue import NamespacedName
 
 BACKLOG = 8
-"""Jobs without a pod, beyond which no further experiment begins."""
+"""Number of Jobs without a pod at which no further Experiment is admitted."""
 
 
 STUCK_SECONDS = 5.0
-"""Seconds after which a Job without a pod is no backlog: it waits for a quota, or in a queue."""
+"""Seconds after which a Job without a pod no longer counts as backlog.
+
+Such a Job waits for a quota, or in a queue.
+"""
 
 
 class JobSlots:
-    """Room for so many unfinished Jobs of all experiments. A free place goes to whoever has the fewest, then to the oldest.
+    """Slots for the unfinished Jobs of all Experiments, ``most`` in total.
 
-    An experiment begins only while the cluster keeps up with making pods of Jobs: hundreds that all began at once would have
-    their steps' successors wait behind each other's first steps. ``most_beginning`` at once, too: what one reads first may be
-    in a place that does not answer.
+    A free slot goes to the Experiment with the fewest slots, then to the oldest Experiment.
+
+    An Experiment is admitted only while the cluster keeps up with making pods of Jobs. If hundreds of Experiments
+    began at once, their later steps would wait behind each other's first steps. At most ``most_beginning``
+    Experiments begin at once, because the inputs of an Experiment may be in a place that does not answer.
     """
 
     def __init__(self, most: int, wake: Callable[[NamespacedName], None], most_beginning: int) -> None:
         self.most, self.wake, self.most_beginning = most, wake, most_beginning
         self._holders: dict[str, set[NamespacedName]] = {}
-        """By Job, with its namespace."""
+        """Experiments that wait for a Job, by ``namespace/job``."""
         self._count: dict[NamespacedName, int] = defaultdict(int)
         self._waiting: dict[NamespacedName, str] = {}
-        """When each was created."""
+        """Creation time of each Experiment that waits for a slot."""
         self._outside: dict[NamespacedName, str] = {}
-        """The same of those that have not begun."""
+        """Creation time of each Experiment that waits for its admission."""
         self._beginning: set[NamespacedName] = set()
         self._podless: dict[str, float] = {}
-        """Jobs that were just made, and when."""
+        """Start of each new Job whose pod has not been seen yet, in seconds of the monotonic clock."""
         self._lock = threading.Lock()
 
     def withdraw_request(self, who: NamespacedName) -> None:
-        """It is about to ask anew for what it needs."""
+        """Withdraw an Experiment's request for a slot.
+
+        An Experiment that still needs slots asks again.
+        """
         with self._lock:
             self._waiting.pop(who, None)
 
     def try_admit(self, who: NamespacedName, since: str) -> bool:
-        """Whether it is a good time, until ``begun``; whoever is refused is woken when it is. ``since``: when ``who`` was
-        created."""
+        """Return whether an Experiment may begin now.
+
+        An admitted Experiment counts as beginning until ``admitted``. A refused Experiment is woken when it may begin.
+        ``since`` is the creation time of ``who``.
+        """
         with self._lock:
             if self._is_behind():
                 self._outside[who] = since
@@ -56,20 +67,23 @@ class JobSlots:
             return True
 
     def admitted(self, who: NamespacedName) -> None:
-        """It has begun, or given up to."""
+        """Record that an Experiment has begun, or has given up beginning."""
         with self._lock:
             self._beginning.discard(who)
         self.wake_next()
 
     def has_pod(self, job: str) -> None:
-        """The cluster has come round to this Job."""
+        """Record that the cluster has made a pod for this Job."""
         if job in self._podless:
             with self._lock:
                 self._podless.pop(job, None)
             self.wake_next()
 
     def acquire(self, who: NamespacedName, since: str, job: str, there: bool) -> bool:
-        """Whether there is room for this Job; one that is there already has its place. ``since``: when ``who`` was created."""
+        """Return whether there is a slot for this Job.
+
+        A Job that exists already (``there``) is never refused. ``since`` is the creation time of ``who``.
+        """
         with self._lock:
             holders = self._holders.get(job)
             if holders is None and not there and not (len(self._holders) < self.most and self._is_next(who, since)):
@@ -84,7 +98,10 @@ class JobSlots:
             return True
 
     def release(self, who: NamespacedName, job: str) -> None:
-        """It waits for this Job no longer."""
+        """Release a Job that the Experiment no longer waits for.
+
+        The slot is free when no other Experiment waits for the Job.
+        """
         with self._lock:
             holders = self._holders.get(job, set())
             if who not in holders:
@@ -99,18 +116,18 @@ class JobSlots:
         self.wake_next()
 
     def wake_next(self) -> None:
-        """Wake whoever is next, if there is a place."""
+        """Wake the next Experiment that waits for a slot or its admission."""
         with self._lock:
             free = len(self._holders) < self.most and bool(self._waiting)
             first = min(self._waiting, key=self._rank) if free else None
             if first is None and self._outside and not self._is_behind():
                 first = min(self._outside, key=lambda who: (self._outside[who], who))
-                del self._outside[first]  # it asks again, and then others are asked in turn
+                del self._outside[first]  # The Experiment asks again; the others then follow in turn.
         if first is not None:
             self.wake(first)
 
     def held(self) -> int:
-        """Unfinished Jobs that somebody waits for."""
+        """Return the number of unfinished Jobs that Experiments wait for."""
         return len(self._holders)
 
     def _is_behind(self) -> bool:
@@ -128,24 +145,30 @@ class JobSlots:
 
 
 class ExperimentSlots:
-    """The places as one experiment sees them. ``since``: when it was created."""
+    """The slots as one Experiment sees them.
+
+    ``since`` is the creation time of the Experiment.
+    """
 
     def __init__(self, places: JobSlots, who: NamespacedName, since: str) -> None:
         self.places, self.who, self.since = places, who, since
 
     @property
     def most(self) -> int:
-        """Jobs of all experiments together."""
+        """Most unfinished Jobs of all Experiments together."""
         return self.places.most
 
     def acquire(self, job: str, there: bool = False) -> bool:
-        """Whether there is room for this Job, or it is there already; whoever was refused is woken when there may be."""
+        """Return whether there is a slot for this Job, or the Job is there.
+
+        A refused Experiment is woken when there may be a slot.
+        """
         return self.places.acquire(self.who, self.since, f"{self.who[0]}/{job}", there)
 
     def has_pod(self, job: str) -> None:
-        """A pod of the Job was seen."""
+        """Record that a pod of the Job was seen."""
         self.places.has_pod(f"{self.who[0]}/{job}")
 
     def release(self, job: str) -> None:
-        """It is no longer waited for."""
+        """Release a Job that the Experiment no longer waits for."""
         self.places.release(self.who, f"{self.who[0]}/{job}")

@@ -1,4 +1,7 @@
-"""The operator in figures, for Prometheus. The only module that imports its client."""
+"""The operator's metrics for Prometheus.
+
+No other module imports the Prometheus client.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ Counts = Callable[[], dict[str, int]]
 
 
 class Metrics:
-    """Counted from the start of this process. ``steps`` and ``experiments`` are asked whenever somebody looks."""
+    """The metrics since the start of this process.
+
+    ``steps`` and ``experiments`` are called at each scrape.
+    """
 
     def __init__(self, steps: Counts, experiments: Counts) -> None:
         self.registry = CollectorRegistry()
@@ -40,7 +46,7 @@ class Metrics:
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """What is asked for only now."""
+        """Yield the gauges, whose values are read only at the scrape."""
         for (name, words, label), ask in self._asked.items():
             family = GaugeMetricFamily(name, words, labels=[label])
             for value, count in ask().items():
@@ -48,5 +54,5 @@ class Metrics:
             yield family
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

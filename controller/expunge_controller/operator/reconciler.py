@@ -1,7 +1,10 @@
-"""One look at an Experiment: what is seen and done is collected into one ``Update``, which is written once.
+"""The reconcile of an Experiment, whose outcome is one ``Update``.
 
-Nothing is kept that a restart could lose: what is done is read from the store, what runs from the cluster, what was promised
-(the generation and its image) from the status. What is in memory saves reading it again.
+The ``Update`` collects all observations and actions, and is written once.
+
+Nothing is kept that a restart could lose. Finished steps are read from the store, and running steps from the cluster.
+Promises (the generation and its image) are read from the status. The state in memory only saves reading all this
+again.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from expunge_controller.operator.work_queue import NamespacedName
 
 
 class Reconciler:
-    """Experiments at work, and the next thing to be done for each."""
+    """The Experiments at work, and the next action for each."""
 
     def __init__(
         self,
@@ -45,14 +48,14 @@ class Reconciler:
         self.beginnings = Beginnings(generations.settings.state)
         self._active: dict[NamespacedName, ActiveExperiment] = {}
         self._retrying = threading.Semaphore()
-        """Held by the Experiment that starts after its inputs or store gave no answer."""
+        """Held by the Experiment that retries its start after its inputs or store gave no answer."""
 
     def close(self) -> None:
-        """An orderly end: no Experiment was being begun by a program that died."""
+        """Forget the beginnings under way, because an orderly end is no crash."""
         self.beginnings.close()
 
     def count_steps(self) -> dict[str, int]:
-        """Steps of the experiments at work, by state."""
+        """Count the steps of the Experiments at work, by state."""
         total = dict.fromkeys(("done", "running", "failed", "waiting"), 0)
         for active in list(self._active.values()):
             here = active.counts()
@@ -60,8 +63,10 @@ class Reconciler:
         return total
 
     def reconcile(self, name: NamespacedName, retrying: bool) -> float | None:
-        """Do what can be done for an Experiment now. Returns the seconds until it is to be looked at again though nothing is
-        heard. ``retrying``: the last look failed.
+        """Reconcile an Experiment once.
+
+        Returns the seconds until the next reconcile if nothing changes before, or None. ``retrying`` says that the last
+        reconcile failed.
 
         Raises:
             Unavailable, StoreError, ApiError: it is to be tried again later.
@@ -74,9 +79,9 @@ class Reconciler:
         update = self._look(name, found, retrying)
         written = self.reporter.report(name, found, update, len(self._active))
         if not written:
-            return None  # edited or deleted meanwhile: the change itself wakes us
+            return None  # The Experiment was edited or deleted; that change triggers a reconcile.
         if update.starts is not None:
-            # Only now: from here on a restart finds this generation at work.
+            # A restart finds this generation at work only from here on; therefore register it only now.
             self._active[name] = update.starts
             return self.reconcile(name, retrying=False)
         if update.ends:
@@ -120,8 +125,8 @@ class Reconciler:
     def _turn_to_start(self, name: NamespacedName, found: Object, retrying: bool) -> Iterator[bool]:
         """Yield whether this experiment may start now.
 
-        Experiments that timed out on their inputs or store retry one at a time, because each retry blocks a worker until its
-        timeout.
+        Experiments that timed out on their inputs or store retry one at a time, because each retry blocks a worker
+        until its timeout.
         """
         if retrying and not self._retrying.acquire(blocking=False):
             yield False
@@ -146,9 +151,8 @@ class Reconciler:
         if {"Finished", "Started"} <= happened and woken is not None:
             self.metrics.gaps.observe(time.monotonic() - woken)
         if going and not active.is_time_to_report():
-            return Update(
-                again=min(REPORT_SECONDS, runner.next_retry_in())
-            )  # whoever waits for a successor comes first
+            # A step that waits for its start comes first; therefore report later.
+            return Update(again=min(REPORT_SECONDS, runner.next_retry_in()))
         events = active.events.take()
         if not going:
             return _ended(active, events)
@@ -177,7 +181,10 @@ class Reconciler:
         return Update("Cancelled", message, status=lambda: {"reasons": []}, events=events)
 
     def _drop(self, name: NamespacedName) -> list[Event]:
-        """Look after it no longer; what was not reported yet."""
+        """Drop an Experiment from those at work.
+
+        Returns the events that have not been reported yet.
+        """
         active = self._active.pop(name, None)
         if active is not None:
             active.executor.stop(0)

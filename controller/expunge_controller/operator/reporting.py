@@ -1,4 +1,7 @@
-"""Writes what one look at an Experiment found: its status and its Events, neither too often."""
+"""The report of a reconcile: an Experiment's status and its Events.
+
+Neither is written too often.
+"""
 
 from __future__ import annotations
 
@@ -20,37 +23,40 @@ from expunge_controller.operator.events import Event
 from expunge_controller.operator.work_queue import NamespacedName, WorkQueue
 
 STATUS_SECONDS, STATUSES_A_SECOND = 5.0, 10.0
-"""Between two writes of a status whose phase is the same, and how many of those all experiments may have together."""
+"""Limits of the writes of a status whose conditions change in nothing but their messages.
+
+The first is the shortest interval between two writes for an Experiment. The second is the most writes a second for all.
+"""
 CONFLICT_SECONDS = 0.5
-"""Delay before a status is written again that another client has changed."""
+"""Delay before the retry of a write after a conflict with another client."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a look at an Experiment found and did: collected first, written once."""
+    """The outcome of a reconcile, which is collected first and written once."""
 
     phase: Phase | None = None
-    """None: the status stays."""
+    """None leaves the status as it is."""
     message: str = ""
     reason: str = ""
-    """Why it does not get on, where that is no phase."""
+    """Why the Experiment makes no progress, if no phase says so."""
     status: Callable[[], Object] = dict
-    """Further fields, made only if they are written."""
+    """Further fields of the status, computed only if the status is written."""
     events: Sequence[Event] = ()
     observed: bool = True
-    """This generation is at work from here on, or over."""
+    """Whether this generation is at work from here on, or has ended."""
     again: float | None = None
-    """Seconds until it is to be looked at again though nothing is heard."""
+    """Seconds until the next reconcile if nothing changes before."""
     starts: ActiveExperiment | None = None
-    """It is at work once the status is written."""
+    """The Experiment that is at work once the status is written."""
     unseen: bool = False
-    """The status will not be seen here: write it once."""
+    """Whether the informer may not show the status, which is then written only once."""
     ends: bool = False
-    """It is at work no longer once the status is written."""
+    """Whether the Experiment is no longer at work once the status is written."""
 
 
 class StatusReporter:
-    """Writes to the API server."""
+    """The writer of statuses and Events to the API server."""
 
     def __init__(
         self,
@@ -61,18 +67,23 @@ class StatusReporter:
     ) -> None:
         self.cluster, self.informers, self.queue, self.log = cluster, informers, queue, log
         self._written: dict[NamespacedName, float] = {}
-        """When a status was last written here."""
+        """Time of the last write of each status, in seconds of the monotonic clock."""
         self._unseen: dict[NamespacedName, tuple[Any, ...]] = {}
-        """What was written of Experiments that are too deep to be read: their status is not seen in the informer either."""
+        """The last report on each Experiment whose spec is unreadable.
+
+        If the spec is nested too deep, the informer does not show the status either.
+        """
 
     def forget(self, name: NamespacedName) -> None:
-        """The Experiment is gone."""
+        """Forget a deleted Experiment."""
         self._written.pop(name, None)
         self._unseen.pop(name, None)
 
     def report(self, name: NamespacedName, found: Object, update: Update, active: int) -> bool:
-        """Record the events and write the status. ``active``: how many experiments are at work. Returns False where another
-        client changed the Experiment: it is looked at again.
+        """Record the events and write the status.
+
+        ``active`` is the number of Experiments at work. Returns False if another client changed the Experiment, which
+        is then reconciled again.
 
         Raises:
             ApiError: the cluster refuses, or does not answer.
@@ -89,15 +100,17 @@ class StatusReporter:
         return written
 
     def update_status(self, name: NamespacedName, found: Object, update: Update, active: int = 0) -> bool:
-        """Write the status if it has changed: a new phase at once, anything else not too often. Returns False where another
-        client changed the Experiment.
+        """Write the status if it has changed.
+
+        A new phase is written at once, and any other change not too often. Returns False if another client changed the
+        Experiment.
 
         Raises:
             ApiError: the cluster refuses, or does not answer.
         """
         assert update.phase is not None, "an update without a phase has no status"
         meta, now = found["metadata"], time.monotonic()
-        # What was decided holds for what was looked at: if that has changed since, the server says so.
+        # The decision holds for the version in ``found``; therefore the server must refuse to overwrite a newer one.
         before, last = found["status"], self._written.get(name, 0.0)
         holds = before.get("conditions", [])
         said = conditions(update.phase, update.message, meta["generation"], holds, _now(), update.reason)
@@ -115,12 +128,12 @@ class StatusReporter:
             self.informers[name[0]].apply_response(
                 self.cluster.request("PATCH", resources_path(*name, status=True), body)
             )
-        except TooDeep:  # it is written; what cannot be read is the answer, which holds the spec
+        except TooDeep:  # The status is written; only the answer, which contains the spec, is unreadable.
             pass
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
-            # Edited, deleted, or written by another operator: what is seen then decides.
+            # The Experiment was edited, deleted, or written by another operator; therefore decide from its new state.
             self.queue.add_after(name, CONFLICT_SECONDS)
             return False
         self._written[name] = now
@@ -130,7 +143,10 @@ class StatusReporter:
         return True
 
     def _record_change(self, name: NamespacedName, found: Object, holds: Sequence[Object], update: Update) -> None:
-        """An Event where it stops or goes on for a reason that is no step's. Its end has one of its own."""
+        """Record an Event when an Experiment stops or resumes.
+
+        The cause is never a step. The end of the Experiment has an Event of its own.
+        """
         earlier = next((c["reason"] for c in holds if c["type"] == "Progressing"), "")
         if (update.reason or update.phase) == earlier or update.phase in FINAL:
             return
@@ -142,7 +158,10 @@ class StatusReporter:
             self.record_event(name, found, Event("Normal", "Resumed", f"after {earlier}"))
 
     def record_event(self, name: NamespacedName, found: Object, event: Event) -> None:
-        """Create an Event. Its name follows from its text, so that a restart creates no second one."""
+        """Create an Event.
+
+        The name of the Event follows from its text, so that a restart creates no second Event.
+        """
         meta, text, now = found["metadata"], cut(event.message, 1000), _now()
         identity = f"{meta['uid']} {meta['generation']} {meta['retry']} {event.reason} {text}"
         mark = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -168,12 +187,12 @@ class StatusReporter:
         try:
             self.cluster.request("POST", f"/api/v1/namespaces/{name[0]}/events", body)
         except ApiError as error:
-            if error.status != 409:  # recorded before
+            if error.status != 409:  # The Event was recorded before.
                 self.log("warning", name, f"an Event could not be written: {error}")
 
 
 def _head(said: Iterable[Object]) -> list[tuple[Any, ...]]:
-    """What is written at once when it changes."""
+    """Return the part of the conditions whose change is written at once."""
     return [(c["type"], c["status"], c["reason"], c["observedGeneration"]) for c in said]
 
 

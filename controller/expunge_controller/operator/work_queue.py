@@ -1,4 +1,7 @@
-"""Which Experiment is looked at next. Pure but for a clock."""
+"""The queue of the Experiments to reconcile.
+
+The module is pure, except for a clock.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,36 @@ import time
 from collections import OrderedDict
 
 NamespacedName = tuple[str, str]
-"""An Experiment's namespace and name."""
+"""Namespace and name of an Experiment."""
 
 
 class WorkQueue:
-    """Keys to be looked at: each is in it once, and in one worker's hands at a time."""
+    """The keys to reconcile.
+
+    Each key is queued at most once, and held by one worker at a time.
+    """
 
     def __init__(self) -> None:
         self._ready: dict[bool, OrderedDict[NamespacedName, None]] = {True: OrderedDict(), False: OrderedDict()}
-        """In order, the urgent ones apart."""
+        """Keys for the next free workers in order, by urgency."""
         self._known: dict[NamespacedName, bool] = {}
-        """Asked for and not yet handed out, and whether that is urgent."""
+        """Requested keys that no worker has received yet, and whether each is urgent."""
         self._handed: set[NamespacedName] = set()
         self._later: list[tuple[float, NamespacedName]] = []
         self._due: dict[NamespacedName, float] = {}
-        """The one entry of ``_later`` that counts."""
+        """Due time of each delayed key. Entries of ``_later`` with another time do not count."""
         self._changed = threading.Condition()
 
     def add(self, who: NamespacedName, urgent: bool = False) -> None:
-        """Look at it as soon as somebody can, before all others if it is urgent; once more, if somebody is just looking."""
+        """Queue a key for the next free worker.
+
+        Urgent keys come before all others. A key that a worker holds is queued again after ``done``.
+        """
         with self._changed:
             self._add(who, urgent)
 
     def add_after(self, who: NamespacedName, seconds: float) -> None:
-        """Look at it then, or sooner if that was asked for before."""
+        """Queue ``who`` after ``seconds``, unless it is already due earlier."""
         then = time.monotonic() + seconds
         with self._changed:
             if then < self._due.get(who, math.inf):
@@ -41,7 +50,10 @@ class WorkQueue:
                 self._changed.notify()
 
     def get(self, seconds: float) -> NamespacedName | None:
-        """The next one, which ``done`` gives back; None if there is none within so many seconds."""
+        """Return the next key, or None if there is none within ``seconds``.
+
+        The worker gives the key back with ``done``.
+        """
         end = time.monotonic() + seconds
         with self._changed:
             while True:
@@ -63,7 +75,7 @@ class WorkQueue:
                 self._changed.wait(min(due, end) - now)
 
     def done(self, who: NamespacedName) -> None:
-        """It was looked at."""
+        """Give back a key after its reconcile."""
         with self._changed:
             self._handed.discard(who)
             if who in self._known:

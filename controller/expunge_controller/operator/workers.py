@@ -1,4 +1,7 @@
-"""The operator: informers, a queue, and workers that reconcile one Experiment at a time."""
+"""The operator: informers, a queue and workers.
+
+Each worker reconciles one Experiment at a time.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,18 @@ from expunge_controller.operator.reporting import StatusReporter, Update
 from expunge_controller.operator.work_queue import NamespacedName, WorkQueue
 
 BACKOFF_SECONDS = (1.0, 60.0)
-"""Delay before retrying an Experiment whose store or cluster gave no answer: the first, and the longest."""
+"""First and longest delay before the retry of a failed reconcile, such as one whose store gave no answer."""
 QUEUE_SECONDS = 1.0
-"""For which a worker waits at the queue before it looks whether the operator ends."""
+"""Time that a worker waits for a key before it checks whether the operator ends."""
 
 
 class Operator:
-    """``start`` until ``stop``."""
+    """The operator from ``start`` to ``stop``."""
 
     def __init__(self, cluster: Cluster, settings: Settings, log: Callable[..., None]) -> None:
         self.cluster, self.settings, self.log = cluster, settings, log
         self.queue = WorkQueue()
-        starting = max(1, settings.workers - 2)  # two are left to those at work
+        starting = max(1, settings.workers - 2)  # Two workers remain for the Experiments at work.
         slots = JobSlots(settings.max_jobs, self.queue.add, starting)
         self.jobs = {n: JobInformer(cluster, n) for n in settings.namespaces}
         self.experiments = {
@@ -62,7 +65,8 @@ class Operator:
             try:
                 self.cluster.request("GET", resources_path(namespace), query={"limit": 1}, accept=METADATA)
                 self.jobs[namespace].check()
-            except ApiError as error:  # deleted, perhaps, with its Roles: the others' experiments go on
+            except ApiError as error:
+                # The namespace may have been deleted with its Roles; therefore go on with the others.
                 refused[namespace] = error
                 self.log("warning", (namespace, ""), str(error))
         if len(refused) == len(self.settings.namespaces):
@@ -77,7 +81,7 @@ class Operator:
             thread.start()
 
     def stop(self) -> None:
-        """End the workers. Jobs keep running."""
+        """End the workers and the informers, while the Jobs keep running."""
         self._stop.set()
         for thread in self._threads:
             thread.join(5)
@@ -88,11 +92,14 @@ class Operator:
             jobs.close()
 
     def liveness_problem(self) -> str:
-        """Return why only a restart would help; empty while all is well."""
+        """Return why only a restart would help; empty if all is well."""
         return "" if all(t.is_alive() for t in self._threads) else "a worker has ended"
 
     def readiness_problem(self) -> str:
-        """Return why nothing is known of the cluster; empty while all is well, or only some namespaces are refused."""
+        """Return why the operator knows nothing of the cluster.
+
+        The text is empty if all is well, or if only some namespaces are refused.
+        """
         problems = []
         for namespace, jobs in self.jobs.items():
             informers = (self.experiments[namespace], jobs.jobs, jobs.pods)
@@ -109,7 +116,8 @@ class Operator:
                 continue
             try:
                 again = self._reconcile(name)
-            except Exception:  # whatever it is, the other Experiments' worker goes on
+            except Exception:
+                # The worker serves other Experiments too; therefore it survives any error.
                 self.log("error", name, traceback.format_exc())
                 again = BACKOFF_SECONDS[1]
             finally:
@@ -122,7 +130,8 @@ class Operator:
             again = self.reconciler.reconcile(name, retrying=name in self._failures)
         except (Unavailable, ApiError, StoreError) as error:
             return self._back_off(name, "Unavailable", str(error))
-        except Exception as error:  # one experiment's trouble, whatever it is, is not the others'
+        except Exception as error:
+            # An error of one Experiment must not affect the others; therefore catch any.
             self.log("error", name, traceback.format_exc())
             return self._back_off(name, "InternalError", f"{type(error).__name__}: {error}")
         self.metrics.reconciles.labels("ok").inc()
@@ -134,7 +143,8 @@ class Operator:
         turn = self._failures[name] = self._failures.get(name, 0) + 1
         self.log("warning", name, message)
         found = self.experiments[name[0]].get(name[1])
-        if found is not None and (turn > 1 or not found["status"]):  # a single missing answer is no news of one at work
+        # For an Experiment at work, a single failure is no news; therefore report from the second on.
+        if found is not None and (turn > 1 or not found["status"]):
             try:
                 self.reporter.update_status(name, found, Update("Running", message, reason=reason, observed=False))
             except ApiError as error:
@@ -142,7 +152,7 @@ class Operator:
         return float(min(BACKOFF_SECONDS[0] * 2 ** min(turn - 1, 10), BACKOFF_SECONDS[1]))
 
     def _steps(self) -> dict[str, int]:
-        """Steps of the experiments at work, by state."""
+        """Count the steps of the Experiments at work, by state."""
         return self.reconciler.count_steps()
 
     def _phases(self) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""Experiment -> steps."""
+"""The planning of an experiment: experiment -> steps."""

@@ -1,4 +1,4 @@
-"""Which addresses may be read."""
+"""The check whether an address may be read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Iterable
 
 
 def is_allowed(uri: str, prefixes: Iterable[str], query: str = "") -> bool:
-    """Whether the address lies at or below one of these, and does not climb out of it. It may have the store's own options
-    (``query``) and no others: an endpoint is one of them, and the operator would go there with its own credentials."""
+    """Return whether the address lies at or below one of the prefixes.
+
+    The address must not climb out of the prefix. The address may have the store's own options (``query``) and no
+    others. An endpoint is an option, and the operator would send its own credentials there.
+    """
     place, mark, options = uri.partition("?")
     if ".." in place.split("/") or mark + options not in ("", query):
         return False

@@ -1,6 +1,8 @@
-"""Experiment -> trials -> steps. Pure: no clock, network or randomness; the same file gives the same keys everywhere.
+"""The plan of an experiment: experiment -> trials -> steps.
 
-A trial's steps are named by role (``finetune over``); steps of different trials with the same key are one step.
+Planning is pure: no clock, network or randomness. The same file gives the same keys everywhere.
+
+A trial's steps are named by role (``finetune over``). Steps of different trials with the same key are one step.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from expunge_controller.planning.trial_plan import Keys, Pins, TrialPlan, Versio
 
 @dataclass(frozen=True)
 class Step:
-    """One unit of work. ``name`` holds the swept values that it depends on; ``needs`` are keys."""
+    """One unit of work.
+
+    ``name`` holds the swept values that the step depends on. ``needs`` are keys.
+    """
 
     key: str
     kind: str
@@ -39,7 +44,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every step once, each after those that it needs; every trial's models."""
+    """An experiment's steps and every trial's models.
+
+    Each step occurs once, after the steps that it needs.
+    """
 
     experiment: str
     trials: tuple[str, ...]
@@ -51,8 +59,11 @@ class Plan:
 
 
 def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Versions | None = None) -> Plan:
-    """The plan of an experiment whose inputs are pinned. ``stage``: what lies on the hub is copied into the store first.
-    ``versions``: of an earlier plan, in place of this code's."""
+    """Plan an experiment whose inputs are pinned.
+
+    With ``stage``, inputs on the hub are copied into the store first. ``versions`` are those of an earlier plan and
+    replace this code's versions.
+    """
     tasks: dict[str, tuple[str, Task]] = {}
     trials_of: dict[str, list[str]] = defaultdict(list)
     keys_of_role: dict[str, dict[str, str]] = defaultdict(dict)
@@ -74,7 +85,7 @@ def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Version
     if stage:
         steps = _staged(steps)
     order = {kind: place for place, kind in enumerate(KIND_VERSIONS)}
-    steps.sort(key=lambda s: order[s.kind])  # stable: within a kind, as the file has them
+    steps.sort(key=lambda s: order[s.kind])  # stable: steps of one kind keep the file's order
     spec = loaded.experiment.spec
     return Plan(
         experiment=loaded.name,
@@ -88,7 +99,10 @@ def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Version
 
 
 def _staged(steps: list[Step]) -> list[Step]:
-    """The same steps, and before those that read something of the hub, one that copies it. No other key changes for it."""
+    """Return the steps, with a copy step before the readers of a hub input.
+
+    The keys of the other steps do not change.
+    """
     copies: dict[str, Step] = {}
     out = []
     for step in steps:
@@ -106,7 +120,10 @@ def _staged(steps: list[Step]) -> list[Step]:
 
 
 def with_report(plan: Plan, record: str) -> Plan:
-    """The same plan, and after all evaluations a step that gathers them; ``record``: where the store has the experiment's."""
+    """Return the plan with a step that gathers all evaluations.
+
+    The step comes after all evaluations. ``record`` is the path of the experiment's record in the store.
+    """
     task = ReportTask(record=record)
     needs = tuple(s.key for s in plan.steps if s.kind == "evaluate")
     step = Step(task.key(), task.kind, "report", task, needs, plan.trials)
@@ -114,7 +131,10 @@ def with_report(plan: Plan, record: str) -> Plan:
 
 
 def _names(trials: list[Trial], keys_of_role: dict[str, dict[str, str]]) -> dict[str, str]:
-    """A step's name: its role and the swept values that its key depends on."""
+    """Return the names of steps by key.
+
+    A name is the step's role and the swept values that the step's key depends on.
+    """
     names: dict[str, str] = {}
     numbers = _numbered(trials)
     for role, keys in keys_of_role.items():
@@ -128,7 +148,10 @@ def _names(trials: list[Trial], keys_of_role: dict[str, dict[str, str]]) -> dict
 
 
 def _numbered(trials: list[Trial]) -> dict[str, list[int]]:
-    """Return, for each swept path that has several values, which of them each trial has: comparing numbers costs nothing."""
+    """Return every trial's value as a number, by swept path.
+
+    Paths with a single value are left out. Comparing numbers costs nothing.
+    """
     out: dict[str, list[int]] = {}
     for path in sorted(trials[0].values) if trials else []:
         known: dict[str, int] = {}
@@ -139,7 +162,10 @@ def _numbered(trials: list[Trial]) -> dict[str, list[int]]:
 
 
 def _depends(path: str, numbers: dict[str, list[int]], trials: list[Trial], keys: dict[str, str]) -> bool:
-    """Return whether two trials that differ in this value alone have different keys."""
+    """Return whether a step's key depends on the value at a path.
+
+    The key depends on the value if two trials that differ in this value alone have different keys.
+    """
     seen: dict[tuple[int, ...], str] = {}
     others_of = [column for p, column in numbers.items() if p != path]
     for place, trial in enumerate(trials):

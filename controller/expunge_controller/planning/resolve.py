@@ -1,7 +1,7 @@
-"""Pins every input of an experiment: the only place that looks at the outside before a run.
+"""The pinning of an experiment's inputs.
 
-A digest for a file or directory, the commit for a hub model. Rows are read and checked here too, so that a bad one is
-found before anything runs.
+Only this module looks at the outside before a run. A file or directory is pinned by its digest, a hub model by its
+commit. Rows are read and checked here too; therefore a bad row is found before a step runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from expunge_controller.planning.trial_plan import inputs_of
 
 @dataclass(frozen=True)
 class Resolved:
-    """A plan whose inputs are pinned; ``digest`` names this generation of the experiment, ``namespace`` whose it is."""
+    """A plan whose inputs are pinned.
+
+    ``digest`` names this generation of the experiment. ``namespace`` is the experiment's namespace.
+    """
 
     plan: Plan
     pins: dict[str, str]
@@ -43,7 +46,7 @@ class Resolved:
 
     @property
     def run(self) -> str:
-        """The label of its Jobs where no Experiment owns them."""
+        """The label of the run's Jobs if no Experiment owns the Jobs."""
         return self.digest[:16]
 
 
@@ -55,10 +58,11 @@ def resolve(
     hub: Hub | None = None,
     input_bytes: int | None = None,
 ) -> Resolved:
-    """Pin and check every input, and plan.
+    """Pin and check every input, and plan the experiment.
 
-    ``stage`` is as in ``make_plan``; ``report`` adds a step that gathers the results. ``hub`` answers what a model's name
-    stands for; the default is this user's, with token and cache. ``input_bytes`` bounds the data files, all together.
+    ``stage`` is as in ``make_plan``. ``report`` adds a step that gathers the results. ``hub`` resolves a model's name
+    to a commit. The default ``hub`` is this user's, with token and cache. ``input_bytes`` bounds the bytes of all data
+    files together.
 
     Raises:
         ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
@@ -78,18 +82,19 @@ def resolve(
     seen: dict[str, TaskData] = {}
     for step in plan.steps:
         if isinstance(step.task, EvaluateTask):
-            chosen = step.task.data.model_dump(mode="json", include={"sets", "overlap"})  # all else changes no row
+            chosen = step.task.data.model_dump(mode="json", include={"sets", "overlap"})  # no other field changes a row
             seen.setdefault(canonical(chosen), step.task.data)
     resolver.bound(len(seen))
     with _PARSING:
         for data in seen.values():
             resolver.sets(data)
     resolver.check()
-    asked_for = [s for s in plan.steps if s.kind != "stage"]  # a copy follows from its input: one generation everywhere
+    # A copy follows from its input; therefore the digest ignores copies and is the same everywhere.
+    asked_for = [s for s in plan.steps if s.kind != "stage"]
     record = {
         "experiment": {
             "name": loaded.name,
-            # Whether it is to run just now makes no other experiment of it.
+            # `suspend` and `cancel` do not make another experiment; therefore the digest ignores them.
             "spec": loaded.experiment.spec.model_dump(
                 mode="json", by_alias=True, exclude_defaults=True, exclude={"suspend", "cancel"}
             ),
@@ -104,15 +109,18 @@ def resolve(
 
 
 def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolved | None:
-    """The generation of this digest just as it was resolved, by the store's record of it: with the same inputs and versions,
-    whatever they would be today. None: there is no record, or this code would plan other steps from it."""
+    """Return the generation of this digest as it was resolved.
+
+    The store's record gives the inputs and versions, even if today's would differ. Returns None without an intact
+    record, or if this code would plan other steps from the record.
+    """
     try:
         data, _ = store.get(f"experiments/{namespace}/{loaded.name}/{digest}.json")
     except NotFound:
         return None
     record = json.loads(data)
     del record["models"]
-    if _digest(record) != digest:  # whoever writes into the store has changed it
+    if _digest(record) != digest:  # the record was changed in the store
         return None
     pins = record["inputs"]
     if any(uri not in pins for trial in loaded.trials for asked in inputs_of(trial.spec) for uri in asked.values()):
@@ -129,7 +137,10 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def write_record(store: Store, resolved: Resolved) -> None:
-    """``experiments/<namespace>/<name>/<digest>.json``: what was asked, for results, gc and people, later."""
+    """Write ``experiments/<namespace>/<name>/<digest>.json``.
+
+    The record keeps the request for results and for people.
+    """
     rows = [
         {"trial": m.trial, "group": m.group, "seed": m.seed, "model": m.model, "step": m.step}
         for m in resolved.plan.models
@@ -138,16 +149,20 @@ def write_record(store: Store, resolved: Resolved) -> None:
 
 
 def folder(resolved: Resolved) -> str:
-    """Where a generation of an experiment keeps what is its own."""
+    """Return the folder of a generation's own objects in the store."""
     return f"experiments/{resolved.namespace}/{resolved.plan.experiment}/{resolved.digest}"
 
 
 BYTES_A_ROW = 256
-"""Of data files, for each row that is held while they are checked: shorter rows take more memory than their bytes."""
+"""Bytes of ``input_bytes`` for each row held during checks. Shorter rows take more memory than their bytes."""
 SELECTED = 16
-"""Times the bytes that an installation reads, over all selections of documents that a sweep makes."""
+"""Maximum bytes to check over all document selections of a sweep, as a multiple of ``input_bytes``."""
 _PARSING = threading.Lock()
-"""Rows take several times their file's bytes while they are checked, and threads cannot share that work: so one at a time."""
+"""Lock for checking rows.
+
+The rows take several times their file's bytes, and threads cannot share the work. Therefore one thread checks at
+a time.
+"""
 
 
 class _Resolver:
@@ -198,7 +213,7 @@ class _Resolver:
             self.problems.append(self.document.at(("spec", *path), text))
 
     def sets(self, data: TaskData) -> None:
-        """Reads the rows of a trial as its steps will."""
+        """Read the rows of a trial as the trial's steps will."""
         try:
             selection.load(data, self._read, parse=self._parse)
         except rows.DataError as error:
@@ -209,7 +224,10 @@ class _Resolver:
             self._say_shortfalls(data)
 
     def bound(self, selections: int) -> None:
-        """Refuse more to check than a process that serves many has time for: it checks one Experiment at a time."""
+        """Refuse a sweep that takes a shared process too long to check.
+
+        The process checks one Experiment at a time.
+        """
         if self.input_bytes is None:
             return
         size = sum(map(len, self._content.values()))

@@ -1,4 +1,7 @@
-"""What is observed of a plan's steps: manifests in the store, steps held by a process, failures. Keeps nothing."""
+"""The observed states of a plan's steps.
+
+The sources are manifests in the store, steps held by a process, and failures. The module keeps nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,28 @@ State = Literal["done", "running", "waiting", "to run", "failed", "blocked"]
 
 @dataclass(frozen=True)
 class StepStatus:
-    """A step's state, and in words why it is not done."""
+    """A step's state, and in words the reason why the step is not done."""
 
     state: State
     reason: str = ""
 
 
 def done_keys(store: Store, steps: Iterable[Step]) -> set[str]:
-    """Keys of those steps whose artifact is whole."""
+    """Return the keys of the steps whose artifact is whole."""
     paths = {manifest_path(s.ref): s.key for s in steps}
     return {paths[p] for p in store.present(paths)}
 
 
 def is_done(store: Store, step: Step) -> bool:
-    """Whether the step's manifest is there."""
+    """Return whether the step's manifest is in the store."""
     return bool(done_keys(store, [step]))
 
 
 def wanted_keys(plan: Plan, done: set[str]) -> set[str]:
-    """Keys of unfinished steps that something unfinished needs, evaluations (and a report) being what is wanted in the end: a
-    finished evaluation does not bring back an adapter that was deleted since."""
+    """Return the keys of unfinished steps that an unfinished result needs.
+
+    Results are evaluations and a report. A finished evaluation does not bring back an adapter that was deleted since.
+    """
     wanted: set[str] = set()
     ask = [s.key for s in plan.steps if s.kind in ("evaluate", "report")]
     while ask:
@@ -54,12 +59,15 @@ def statuses(
     failed: Mapping[str, str] | None = None,
     idle: str = "everything it needs is there; `expunge run` starts it",
 ) -> dict[str, StepStatus]:
-    """The state of every step. ``running`` and ``failed`` give words by key: how far, and why. ``idle``: why one that could
-    start has not."""
+    """Return the state of every step.
+
+    ``running`` has progress in words by key, ``failed`` has reasons by key. ``idle`` is the reason of a step that could
+    start but has not.
+    """
     running, failed = running or {}, failed or {}
     wanted = wanted_keys(plan, done)
     out: dict[str, StepStatus] = {}
-    for step in plan.steps:  # each stands after those that it needs
+    for step in plan.steps:  # a step comes after the steps that it needs
         missing = [k for k in step.needs if k not in done]
         broken = [k for k in missing if out[k].state in ("failed", "blocked")]
         if step.key in done:

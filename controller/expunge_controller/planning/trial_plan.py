@@ -1,4 +1,4 @@
-"""One trial's steps and models, and the addresses that it reads."""
+"""One trial's steps, models and input addresses."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from expunge_controller.experiment.document import KeyPath
 from expunge_controller.experiment.schema import Data, ExternalAdapter, Finetune, Memorize, Remainder, RetainOnly, Spec
 
 Pins = Mapping[str, str]
-"""Digests by address; made by ``resolve``."""
+"""Digests by address, made by ``resolve``."""
 
 
 Versions = Mapping[str, int]
-"""Of kinds (``finetune``) and plugins (``objectives/npo``)."""
+"""Versions of kinds (``finetune``) and plugins (``objectives/npo``)."""
 
 
 class Inputs(NamedTuple):
-    """The addresses that a trial reads, by the field that has them."""
+    """The addresses that a trial reads, by the field that names them."""
 
     files: dict[KeyPath, str]
     models: dict[KeyPath, str]
@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(spec: Spec) -> Inputs:
-    """What a trial reads from outside."""
+    """Return the addresses of a trial's inputs from outside."""
     files: dict[KeyPath, str] = {("data", n): ref.input.uri for n, ref in _sets(spec.data, lambda _: "").items()}
     adapters: dict[KeyPath, str] = {
         (group, name, "adapter"): model.adapter
@@ -51,7 +51,10 @@ def inputs_of(spec: Spec) -> Inputs:
 
 
 class Keys:
-    """Tasks that are equal in many trials are made and hashed once: a sweep of 1,000 has few distinct ones."""
+    """A cache of tasks and keys, shared by all trials.
+
+    Equal tasks are made and hashed once. A sweep of 1,000 trials has few distinct tasks.
+    """
 
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
@@ -59,7 +62,10 @@ class Keys:
         self._needs: dict[str, list[ArtifactRef]] = {}
 
     def make(self, kind: type[Task], **fields: Any) -> tuple[str, Task]:
-        """Return the task of these fields and its key. Equal fields make one task."""
+        """Return the key and the task of these fields.
+
+        Equal fields make one task.
+        """
         identity = (kind, *((name, _identity(value)) for name, value in fields.items()))
         if identity not in self._made:
             task = self._of_its_time(kind(**fields))
@@ -77,7 +83,10 @@ class Keys:
 
 
 class TrialPlan:
-    """One trial's steps (role, key, task) and models (name, key of its evaluation, what it is)."""
+    """One trial's steps and models.
+
+    A step is (role, key, task). A model is (name, key of its evaluation, reference to the model).
+    """
 
     def __init__(self, spec: Spec, pins: Pins, keys: Keys) -> None:
         self.spec, self.pins, self.keys = spec, pins, keys
@@ -104,7 +113,7 @@ class TrialPlan:
 
     def _data(self, *names: SetName) -> TaskData:
         data = self.spec.data
-        if names not in self._made:  # one for all steps that read the same: hundreds of plans are kept at once
+        if names not in self._made:  # hundreds of plans are kept at once; therefore share equal data
             self._made[names] = TaskData(
                 sets={n: self.sets[n] for n in names if n in self.sets},
                 separator=data.separator,
@@ -159,7 +168,7 @@ class TrialPlan:
     def _merge(self, adapters: dict[str, ArtifactRef | Input]) -> None:
         merge = self.spec.merge
         assert merge is not None, "only called with one"
-        # By name, so that the order in the file makes no other key.
+        # Sort by name; therefore the order in the file does not change the key.
         weighted = tuple(WeightedAdapter(ref=adapters[n], weight=merge.weights.get(n, 1.0)) for n in sorted(adapters))
         key = self._add(
             "merge",
@@ -193,7 +202,7 @@ class TrialPlan:
 
 
 def _identity(value: Any) -> Any:
-    """Return what two equal values have in common, and no others."""
+    """Return a key that equal values share, and unequal values do not."""
     if isinstance(value, BaseModel):
         return type(value), value.model_dump_json()
     if isinstance(value, tuple):
@@ -208,7 +217,7 @@ _OTHERS: tuple[SetName, ...] = ("probe", "members", "nonmembers", "mmlu")
 
 
 def _sets(data: Data, digest: Callable[[str], str]) -> dict[SetName, RowsRef]:
-    """The rows of every set: which file, which documents of it."""
+    """Return the rows of every set: the file and its documents."""
 
     def source(address: str) -> Input:
         uri = _builtin_uri(address, data)
@@ -236,7 +245,10 @@ def _sets(data: Data, digest: Callable[[str], str]) -> dict[SetName, RowsRef]:
 
 
 def _builtin_uri(address: str, data: Data) -> str:
-    """builtin:// data with what ``data.documents`` and ``data.seed`` say written out, unless the address says it."""
+    """Write ``data.documents`` and ``data.seed`` out in a builtin:// address.
+
+    An option in the address wins. Other addresses are unchanged.
+    """
     if not address.startswith("builtin://"):
         return address
     parts = urlsplit(address)

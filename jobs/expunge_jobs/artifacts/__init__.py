@@ -1,1 +1,1 @@
-"""What was made, and how it is kept."""
+"""Artifacts: attempts, manifests, damage and the shared cache."""

@@ -1,11 +1,12 @@
 """Artifacts, attempts and the manifest that is written last.
 
     artifacts/<kind>/<key>/attempts/<attempt>.json     the attempt's record, written first
-    artifacts/<kind>/<key>/attempts/<attempt>/...      its files, log, checkpoints and end.json
-    artifacts/<kind>/<key>/manifest.json               only if none is there: the artifact is whole
-    artifacts/<kind>/<key>/damaged.json                a step that needed it found other bytes than the manifest's
+    artifacts/<kind>/<key>/attempts/<attempt>/...      the attempt's files, log, checkpoints and end.json
+    artifacts/<kind>/<key>/manifest.json               written only if absent; the artifact is then complete
+    artifacts/<kind>/<key>/damaged.json                a step found bytes other than the manifest's
 
-A manifest exists if and only if the artifact is whole; two attempts never mix their files; the first to finish wins.
+A manifest exists if and only if the artifact is complete. Two attempts never mix their files. The first attempt to
+finish wins.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from expunge_jobs.tasks.tasks import Task
 
 
 class Record(Schema):
-    """An attempt's first words; attempts are counted by these. ``job``: the uid of its Job, on a cluster."""
+    """The record that an attempt writes first.
+
+    Attempts are counted by their records. ``job`` is the uid of the attempt's Job on a cluster.
+    """
 
     attempt: str
     started: str
@@ -34,7 +38,10 @@ class Record(Schema):
 
 
 class End(Schema):
-    """How an attempt ended that did not win: exit code or signal, and the reason in words."""
+    """The end of an attempt that did not win.
+
+    The fields hold the exit code or the signal, and the reason in words.
+    """
 
     exit_code: int | None = None
     signal: str | None = None
@@ -44,15 +51,18 @@ class End(Schema):
 
 MOST_ATTEMPTS = 1000
 LOG, LOG_PARTS = "log.jsonl", "log"
-"""An attempt's log: a file, or a folder of parts in order."""
+"""Names of an attempt's log: a file, or a folder of parts in order."""
 
 
 CHECKPOINTS = "checkpoints"
-"""Folder below an attempt's of what a later attempt may go on from (see runtime/checkpoints.py)."""
+"""Folder of checkpoints in an attempt's folder. A later attempt may resume from them (see runtime/checkpoints.py)."""
 
 
 def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
-    """The records of the attempts at this step, oldest first; of thousands, the newest."""
+    """Return the records of the attempts at a step, oldest first.
+
+    The result holds the newest ``MOST_ATTEMPTS`` records at most.
+    """
     prefix = f"{folder(ref)}/attempts"
     depth = prefix.count("/") + 1
     found = [e for e in store.list(prefix) if e.path.count("/") == depth and e.path.endswith(".json")]
@@ -62,7 +72,7 @@ def attempts(store: Store, ref: ArtifactRef) -> list[Record]:
 
 
 def count_disruptions(store: Store, ref: ArtifactRef, job: str) -> int:
-    """How many attempts of this Job, the latest in a row, ended without a checkpoint that they left."""
+    """Count the Job's latest consecutive attempts without a checkpoint."""
     left = {p.split("/attempts/")[1].split("/")[0] for p in checkpoints_of(store, ref)}
     count = 0
     for record in reversed([r for r in attempts(store, ref) if r.job == job]):
@@ -73,7 +83,7 @@ def count_disruptions(store: Store, ref: ArtifactRef, job: str) -> int:
 
 
 def read_log(store: Store, ref: ArtifactRef, attempt: str) -> bytes | None:
-    """What an attempt has said so far, or None if nothing of it was kept."""
+    """Return an attempt's log so far, or None if no log was kept."""
     place = f"{folder(ref)}/attempts/{attempt}"
     parts = [e.path for e in store.list(f"{place}/{LOG_PARTS}")]
     if parts:
@@ -85,22 +95,25 @@ def read_log(store: Store, ref: ArtifactRef, attempt: str) -> bytes | None:
 
 
 def checkpoints_of(store: Store, ref: ArtifactRef) -> list[str]:
-    """Paths of every attempt's checkpoints at this step."""
+    """Return the paths of the checkpoints of all attempts at a step."""
     return [e.path for e in store.list(f"{folder(ref)}/attempts") if f"/{CHECKPOINTS}/" in e.path]
 
 
 class Attempt:
-    """One try at a step. Use: ``begin``, write files into a local folder, ``publish``; else ``end``."""
+    """An attempt at a step.
+
+    Call ``begin``, write files into a local folder, then call ``publish``. If the attempt fails, call ``end``.
+    """
 
     def __init__(self, store: Store, ref: ArtifactRef, attempt: str) -> None:
         self.store, self.ref, self.id = store, ref, attempt
         self.folder = f"{folder(ref)}/attempts/{attempt}"
         self.started = now()
         self._unsure = False
-        """The manifest was sent, and whether it is there is not known."""
+        """Whether the manifest was sent, so that its presence in the store is uncertain."""
 
     def begin(self, host: str, pid: int, job: str = "") -> None:
-        """Write the record: from here on this attempt counts."""
+        """Write the record; from then on this attempt counts."""
         record = Record(attempt=self.id, started=self.started, job=job, host=host, pid=pid)
         self.store.put(f"{self.folder}.json", record.model_dump_json().encode())
 
@@ -114,7 +127,10 @@ class Attempt:
         threads: int,
         processes: int = 1,
     ) -> bool:
-        """Upload every file below ``source``, then the manifest, if none is there. True: this attempt won."""
+        """Upload every file below ``source``, then the manifest if absent.
+
+        Returns whether this attempt won.
+        """
         files = []
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             name = file.relative_to(source).as_posix()
@@ -149,7 +165,7 @@ class Attempt:
         return True
 
     def _winner(self) -> str | None:
-        """The attempt that the manifest names."""
+        """Return the attempt that the manifest names."""
         try:
             manifest = read_manifest(self.store, self.ref)
         except DamagedInput:
@@ -157,13 +173,17 @@ class Attempt:
         return manifest.attempt if manifest else None
 
     def own_files(self) -> list[str]:
-        """What this attempt has written so far, but its log."""
+        """Return the paths of this attempt's files except its log and end."""
         kept = (f"{self.folder}/{LOG}", f"{self.folder}/{LOG_PARTS}/", f"{self.folder}/end.json")
         return [e.path for e in self.store.list(self.folder) if not e.path.startswith(kept)]
 
     def end(self, reason: str, exit_code: int | None = None, signal: str | None = None) -> None:
-        """Say how the attempt ended, and drop the files that it leaves half done, but not its checkpoints: the next attempt
-        goes on from them, unless this one showed that no attempt can succeed. What was published, or may have been, stays."""
+        """Record the end of the attempt and delete its unfinished files.
+
+        Checkpoints stay, because the next attempt resumes from them. Exit code ``BAD_TASK`` shows that no attempt can
+        succeed; then the checkpoints are deleted as well. A published attempt stays unchanged, as does an attempt that
+        may have been published.
+        """
         winner = self._winner()
         if winner == self.id or (winner is None and self._unsure):
             return
@@ -173,7 +193,8 @@ class Attempt:
         self.say_end(reason, exit_code, signal)
 
     def say_end(self, reason: str, exit_code: int | None = None, signal: str | None = None) -> None:
-        """The record of an end alone; files stay."""
+        """Write only the record of the end, and leave the files."""
         end = End(exit_code=exit_code, signal=signal, reason=reason, ended=now())
-        with contextlib.suppress(Conflict):  # of a team, whoever failed first says why: the others lost it
+        # Of several ranks, the first to fail knows the reason; therefore the first record stays.
+        with contextlib.suppress(Conflict):
             self.store.put(f"{self.folder}/end.json", end.model_dump_json().encode(), if_absent=True)

@@ -1,10 +1,12 @@
-"""A folder that outlives a step, or is shared by several at once (a claim that pods mount): files and folders by digest.
+"""A cache of files and folders by digest.
 
-    <cache>/<digest>/whole       came there by rename
-    <cache>/<digest>/new/whole   being fetched by whoever holds <cache>/<digest>/lock; the others wait and find it done
+The cache outlives a step, or several steps share the cache at once (a claim that pods mount).
 
-What is read from it is checked like everything else, so a damaged file costs a download and no more; but between the check and
-the reading whoever can write the claim can change it: all of them are trusted.
+    <cache>/<digest>/whole       complete; moved into place by rename
+    <cache>/<digest>/new/whole   in download by the holder of <cache>/<digest>/lock; the others wait for it
+
+Every file from the cache is verified like any other input. Therefore a damaged file costs only a download. A process
+with write access to the claim can change a file between verification and use. Therefore all such processes are trusted.
 """
 
 from __future__ import annotations
@@ -20,35 +22,38 @@ from typing import IO
 from expunge_jobs.store import StoreError
 
 LOCK_SECONDS = 600.0
-"""Seconds to wait for another that fetches the same; then it is fetched beside the cache."""
+"""Lock timeout in seconds, while another process fetches. After that, the step fetches without the cache."""
 
 
 @dataclass(frozen=True)
 class ModelCache:
-    """The cache in ``folder``. ``notice`` is told why it cannot be used; ``check_stop`` raises where a step is to end."""
+    """The cache in ``folder``.
+
+    ``notice`` receives the reason why the cache cannot be used. ``check_stop`` raises if the step must end.
+    """
 
     folder: Path
     notice: Callable[[str], None] = lambda text: None
     check_stop: Callable[[], None] = lambda: None
 
     def fetch(self, digest: str, place: Path, get: Callable[[Path], None], good: Callable[[Path], bool]) -> bool:
-        """Put the file or folder of this digest at ``place``, as a link into the cache.
+        """Link the file or folder of this digest from the cache to ``place``.
 
-        ``get`` fetches it where the cache has none that is ``good``. Return whether it was found there, and good; what was
-        fetched is still to be checked. A cache that cannot be written (full, read-only) is no error, but a notice: it is then
-        fetched to ``place`` itself.
+        ``get`` fetches the content if the cache has no ``good`` copy. Returns True if a good copy was in the cache.
+        After False, the caller must verify the content. A cache that cannot be written (full, read-only) causes a
+        notice and no error. In that case ``get`` fetches to ``place`` itself.
         """
         held, new = self.folder / digest / "whole", self.folder / digest / "new"
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if held.exists() and good(held):  # it came by rename: reading needs no lock
+            if held.exists() and good(held):  # `whole` appears by rename; therefore reading needs no lock
                 place.symlink_to(held)
                 return True
             held.parent.mkdir(parents=True, exist_ok=True)
             with (held.parent / "lock").open("ab") as lock:
                 self._take(lock)
                 if not held.exists() or not good(held):
-                    shutil.rmtree(new, ignore_errors=True)  # of one that was killed
+                    shutil.rmtree(new, ignore_errors=True)  # left by a killed process
                     new.mkdir()
                     get(new / "whole")
                     if held.is_dir() and not held.is_symlink():
@@ -58,13 +63,16 @@ class ModelCache:
             place.symlink_to(held)
             return False
         except (OSError, StoreError) as error:
-            why = getattr(error, "strerror", None) or error  # without the file's name: once is enough
+            why = getattr(error, "strerror", None) or error  # `strerror` omits the file name, which the notice has
             self.notice(f"the model cache {self.folder} cannot be used ({why}): fetched without it")
         get(place)
         return False
 
     def _take(self, lock: IO[bytes]) -> None:
-        """By asking again and again: a wait in the kernel, in a thread that is no main thread, would hear no SIGTERM."""
+        """Take the lock by polling.
+
+        A blocking wait in the kernel, outside the main thread, would not notice SIGTERM.
+        """
         end = time.monotonic() + LOCK_SECONDS
         while True:
             try:

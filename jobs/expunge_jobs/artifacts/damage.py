@@ -1,4 +1,4 @@
-"""Artifacts whose bytes are not what their manifests say."""
+"""Artifacts whose bytes differ from their manifests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from expunge_jobs.tasks.references import ArtifactRef
 
 
 class Damage(Schema):
-    """What a step found of an artifact that it needed. ``attempt``: whose files these are."""
+    """The damage that a step found in an input artifact.
+
+    ``attempt`` is the attempt that wrote the damaged files.
+    """
 
     attempt: str
     reason: str
@@ -22,7 +25,10 @@ class Damage(Schema):
 
 
 def find_damaged(store: Store, refs: Iterable[ArtifactRef]) -> Iterator[DamagedInput]:
-    """Those artifacts whose bytes are not what their manifests say; each is read."""
+    """Yield an error for each artifact that differs from its manifest.
+
+    Every artifact is read.
+    """
     for ref in refs:
         with tempfile.TemporaryDirectory(prefix="expunge-") as scratch:
             try:
@@ -32,17 +38,22 @@ def find_damaged(store: Store, refs: Iterable[ArtifactRef]) -> Iterator[DamagedI
 
 
 def mark_damaged(store: Store, error: DamagedInput) -> None:
-    """Say beside an artifact that it is not whole: whoever runs again can give it up without reading it."""
+    """Mark an artifact in the store as damaged.
+
+    A later run can then give up the artifact without reading its files.
+    """
     if error.folder:
         damage = Damage(attempt=error.attempt, reason=str(error).partition(";")[0], found=now())
         store.put(f"{error.folder}/damaged.json", damage.model_dump_json().encode())
 
 
 def give_up_damaged(store: Store, ref: ArtifactRef) -> str:
-    """Delete the manifest of an artifact that a step found damaged, so that it is made anew; why, or nothing where all is well.
+    """Delete the manifest of an artifact that is marked as damaged.
 
-    Not every server can delete on a condition: between the two looks another runner may have made it anew, and then it is made
-    once more.
+    The artifact is then produced again. Returns the reason, or an empty string if the artifact is not damaged.
+
+    Not every server supports conditional deletes. Therefore another runner may have produced the artifact again between
+    the read and the delete. In that case the artifact is produced once more.
     """
     mark = f"{folder(ref)}/damaged.json"
     try:

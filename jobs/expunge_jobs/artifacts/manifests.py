@@ -1,4 +1,7 @@
-"""The manifest: what a finished step made. It is written last, and exists if and only if the artifact is whole."""
+"""The manifest: the description of a complete artifact.
+
+The manifest is written last. A manifest exists if and only if the artifact is complete.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from expunge_jobs.tasks.references import ArtifactRef
 
 
 class StoredFile(Schema):
-    """``path`` is the file's name in the artifact; it lies in the folder of the attempt that won."""
+    """A file of an artifact.
+
+    ``path`` is the file's name in the artifact. The file lies in the folder of the attempt that won.
+    """
 
     path: str
     size: int
@@ -26,7 +32,10 @@ class StoredFile(Schema):
 
 
 class Manifest(Schema):
-    """A finished step's receipt: what was made, from what, by which versions, where and when (UTC)."""
+    """The receipt of a finished step.
+
+    The fields state the files, the task, the versions, the device and the times (UTC).
+    """
 
     format: Literal[1] = 1
     kind: str
@@ -44,25 +53,28 @@ class Manifest(Schema):
 
 
 def now() -> str:
-    """UTC, to the millisecond."""
+    """Return the current UTC time to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def folder(ref: ArtifactRef) -> str:
-    """The artifact's folder in the store."""
+    """Return the artifact's folder in the store."""
     return f"artifacts/{ref.kind}/{ref.key}"
 
 
 def manifest_path(ref: ArtifactRef) -> str:
-    """Where the manifest lies, if the artifact is whole."""
+    """Return the path of the artifact's manifest.
+
+    The manifest exists only if the artifact is complete.
+    """
     return f"{folder(ref)}/manifest.json"
 
 
 def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
-    """The manifest, or None while the artifact is not whole.
+    """Return the manifest, or None while the artifact is incomplete.
 
     Raises:
-        DamagedInput: something is there that is no manifest.
+        DamagedInput: the object at the manifest's path is not a manifest.
     """
     try:
         data, _ = store.get(manifest_path(ref), MEDIUM)
@@ -77,11 +89,13 @@ def read_manifest(store: Store, ref: ArtifactRef) -> Manifest | None:
 
 
 def fetch(store: Store, ref: ArtifactRef, into: Path, cache: ModelCache | None = None) -> Path:
-    """The artifact's files (of ``ref.folder`` alone, if it names one) as a local folder, each checked; by way of ``cache``,
-    a folder that outlives the step, if there is one.
+    """Return a local folder with the artifact's files, each verified.
+
+    ``ref.folder``, if set, selects one folder of the artifact. ``cache``, if given, is a folder that outlives the step.
+    Remote files then pass through the cache.
 
     Raises:
-        DamagedInput: no manifest, a file missing, or bytes that are not the manifest's; says which, and what to do.
+        DamagedInput: no manifest, a missing file, or bytes other than the manifest's. Names the file and the remedy.
     """
     manifest = read_manifest(store, ref)
     if manifest is None:
@@ -93,7 +107,7 @@ def fetch(store: Store, ref: ArtifactRef, into: Path, cache: ModelCache | None =
     def one(file: StoredFile) -> None:
         path = f"{attempt}/{file.path}"
         local = store.local_path(path)
-        for _ in range(1 if local else 2):  # what was spoilt on its way is right the second time
+        for _ in range(1 if local else 2):  # a transfer may corrupt a file; therefore fetch a second time
             try:
                 place = local or into / ref.key / file.path
                 if local is None:

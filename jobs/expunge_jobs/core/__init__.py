@@ -1,1 +1,1 @@
-"""What every room of the jobs package may use: errors, types, connections."""
+"""Errors, types and connections that every package here may use."""

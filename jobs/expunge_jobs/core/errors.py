@@ -1,11 +1,11 @@
-"""What can go wrong in a step, and the exit code that says so to whoever started it.
+"""Step errors and the exit codes that report them to the caller.
 
 Exception
-└── StepError                 exit 1    may be tried again
-    ├── BadTask               exit 65   cannot succeed however often it is tried
-    ├── DamagedInput          exit 66   an artifact it needs is damaged: make that one again
-    ├── LimitExceeded         exit 69   its time, disk or tries are used up: raise them, or check what evicts its pods
-    └── Preempted             exit 143  ended by SIGTERM from outside; worth trying again
+└── StepError                 exit 1    may be retried
+    ├── BadTask               exit 65   fails on every retry
+    ├── DamagedInput          exit 66   an input artifact is damaged: produce that artifact again
+    ├── LimitExceeded         exit 69   time, disk or tries are used up: raise them, or check what evicts the pods
+    └── Preempted             exit 143  ended by SIGTERM from outside; may be retried
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of ``python -m expunge_jobs``; those from 64 to 78 are BSD's ``sysexits``."""
+    """Exit codes of ``python -m expunge_jobs``.
+
+    Codes from 64 to 78 are those of BSD's ``sysexits``.
+    """
 
     DONE = 0
     FAILED = 1
@@ -25,20 +28,26 @@ class ExitCode(IntEnum):
 
 
 class StepError(Exception):
-    """A step failed; its message is for the user and never holds a row's text."""
+    """A failed step.
+
+    The message is for the user and never contains a row's text.
+    """
 
     exit_code = ExitCode.FAILED
 
 
 class BadTask(StepError):
-    """The task cannot succeed however often it is tried."""
+    """A task that fails on every retry."""
 
     exit_code = ExitCode.BAD_TASK
 
 
 class DamagedInput(StepError):
-    """An artifact that the task needs is not what its manifest says. ``folder``: the artifact's in the store, and ``attempt``:
-    who made it, where that is known."""
+    """An input artifact that differs from its manifest.
+
+    ``folder`` is the artifact's folder in the store. ``attempt`` is the attempt that produced the artifact. Either is
+    empty if unknown.
+    """
 
     exit_code = ExitCode.DAMAGED_INPUT
 
@@ -48,19 +57,25 @@ class DamagedInput(StepError):
 
 
 class LimitExceeded(StepError):
-    """What the step was allowed is used up; going on needs more of it."""
+    """An exhausted limit of a step.
+
+    The step needs a higher limit to continue.
+    """
 
     exit_code = ExitCode.LIMIT_EXCEEDED
 
 
 class Preempted(StepError):
-    """The step was ended by SIGTERM."""
+    """A step that SIGTERM ended."""
 
     exit_code = ExitCode.PREEMPTED
 
 
 def suggestion(word: str, allowed: list[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest of the allowed words, or nothing when none is near."""
+    """Return a hint with the nearest of the allowed words.
+
+    The hint is ``; did you mean 'x'?``. The hint is empty if no allowed word is near.
+    """
     from difflib import get_close_matches
 
     near = get_close_matches(word, allowed, n=1, cutoff=0.6)

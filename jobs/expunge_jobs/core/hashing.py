@@ -1,4 +1,4 @@
-"""JSON in one form, digests and seeds that no Python version changes."""
+"""Canonical JSON, digests and seeds that no Python version changes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no blanks: equal values give equal text."""
+    """Return JSON with sorted keys and no whitespace.
+
+    Equal values give equal text.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def identity(value: Any) -> str:
-    """SHA-256 in hex of a JSON value without addresses: they say where bytes are, digests say which."""
+    """Return the SHA-256 of a JSON value without its addresses, in hex.
+
+    An address states the place of bytes. A digest states the bytes themselves.
+    """
     return hashlib.sha256(canonical(_without(value, _ADDRESSES)).encode()).hexdigest()
 
 
 def stable_hash(*parts: object) -> int:
-    """63 bits of SHA-256 over the parts: seeds and places that no Python version changes."""
+    """Return 63 bits of the SHA-256 of the parts.
+
+    Seeds and places are derived from this hash, because no Python version changes the result.
+    """
     text = "\x1f".join(str(p) for p in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

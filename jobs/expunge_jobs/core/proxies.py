@@ -1,4 +1,4 @@
-"""Connections to HTTP servers, by way of the proxies that the environment names."""
+"""Connections to HTTP servers through the proxies of the environment."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the proxy for a URL, or None where it is asked directly.
+    """Return the proxy for a URL, or None for a direct connection.
 
-    HTTPS_PROXY is for https and HTTP_PROXY for http, as curl, Go and kubectl read them. NO_PROXY lists hosts, domains and
-    networks (10.0.0.0/8); the SDKs of Kubernetes and S3 each read a part of that.
+    HTTPS_PROXY applies to https and HTTP_PROXY to http, as in curl, Go and kubectl. NO_PROXY lists hosts, domains and
+    networks (10.0.0.0/8). The SDKs of Kubernetes and S3 each support only a part of that.
     """
     parts, proxies = urlsplit(url), getproxies_environment()
     exempt = (e.strip().lower() for e in proxies.get("no", "").split(","))
@@ -29,11 +29,12 @@ def proxy_for(url: str) -> str | None:
 
 
 def connections(url: str, proxy: str | None = None, **options: Any) -> PoolManager:
-    """Return a pool of connections to the server of ``url``. ``proxy`` wins over the environment's, and an empty one is none;
-    ``options`` are urllib3's.
+    """Return a pool of connections to the server of ``url``.
+
+    ``proxy`` overrides the environment. An empty ``proxy`` means a direct connection. ``options`` are urllib3's.
 
     Raises:
-        BadTask: a proxy of a kind that is not spoken here.
+        BadTask: a proxy of an unsupported kind.
     """
     import urllib3
 
@@ -48,7 +49,7 @@ def connections(url: str, proxy: str | None = None, **options: Any) -> PoolManag
             raise BadTask(f"the proxy {_shown(proxy)}: SOCKS needs the package PySocks")
         from urllib3.contrib.socks import SOCKSProxyManager
 
-        if proxy.startswith("socks5://"):  # names are the proxy's to look up, as with kubectl
+        if proxy.startswith("socks5://"):  # the proxy resolves host names, as with kubectl
             proxy = proxy.replace("socks5://", "socks5h://", 1)
         return SOCKSProxyManager(proxy, **options)
     if not proxy.startswith(("http://", "https://")):
@@ -59,16 +60,19 @@ def connections(url: str, proxy: str | None = None, **options: Any) -> PoolManag
         if parts.username:
             login = urllib3.make_headers(proxy_basic_auth=unquote(f"{parts.username}:{parts.password or ''}"))
         return urllib3.ProxyManager(proxy, proxy_headers=login, **options)
-    except (urllib3.exceptions.HTTPError, ValueError):  # their words hold the password
+    except (urllib3.exceptions.HTTPError, ValueError):  # the message contains the password; therefore drop it
         said = "in a password, what an address cannot hold is written as %23"
         raise BadTask(f"the proxy {_shown(proxy)} is no address; {said}") from None
 
 
 def _covers(entry: str, host: str, port: int | None) -> bool:
-    """Return whether an entry of NO_PROXY covers a host: ``*``, a network, or a name with all below it, perhaps with a port."""
+    """Return whether an entry of NO_PROXY covers a host.
+
+    An entry is ``*``, a network, or a name. A name covers its subdomains and may have a port.
+    """
     if entry == "*":
         return True
-    with contextlib.suppress(ValueError):  # one of the two is a name
+    with contextlib.suppress(ValueError):  # the host or the entry is a name
         return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
     entry = entry.replace("[", "").replace("]", "") if entry.count(":") > 1 else entry
     with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""What every type that travels as JSON or YAML has in common."""
+"""Base class and number types of all data that travel as JSON or YAML."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def _no_bool(value: Any) -> Any:
 
 
 def _no_minus_zero(value: float) -> float:
-    return value + 0.0  # -0.0 equals 0.0, so it makes the same key
+    return value + 0.0  # -0.0 equals 0.0; therefore both must give the same key
 
 
-# YAML readers differ on `1e-4` (a string to some) and everything accepts `true` as 1: one road for every number.
+# Some YAML readers parse `1e-4` as a string, and all parsers accept `true` as 1; therefore all numbers use these types.
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_no_minus_zero)]
 Positive = Annotated[Float, Field(gt=0)]
@@ -26,6 +26,6 @@ Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 
 
 class Schema(BaseModel):
-    """Base of everything here: immutable, no unknown fields, no NaN or infinity."""
+    """Base class: immutable, without unknown fields, NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())

@@ -1,1 +1,1 @@
-"""Rows."""
+"""Rows of data files."""

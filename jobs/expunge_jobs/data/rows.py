@@ -1,6 +1,8 @@
-"""Data files -> rows, checked. Loads no torch, so that bad rows are found before anything runs.
+"""Parsing and validation of data files.
 
-No message here holds a row's text or id: a row is named by its file and line.
+The module loads no torch; therefore bad rows are found before any step runs.
+
+No message of this module contains a row's text or id. A message names a row by file and line.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ _KIND_AT_END = re.compile(r"(sc|qa)\d+(?=\"?$)")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``kind`` sc: a sentence completion (regurgitation); qa: a question (knowledge)."""
+    """A row of a data file.
+
+    ``kind`` is ``sc``, a sentence completion (regurgitation), or ``qa``, a question (knowledge).
+    """
 
     id: str
     document: str
@@ -31,12 +36,12 @@ class Row:
     input: str
     output: str
     line: int = field(default=0, compare=False)
-    """Where in its file; to name it by."""
+    """Line in the data file, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One whole text, for membership inference."""
+    """A whole text for membership inference."""
 
     id: str
     text: str
@@ -44,7 +49,10 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One multiple-choice question of MMLU (Hendrycks et al., arXiv 2009.03300); ``answer`` is 0 to 3."""
+    """A multiple-choice question of MMLU.
+
+    The source is Hendrycks et al., arXiv 2009.03300. ``answer`` is 0 to 3.
+    """
 
     id: str
     subject: str
@@ -58,7 +66,11 @@ Item = Row | Document | Question
 
 
 class DataError(BadTask):
-    """A data file is not usable; ``problems`` are all that were found, up to ``MAX_PROBLEMS``. ``more`` were not kept."""
+    """An unusable data file.
+
+    ``problems`` holds the problems found, ``MAX_PROBLEMS`` at most. ``more`` is the number of problems that were not
+    kept.
+    """
 
     def __init__(self, problems: list[str], more: int = 0) -> None:
         self.problems = problems[:MAX_PROBLEMS]
@@ -67,7 +79,10 @@ class DataError(BadTask):
 
 
 class _Problems:
-    """What is wrong with a file: the first of it in words, the rest counted. A file may be wrong in a million places."""
+    """The problems of a file.
+
+    A file may have a million problems. Therefore only the first are kept in words, and the rest are counted.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -86,9 +101,10 @@ class _Problems:
 
 
 def parse(content: bytes, name: str, role: str = "forget", most: int | None = None) -> list[Item]:
-    """Return the rows of a JSON Lines file, or of one JSON object of columns (``{"id": {...} | [...], ...}``).
+    """Return the rows of a data file.
 
-    ``most``: rows that are read at most.
+    The file is JSON Lines, or one JSON object of columns (``{"id": {...} | [...], ...}``). ``most`` is the largest
+    number of rows that is accepted.
 
     Raises:
         DataError: every bad row, by file, line and field, never by content; or too many rows.
@@ -107,7 +123,7 @@ def parse(content: bytes, name: str, role: str = "forget", most: int | None = No
             problems.add(text, line)
         if item is None:
             continue
-        if item.id in seen and not isinstance(item, Question):  # MMLU's files have no ids, and repeat themselves
+        if item.id in seen and not isinstance(item, Question):  # MMLU's files have no ids and contain duplicates
             problems.add(f"id: the same id as in line {seen[item.id]}; each row has its own", line)
         seen.setdefault(item.id, line)
         items.append(item)
@@ -122,7 +138,7 @@ def _records(content: bytes, problems: _Problems, most: int | None) -> Iterator[
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError([f"{problems.name}: not UTF-8 text (byte {error.start})"]) from None
-    # {},{},{} and the like take thirty times their bytes once they are parsed; rows of text are far below this.
+    # JSON such as {},{},{} takes 30 times its bytes once parsed; therefore limit the values. Rows have far fewer.
     if most is not None and (text.count(",") > 22 * most or text.count("{") + text.count("[") > 16 * most):
         raise DataError([f"{problems.name}: too many JSON values for {most:,} rows"])
     if whole := _whole(text):
@@ -143,9 +159,12 @@ def _records(content: bytes, problems: _Problems, most: int | None) -> Iterator[
 
 
 def _whole(text: str) -> dict[str, Any] | None:
-    """Return the columns of a file that is one JSON object of them, as pandas writes it. A single row has plain values."""
+    """Return the columns if the file is one JSON object of columns.
+
+    pandas writes such files. An object that is a single row has plain values and gives None.
+    """
     head = text.lstrip()[:4096]
-    if not re.match(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[\[{]', head):  # its first field is a column
+    if not re.match(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[\[{]', head):  # the first field is not a column
         return None
     try:
         whole = json.loads(text)
@@ -158,7 +177,7 @@ def _whole(text: str) -> dict[str, Any] | None:
 
 def _columns(whole: dict[str, Any], problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     first = next(iter(whole.values()))
-    # pandas writes each column as an object by row index; another order in one of them is the same column.
+    # pandas writes each column as an object keyed by row index; therefore the order of keys is irrelevant.
     indexed = all(isinstance(v, dict) and v.keys() == first.keys() for v in whole.values())
     columns = {
         k: [v[i] for i in first] if indexed else list(v.values()) if isinstance(v, dict) else v
@@ -166,7 +185,7 @@ def _columns(whole: dict[str, Any], problems: _Problems) -> Iterator[tuple[int, 
     }
     lengths = {k: len(v) for k, v in columns.items()}
     if not indexed and (len(set(lengths.values())) != 1 or all(isinstance(v, dict) for v in whole.values())):
-        # Of a file that is something else the names of its fields may be content.
+        # In a file of another kind, field names may be content; therefore name only known fields.
         named = [f"{k} {n}" for k, n in lengths.items() if k in _FIELDS]
         problems.add(f"columns with different rows: {', '.join(named) or 'none is a known field'}")
         return
@@ -225,5 +244,5 @@ def _question(record: dict[str, Any], text: Callable[[str], str], problems: list
 
 
 def address(uri: str) -> str:
-    """A URI as people write it: ``file://`` paths without their scheme."""
+    """Return a URI for display, without the scheme ``file://``."""
     return uri.removeprefix("file://")

@@ -1,4 +1,4 @@
-"""Which rows of a file a set has."""
+"""Selection of a set's rows from a data file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expunge_jobs.tasks.references import Input, RowsRef, SetName, TaskData
 
 
 def select(items: list[Item], ref: RowsRef) -> list[Item]:
-    """The items of ``ref``'s documents, in the file's order (see ``RowsRef``)."""
+    """Return the items of ``ref``'s documents in file order (see ``RowsRef``)."""
     if ref.take is None:
         return items
     by_task: dict[str, set[str]] = defaultdict(set)
@@ -28,7 +28,7 @@ def select(items: list[Item], ref: RowsRef) -> list[Item]:
 
 
 def shortfalls(items: list[Item], of: int) -> dict[str, int]:
-    """Tasks with fewer documents than ``of``, and how many they have."""
+    """Return the tasks with fewer than ``of`` documents, and their counts."""
     counts = Counter(task for task, _ in {(_task(i), _document(i)) for i in items})
     return {task: n for task, n in sorted(counts.items()) if n < of}
 
@@ -39,9 +39,11 @@ def load(
     only: tuple[SetName, ...] | None = None,
     parse: Callable[[bytes, str, str], list[Item]] = parse,
 ) -> dict[SetName, list[Item]]:
-    """Every set of the task (or only some), selected, with forget and retain told apart.
+    """Return the selected rows of the task's sets.
 
-    ``read`` gives the bytes of an input, checked against its digest; ``parse`` their rows.
+    ``only`` restricts the sets. ``read`` returns the bytes of an input, verified against its digest. ``parse`` returns
+    the rows of these bytes. A row in both forget and retain is refused or dropped from retain, according to
+    ``data.overlap``.
 
     Raises:
         DataError: as ``parse``; or a row in forget and in retain that ``overlap`` does not allow.

@@ -1,1 +1,1 @@
-"""What an address outside the store means, and the digest that pins it."""
+"""Inputs from outside the store: addresses, and the digests that pin them."""

@@ -1,4 +1,4 @@
-"""What an address outside the store may be."""
+"""Addresses of inputs outside the store."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ SCHEMES = ("hf", *store_schemes(), "builtin")
 
 
 STORED = "inputs"
-"""``<store>/inputs/<digest>/<name>``: what `expunge upload` has put there."""
+"""Folder of uploads in a store. `expunge upload` writes ``<store>/inputs/<digest>/<name>``."""
 
 
 def scheme(uri: str) -> str:
-    """The scheme of an input.
+    """Return the scheme of an input.
 
     Raises:
-        BadTask: one that nobody here reads.
+        BadTask: an unknown scheme.
     """
     found, separator, _ = uri.partition("://")
     if not separator or found not in SCHEMES:

@@ -1,7 +1,7 @@
-"""The model hub: what ``hf://org/name@revision`` means, which commit that is now, and the files of a commit.
+"""The model hub: addresses, commits and files.
 
-A commit is asked for by plain HTTP, so that the controller needs neither huggingface_hub nor its dependencies. Files are
-downloaded by huggingface_hub, in a step.
+The address of a hub model is ``hf://org/name@revision``. The module asks for a commit over plain HTTP. Therefore the
+controller needs neither huggingface_hub nor its dependencies. In a step, huggingface_hub downloads the files.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from expunge_jobs.store import Unavailable
 
 ENDPOINT = "https://huggingface.co"
 SECONDS = 20.0
-"""For one answer of the hub."""
+"""Timeout in seconds for one answer of the hub."""
 ANSWER_BYTES = 16 * 2**20
-"""Bytes; an answer lists every file of the repository."""
+"""Limit in bytes of an answer. An answer lists every file of the repository."""
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 REVISION_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,95}){0,7}"
-"""A branch, a tag, a commit or a ref such as refs/pr/1. No part is empty, begins with a dot, or leads anywhere else."""
+"""A branch, a tag, a commit or a ref such as refs/pr/1. No part is empty, begins with a dot, or leads elsewhere."""
 _ADDRESS = re.compile(rf"hf://({NAME_PATTERN})(?:@({REVISION_PATTERN}))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _IGNORED = ["*/*", "consolidated*"]
-"""Folders beside the model, and the same weights once more in their makers' own form."""
+"""Folders beside the model, and duplicates of the weights in their makers' own form."""
 
 
 def parse_address(uri: str) -> tuple[str, str]:
-    """Return name and revision of ``hf://org/name@revision``; without a revision, ``main``.
+    """Return the name and the revision of ``hf://org/name@revision``.
+
+    The default revision is ``main``.
 
     Raises:
         BadTask: not of that form.
@@ -56,7 +58,10 @@ def commit_of(digest: str) -> str:
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub's API as one user sees it. ``cache``: a folder in huggingface_hub's layout, which answers where the hub does not."""
+    """The API of a hub with one user's credentials.
+
+    ``cache`` is a folder in huggingface_hub's layout. The cache answers if the hub does not.
+    """
 
     endpoint: str = ENDPOINT
     token: str | None = None
@@ -80,7 +85,7 @@ class Hub:
         except Unavailable:
             if self.cache is None:
                 raise
-            # The grammar keeps the path inside the cache: no part of a revision is absolute or begins with a dot.
+            # No part of a revision is absolute or begins with a dot; therefore the path stays inside the cache.
             known = self.cache / f"models--{name.replace('/', '--')}" / "refs" / revision
             commit = known.read_text().strip() if known.is_file() else ""
             if not _COMMIT.fullmatch(commit):
@@ -95,7 +100,7 @@ class Hub:
         headers = {"Accept": "application/json", "User-Agent": "expunge"}
         if self.token and not re.fullmatch(r"[\x21-\x7e]+", self.token):
             raise BadTask(f"{uri}: HF_TOKEN holds characters that no header may hold")
-        if self.token:  # urllib3 drops it where the answer leads to another host
+        if self.token:  # urllib3 drops this header on a redirect to another host
             headers["Authorization"] = f"Bearer {self.token}"
         away = f"{uri}: the hub {self.endpoint}"
         try:
@@ -130,12 +135,18 @@ class Hub:
 
 
 def public_hub() -> Hub:
-    """Return the hub as anybody sees it: no token, no cache, no file of this machine. HF_ENDPOINT names a mirror."""
+    """Return the hub without credentials.
+
+    The result has no token and no cache, and the function reads no file of this machine. HF_ENDPOINT names a mirror.
+    """
     return Hub((os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/"))
 
 
 def own_hub() -> Hub:
-    """Return the hub as this user sees it: with the token and the cache that huggingface_hub would take."""
+    """Return the hub with this user's token and cache.
+
+    huggingface_hub would use the same token and cache.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
@@ -151,11 +162,13 @@ def own_hub() -> Hub:
 
 
 def snapshot(name: str, commit: str, suffixes: tuple[str, ...]) -> Path:
-    """Return the local folder of a hub model at a commit; its files of these suffixes are downloaded unless the cache has them.
+    """Return the local folder of a hub model at a commit.
+
+    Files with one of the suffixes are downloaded unless the cache has them.
 
     Raises:
-        BadTask: the hub does not have it, or not for this token.
-        StepError: the hub could not be asked; that may pass.
+        BadTask: the hub does not have the model, or not for this token.
+        StepError: the hub could not be asked. A later call may succeed.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -165,12 +178,15 @@ def snapshot(name: str, commit: str, suffixes: tuple[str, ...]) -> Path:
         return Path(snapshot_download(name, revision=commit, allow_patterns=patterns, ignore_patterns=_IGNORED))
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise BadTask(f"hf://{name}@{commit}: the hub does not have it, or not for this HF_TOKEN") from None
-    except Exception as error:  # whatever the hub's client and the HTTP client below it raise
+    except Exception as error:  # the hub's client and its HTTP client raise errors of many types
         raise StepError(f"hf://{name}@{commit}: cannot be had: {_first_line(error)}") from None
 
 
 def _cause(error: Exception) -> str:
-    """Return what went wrong with a connection, without urllib3's names of its own objects."""
+    """Return the cause of a connection error.
+
+    The text omits urllib3's names of its own objects.
+    """
     return str(getattr(error, "reason", None) or error).rpartition("): ")[2] or type(error).__name__
 
 

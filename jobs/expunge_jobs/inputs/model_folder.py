@@ -1,4 +1,4 @@
-"""A model or adapter as a directory: its files, their digest, and what it must have."""
+"""Directories of models and adapters: contents, digest, requirements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from expunge_jobs.store import sha256_of
 
 
 def folder_digest(folder: Path) -> str:
-    """``sha256:`` over the names and digests of a model's or adapter's files.
+    """Return the digest of a model's or adapter's files.
+
+    The digest is ``sha256:`` and the SHA-256 of the files' names and digests.
 
     Raises:
         BadTask: no such folder, or it holds no such files.
@@ -27,7 +29,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Those files of a directory that a model or adapter consists of.
+    """Return the files of a directory that belong to a model or adapter.
 
     Raises:
         BadTask: there are none.
@@ -39,7 +41,10 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuses a directory that lacks a config, a tokenizer or safetensors weights, naming what it lacks."""
+    """Refuse a directory that is not a complete model.
+
+    A model has a config, a tokenizer and safetensors weights. The error names the missing part.
+    """
     if not (folder / "config.json").is_file():
         raise BadTask("the model directory lacks config.json")
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -63,14 +68,20 @@ def check_model_folder(folder: Path) -> None:
 
 
 def check_adapter_folder(folder: Path) -> None:
-    """Refuses a directory that is no PEFT adapter, naming what it lacks."""
+    """Refuse a directory that is not a PEFT adapter.
+
+    The error names the missing file.
+    """
     lacks = next((n for n in ADAPTER_FILES if not (folder / n).is_file()), None)
     if lacks:
         raise BadTask(f"the adapter directory lacks {lacks}")
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a directory that is neither a whole model nor a whole adapter, naming what it lacks."""
+    """Refuse a directory that is neither a complete model nor an adapter.
+
+    The error names the missing part.
+    """
     if (folder / ADAPTER_FILES[0]).exists():
         check_adapter_folder(folder)
     else:

@@ -1,4 +1,7 @@
-"""Inputs from outside the store: reading them, and the digests that pin them. Loads no torch."""
+"""Reading of inputs outside the store, and the digests that pin them.
+
+The module loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,10 @@ from expunge_jobs.tasks.references import Input
 
 
 def read(uri: str, largest: int | None = None, should_stop: Callable[[], bool] | None = None) -> bytes:
-    """Return the bytes of a data file. ``largest``: bytes of an object in a bucket that are read at most. ``should_stop``: wait
-    for a server that is away, until it says so.
+    """Return the bytes of a data file.
+
+    ``largest`` limits the bytes of an object in a bucket. With ``should_stop``, the call waits ``AWAY`` seconds at most
+    for an unavailable server. The wait ends early if ``should_stop`` returns True.
 
     Raises:
         BadTask: missing, a folder, not readable, or a scheme that holds no data files.
@@ -58,7 +63,7 @@ def _whole(name: str, content: bytes) -> bytes:
 
 
 def _apart(uri: str, should_stop: Callable[[], bool] | None = None, largest: int | None = None) -> tuple[Store, str]:
-    """The store of the folder that an input in a shared store lies in, and the input's name there."""
+    """Return the store of an input's folder, and the input's name there."""
     folder, name = split(uri)
     if should_stop is None:
         return open_store(folder, largest=largest, patient=False), name
@@ -66,10 +71,12 @@ def _apart(uri: str, should_stop: Callable[[], bool] | None = None, largest: int
 
 
 def stored_digest(uri: str) -> str:
-    """The digest of a model or adapter in a bucket: a part of its address, checked when it is fetched.
+    """Return the digest of a model or adapter in a bucket.
+
+    The digest is a part of the address. A fetch verifies the digest.
 
     Raises:
-        BadTask: it is not where `expunge upload` puts such folders, or nothing is there.
+        BadTask: not where `expunge upload` puts such folders, or nothing is there.
     """
     store, name = _apart(uri)
     place = re.search(rf"/{STORED}/([0-9a-f]{{64}})$", store.name)
@@ -81,10 +88,12 @@ def stored_digest(uri: str) -> str:
 
 
 def read_checked(ref: Input, should_stop: Callable[[], bool]) -> bytes:
-    """The bytes of a pinned data file; ``should_stop`` as in ``read``.
+    """Return the bytes of a pinned data file.
+
+    ``should_stop`` is as in ``read``.
 
     Raises:
-        BadTask: it is not what was pinned.
+        BadTask: the file has another digest than the pinned one.
     """
     content = read(ref.uri, should_stop=should_stop)
     if f"sha256:{hashlib.sha256(content).hexdigest()}" != ref.digest:
@@ -95,18 +104,20 @@ def read_checked(ref: Input, should_stop: Callable[[], bool]) -> bytes:
 def local_folder(
     ref: Input, scratch: Path, cache: ModelCache | None = None, should_stop: Callable[[], bool] = lambda: False
 ) -> Path:
-    """The folder of a pinned model or adapter; a hub model comes from, or goes through, the hub's own cache, one in a
-    bucket is copied below ``scratch``, by way of ``cache`` if there is one.
+    """Return the local folder of a pinned model or adapter.
+
+    A hub model comes from, or goes through, the hub's own cache. A model in a bucket is copied below ``scratch``,
+    through ``cache`` if given.
 
     Raises:
-        BadTask: it is not what was pinned, or the hub does not have it.
+        BadTask: another digest than the pinned one, or the hub does not have the model.
     """
     if scheme(ref.uri) == "hf":
         return hub.snapshot(hub.parse_address(ref.uri)[0], hub.commit_of(ref.digest), MODEL_SUFFIXES)
     folder = Path(ref.uri.removeprefix("file://"))
     if is_shared(ref.uri):
         digest = ref.digest.removeprefix("sha256:")
-        if not re.fullmatch("[0-9a-f]{64}", digest):  # a folder's name from here on
+        if not re.fullmatch("[0-9a-f]{64}", digest):  # the digest becomes a folder's name; therefore validate it
             raise BadTask(f"'{ref.digest}' is no digest; allowed: sha256: and 64 hex digits")
         folder = scratch / digest
         fetch = partial(_fetch, ref.uri, should_stop)
@@ -122,7 +133,7 @@ def local_folder(
 def _is(digest: str, folder: Path) -> bool:
     try:
         return folder_digest(folder) == digest
-    except BadTask:  # empty, or no folder at all
+    except BadTask:  # the folder is empty or missing
         return False
 
 

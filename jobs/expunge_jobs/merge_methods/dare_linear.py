@@ -1,4 +1,4 @@
-"""The weighted sum of A and of B after dropping values at random (Yu et al., arXiv 2311.03099), as PEFT's dare_linear."""
+"""Weighted sum of A and of B after random dropping (DARE, Yu et al., arXiv 2311.03099), as PEFT's dare_linear."""
 
 from __future__ import annotations
 

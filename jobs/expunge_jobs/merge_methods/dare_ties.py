@@ -1,4 +1,4 @@
-"""TIES' election after dropping values at random (Yu et al., arXiv 2311.03099), as PEFT's dare_ties."""
+"""Sign election of TIES after random dropping (DARE, Yu et al., arXiv 2311.03099), as PEFT's dare_ties."""
 
 from __future__ import annotations
 

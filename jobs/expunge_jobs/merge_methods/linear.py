@@ -1,4 +1,4 @@
-"""The weighted sum of A and of B, as PEFT's linear."""
+"""Weighted sum of A and of B, as PEFT's linear."""
 
 from __future__ import annotations
 

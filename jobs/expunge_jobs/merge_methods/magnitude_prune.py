@@ -1,4 +1,4 @@
-"""The weighted sum of A and of B, each trimmed to its largest values, as PEFT's magnitude_prune."""
+"""Weighted sum of A and of B, each trimmed to its largest values, as PEFT's magnitude_prune."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trim, elect sign, disjoint mean on A and B (Yadav et al., arXiv 2306.01708), as PEFT's ties."""
+"""Trim, sign election and disjoint mean on A and B (Yadav et al., arXiv 2306.01708), as PEFT's ties."""
 
 from __future__ import annotations
 

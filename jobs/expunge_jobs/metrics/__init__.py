@@ -1,14 +1,16 @@
-"""Metrics, one a file: scores made from an evaluation's rows alone. Loads no torch.
+"""Metrics, one in each file.
 
-A metric's module states, beside what every plugin states (see ``plugins``):
+A metric computes scores from an evaluation's rows alone. The package loads no torch.
+
+A metric's module defines, in addition to the attributes of every plugin (see ``plugins``):
 
     COLUMNS      the scores of the first table, in order; the others are in ``-o json``
-    compute      (rows) -> {score: a number, or why there is none}
-    READS_TEXT   optional, True where it reads ``input`` or ``reference``: these are not stored, so such a metric cannot be
-                 computed again after the evaluation
+    compute      (rows) -> {score: a number, or the reason for its absence}
+    READS_TEXT   optional, True if the metric reads ``input`` or ``reference``: these are not stored, so the metric
+                 cannot be computed again after the evaluation
 
-A score that cannot be computed is a ``Missing`` with the reason, never a guess. Scores of all metrics share one space of names:
-begin them with the metric's own. The interface is provisional until version 1.0.
+A score that cannot be computed is a ``Missing`` with the reason, never a guess. The scores of all metrics share one
+namespace. Therefore begin a score's name with the metric's name. The interface is provisional until version 1.0.
 """
 
 from __future__ import annotations
@@ -19,10 +21,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+__all__ = [
+    "Column",
+    "EvaluatedRow",
+    "Missing",
+    "Rows",
+    "Scores",
+    "cells",
+    "mean",
+    "row_score",
+]
+
 
 @dataclass(slots=True)
 class EvaluatedRow:
-    """One line of ``rows.jsonl``."""
+    """A line of ``rows.jsonl``."""
 
     set: str
     id: str
@@ -33,17 +46,17 @@ class EvaluatedRow:
     ended: bool | None = None
     """Whether the model ended its generation itself."""
     score: float | None = None
-    """sc: ROUGE-L recall; qa: 1 if equal; choice: 1 if right."""
+    """The score by kind. sc: ROUGE-L recall; qa: 1 if equal; choice: 1 if right."""
     output_nll: float | None = None
     """Sum of -log p over the label tokens, in nats."""
     output_tokens: int | None = None
     extraction: float | None = None
     document_nll: float | None = None
-    """Mean of -log p over all tokens of input, separator and output but the first, in nats."""
+    """Mean of -log p over all tokens of input, separator and output except the first, in nats."""
     input: str | None = None
-    """What the model was asked. Not stored: an artifact holds no row's own text."""
+    """The model's prompt. Not stored: an artifact holds no row's own text."""
     reference: str | None = None
-    """The output that the row has. Not stored."""
+    """The row's own output. Not stored."""
 
 
 TEXTS = ("input", "reference")
@@ -60,7 +73,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Why a score could not be computed."""
+    """The reason why a score could not be computed."""
 
     reason: str
 
@@ -70,7 +83,7 @@ Rows = Sequence[EvaluatedRow]
 
 
 def cells(rows: Rows, kind: str) -> dict[tuple[str, str], list[float]]:
-    """Row scores of one kind by (set, task), for the forget and retain sets."""
+    """Return row scores of one kind by (set, task), for forget and retain."""
     out: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         if row.kind == kind and row.set in ("forget", "retain") and row.score is not None:
@@ -79,13 +92,16 @@ def cells(rows: Rows, kind: str) -> dict[tuple[str, str], list[float]]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean of at least one value."""
+    """Return the arithmetic mean of at least one value."""
     return sum(values) / len(values)
 
 
 def row_score(kind: str, expected: str, generated: str) -> float:
-    """sc: ROUGE-L recall with stemming (Google's rouge_score, as the SemEval task's script); qa: 1 if the whole
-    generation equals the output but for case and outer blanks."""
+    """Return the score of a generation against the expected output.
+
+    Kind ``sc``: ROUGE-L recall with stemming (Google's rouge_score, as in the SemEval task's script). Kind ``qa``: 1 if
+    the whole generation equals the output, except for case and outer whitespace.
+    """
     if kind == "qa":
         return float(generated.strip().lower() == expected.strip().lower())
     return float(_scorer().score(expected, generated)["rougeL"].recall)

@@ -1,8 +1,13 @@
-"""Signs of a model that has fallen apart, over its generations for forget, retain and probe.
+"""Signs of a collapsed model in its generations for forget, retain and probe.
 
-``collapse`` is the largest of four shares: generations without an end token, generations identical to another row's,
-words repeated in the longest repetition, and 1 - distinct-2. A memorized base has a distinct-2 and a share of
-identical outputs of its own: read it against the base's.
+``collapse`` is the largest of four shares:
+
+- generations without an end token
+- generations identical to another row's
+- words repeated in the longest repetition
+- 1 - distinct-2
+
+A memorized base has a distinct-2 and a share of identical outputs of its own. Therefore compare with the base's score.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ def compute(rows: Rows) -> Scores:
     counts = Counter(texts)
     joined = "\n".join(texts).encode()
     endless = mean([float(not r.ended) for r in asked])
-    # Short answers are equal by chance, and by right: only completions count.
+    # Short answers are equal by chance, or because both are right; therefore count only completions.
     long = [r.generation or "" for r in asked if r.kind == "sc"] or texts
     identical = mean([float(Counter(long)[t] > 1 or not t.strip()) for t in long])
     repeated = mean([longest_repeat(w) for w in words])
@@ -45,13 +50,19 @@ def compute(rows: Rows) -> Scores:
 
 
 def distinct_n(words: Sequence[str], n: int) -> float:
-    """Share of a text's n-grams that are distinct (Li et al., arXiv 1510.03055); 1 for a text without any."""
+    """Return the share of a text's n-grams that are distinct.
+
+    The source is Li et al., arXiv 1510.03055. A text without n-grams gives 1.
+    """
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def longest_repeat(words: Sequence[str], longest: int = 8) -> float:
-    """Share of a text's words covered by the longest run of one n-gram (n <= 8) repeated back to back; 0 if none."""
+    """Return the share of words in the longest repetition of one n-gram.
+
+    The repetition is a run of one n-gram (n <= 8) back to back. A text without a repetition gives 0.
+    """
     best = 0
     for n in range(1, min(longest, len(words) // 2) + 1):
         run = 0

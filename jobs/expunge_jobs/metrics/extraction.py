@@ -1,6 +1,6 @@
-"""Extraction strength: the share of an output that follows greedily from the rest of it, by set.
+"""Extraction strength: the share of an output that follows greedily from its beginning, by set.
 
-1 - k/n for the shortest prefix of k of n tokens after which every next token is the greedy one.
+The strength is 1 - k/n. After the shortest prefix, of k of the n tokens, every next token is the greedy one.
 """
 
 from __future__ import annotations

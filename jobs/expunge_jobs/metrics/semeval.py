@@ -1,7 +1,8 @@
 """The score of SemEval-2025 Task 4: task aggregate, and the final mean of aggregate, MIA score and MMLU.
 
-The aggregate is the harmonic mean over the cells set x kind x task, forget counted as 1 - x; a 0 gives 0. It is the
-task's own only for its twelve cells; ``aggregate_cells`` says how many there were.
+The aggregate is the harmonic mean over the cells set x kind x task. A forget cell x counts as 1 - x. A value of 0 gives
+an aggregate of 0. The aggregate is the task's own only for its twelve cells. ``aggregate_cells`` is the number of
+cells.
 """
 
 from __future__ import annotations
@@ -30,5 +31,8 @@ def compute(rows: Rows) -> Scores:
 
 
 def harmonic_mean(values: list[float]) -> float:
-    """Of values in [0, 1]; 0 if any is 0."""
+    """Return the harmonic mean of values in [0, 1].
+
+    The mean is 0 if any value is 0.
+    """
     return 0.0 if any(v <= 0 for v in values) else len(values) / sum(1 / v for v in values)

@@ -1,1 +1,1 @@
-"""Models, adapters and tokens: torch, no storage."""
+"""Models, adapters and tokens, with torch and without storage."""

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format: read, written, attached."""
+"""Adapters in PEFT's format: reading, writing and attaching."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from expunge_jobs.tasks.settings import FinetuneSettings
 
 
 class Adapter:
-    """A LoRA adapter read from a PEFT directory: config and float32 tensors by module (``A`` [r, in], ``B`` [out, r])."""
+    """A LoRA adapter read from a PEFT directory.
+
+    ``config`` is PEFT's configuration. ``A`` [r, in] and ``B`` [out, r] hold float32 tensors by module.
+    """
 
     def __init__(self, folder: Path) -> None:
         model_folder.check_adapter_folder(folder)
@@ -50,11 +53,14 @@ class Adapter:
 
     @property
     def scaling(self) -> float:
-        """alpha / r, by which the update BA counts."""
+        """Return alpha / r, the factor of the update BA."""
         return float(self.config["lora_alpha"]) / self.rank
 
     def norm(self) -> float:
-        """Frobenius norm of the whole update, scaling x BA over every module, without forming a BA."""
+        """Return the Frobenius norm of the whole update.
+
+        The update is scaling x BA over every module. The norm is computed without forming a BA.
+        """
         total = 0.0
         for name, a in self.A.items():
             b = self.B[name]
@@ -66,7 +72,7 @@ class Adapter:
 
 
 def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    """A PEFT directory, the same bytes for the same tensors."""
+    """Write a PEFT directory, with the same bytes for the same tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"base_model.model.{name}.lora_A.weight": t.detach().cpu().contiguous() for name, t in a.items()}
     tensors |= {f"base_model.model.{name}.lora_B.weight": t.detach().cpu().contiguous() for name, t in b.items()}
@@ -75,7 +81,10 @@ def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b:
 
 
 def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str] | str) -> dict[str, Any]:
-    """What PEFT needs to know of a plain LoRA adapter; ``targets`` are names, or one pattern as PEFT allows."""
+    """Return PEFT's configuration of a plain LoRA adapter.
+
+    ``targets`` are module names, or one pattern as PEFT allows.
+    """
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -95,7 +104,10 @@ def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str] |
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names and bytes; of the A matrices at their start, it tells whether two adapters can be merged."""
+    """Return the SHA-256 digest over the tensors' names and bytes.
+
+    The digest of the initial A matrices tells whether two adapters can be merged.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -109,7 +121,11 @@ def _module(key: str) -> str:
 
 @dataclass(frozen=True)
 class Lora:
-    """A model with a fresh adapter attached: PEFT's wrapper, the fingerprint of A's start, the adapted modules' names."""
+    """A model with a fresh adapter attached.
+
+    ``wrapped`` is PEFT's wrapper. ``a_start`` is the fingerprint of the initial A matrices.
+    ``targets`` are the names of the adapted modules.
+    """
 
     wrapped: Any
     a_start: str
@@ -117,11 +133,12 @@ class Lora:
 
 
 def attach_lora(model: Any, settings: FinetuneSettings, seed: int) -> Lora:
-    """The model with a fresh LoRA adapter in float32.
+    """Attach a fresh LoRA adapter in float32 to the model.
 
-    B is zero. A is uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, LoRA's own start), drawn for each module on the
-    CPU from hash(seed, module's name) alone: specialists of one seed start with the same A, whatever else differs.
-    That is what makes a merge of A and B meaningful.
+    B is zero. A is uniform in +-1/sqrt(in), which is LoRA's own initialization (Kaiming with a = sqrt 5).
+    The A of each module is drawn on the CPU from hash(seed, module's name) alone.
+    Specialists of one seed therefore start with the same A, whatever else differs.
+    The common A makes a merge of A and B meaningful.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -150,7 +167,7 @@ def attach_lora(model: Any, settings: FinetuneSettings, seed: int) -> Lora:
 
 
 def lora_tensors(wrapped: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The adapter's A and B by module, as they are now."""
+    """Return the current A and B of the adapter by module."""
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
     for name, parameter in wrapped.named_parameters():
@@ -163,10 +180,12 @@ def lora_tensors(wrapped: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def lora_targets(model: Any, targets: str | tuple[str, ...]) -> list[str]:
-    """Names of the modules to adapt: as short as PEFT allows, every linear layer but the head for ``all-linear``.
+    """Return the names of the modules to adapt, as short as PEFT allows.
+
+    ``all-linear`` stands for every linear layer but the head.
 
     Raises:
-        BadTask: a named target matches no linear layer; lists those that there are.
+        BadTask: a named target matches no linear layer (the message lists the layers), or the model has none at all.
     """
     head = model.get_output_embeddings()
     linear = [n for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and m is not head]
@@ -183,5 +202,5 @@ def lora_targets(model: Any, targets: str | tuple[str, ...]) -> list[str]:
 
 
 def is_conv1d(module: Any) -> bool:
-    """Return whether it is GPT-2's linear layer, whose weight is transposed."""
+    """Return whether a module is GPT-2's linear layer (transposed weight)."""
     return type(module).__name__ == "Conv1D"

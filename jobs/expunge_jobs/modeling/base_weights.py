@@ -11,7 +11,7 @@ from expunge_jobs.core.errors import BadTask, suggestion
 
 
 class BaseWeights:
-    """Weights by module, from the safetensors files of a folder."""
+    """The weights in the safetensors files of a folder, by module."""
 
     def __init__(self, folder: Path) -> None:
         self._file: dict[str, Path] = {}
@@ -22,10 +22,12 @@ class BaseWeights:
             raise BadTask("the merge method reads the base's weights, of which its folder has none as safetensors")
 
     def read(self, module: str) -> Tensor:
-        """The float32 weight of a module, as the checkpoint has it ([out, in] for a linear layer).
+        """Return the float32 weight of a module.
+
+        The shape is the checkpoint's own: [out, in] for a linear layer.
 
         Raises:
-            BadTask: there is none of that name.
+            BadTask: the base has no weight of that name.
         """
         name = f"{module}.weight"
         if name not in self._file:

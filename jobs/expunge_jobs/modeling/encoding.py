@@ -1,4 +1,7 @@
-"""Rows -> tokens: tokens(input) + tokens(separator + output, no special tokens) + end token."""
+"""The encoding of rows as tokens.
+
+A row becomes tokens(input) + tokens(separator + output, no special tokens) + end token.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,26 @@ from expunge_jobs.tasks.references import TaskData
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """``ids`` holds prompt, output and end token; the prompt is the first ``prompt`` of them."""
+    """A row as token ids.
+
+    ``ids`` holds the prompt, the output and the end token. The prompt is the first ``prompt`` tokens of ``ids``.
+    An output that was cut has no end token.
+    """
 
     ids: tuple[int, ...]
     prompt: int
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """Output tokens and the end token."""
+        """Return the output tokens and the end token."""
         return self.ids[self.prompt :]
 
 
 class Encoder:
-    """Encodes rows as one task says, and counts what it had to cut (``cut_inputs``, ``cut_outputs``)."""
+    """An encoder of rows with the template and separator of one task.
+
+    ``cut_inputs`` and ``cut_outputs`` count the inputs and outputs that were cut.
+    """
 
     def __init__(self, tokenizer: Any, data: TaskData, end: int) -> None:
         self.tokenizer, self.data, self.end = tokenizer, data, end
@@ -34,17 +44,20 @@ class Encoder:
             raise BadTask("data.template is chat, but the model's tokenizer has no chat template; allowed: none")
 
     def prompt(self, text: str) -> list[int]:
-        """The prompt alone, as evaluation asks it."""
+        """Return the tokens of a prompt alone, as evaluations use them."""
         if self.data.template == "chat":
             message = [{"role": "user", "content": text}]
             ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
         else:
             ids = self.tokenizer(text)["input_ids"]
-        # A prompt needs one token to predict from; an empty text without a BOS token has none.
+        # An empty text without a BOS token has no token to predict from; therefore use the end token.
         return list(ids) or [self.end]
 
     def row(self, row: Row, max_length: int | None = None) -> Encoded:
-        """A row, cut to ``max_length`` tokens: the input from the left; an output too long by itself from the right."""
+        """Encode a row, cut to ``max_length`` tokens.
+
+        An input is cut from the left. An output that is too long by itself is cut from the right.
+        """
         prompt = self.prompt(row.input)
         output = self.tokenizer(self.data.separator + row.output, add_special_tokens=False)["input_ids"] + [self.end]
         if max_length is not None:
@@ -58,9 +71,9 @@ class Encoder:
         return Encoded((*prompt, *output), len(prompt))
 
     def rows(self, rows: Sequence[Row], max_length: int | None = None) -> list[Encoded]:
-        """Every row, in order."""
+        """Encode every row, in order."""
         return [self.row(r, max_length) for r in rows]
 
     def receipt(self) -> dict[str, int]:
-        """What was cut, for the manifest."""
+        """Return the counts of cut inputs and outputs, for the manifest."""
         return {"cut_inputs": self.cut_inputs, "cut_outputs": self.cut_outputs}

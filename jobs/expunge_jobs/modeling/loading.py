@@ -17,16 +17,18 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 class ArtifactLocator(Protocol):
-    """Gives the local folder of an artifact or input, its bytes checked."""
+    """A source of local folders of artifacts and inputs, with checked bytes."""
 
     def path(self, ref: ArtifactRef | Input) -> Path: ...
 
 
 def load_base(folder: Path, dtype: str) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer from a directory in Hugging Face's format, safetensors only.
+    """Load a causal language model and its tokenizer from a directory.
+
+    The directory is in Hugging Face's format, with safetensors only.
 
     Raises:
-        BadTask: a file is missing, or transformers cannot read the directory; says what it lacks.
+        BadTask: a file is missing, or transformers cannot read the directory; the message names the cause.
     """
     model_folder.check_model_folder(folder)
     from transformers import AutoTokenizer
@@ -45,12 +47,12 @@ def load_base(folder: Path, dtype: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (BadTask, MemoryError):
         raise
-    except Exception as error:  # each library under it has errors of its own
+    except Exception as error:  # each underlying library raises its own errors
         if "out of memory" in str(error).lower():
             raise
         raise BadTask(f"the model cannot be loaded: {_first_line(error)}") from None
     if loading["missing_keys"]:
-        # transformers would start them at random, with a warning.
+        # transformers would initialize missing weights at random and only warn; therefore refuse the model.
         raise BadTask(f"the model directory's weights lack {sorted(loading['missing_keys'])[0]}")
     model.requires_grad_(False)
     return model.to(device()).eval(), tokenizer
@@ -71,10 +73,12 @@ def _causal_class(config: Any) -> Any:
 
 
 def end_token(model: Any, tokenizer: Any) -> int:
-    """The token that ends an output: the tokenizer's, else the first of the model's.
+    """Return the token that ends an output.
+
+    The token is the tokenizer's, or else the first of the model's.
 
     Raises:
-        BadTask: the model has none.
+        BadTask: the model has no end token.
     """
     token = tokenizer.eos_token_id
     if token is None:
@@ -90,10 +94,12 @@ def end_token(model: Any, tokenizer: Any) -> int:
 
 
 def fold(model: Any, adapter: Adapter, scale: float) -> None:
-    """Adds scale x scaling x BA to the model's own weights, in float32, rounded once to the weight's dtype.
+    """Add scale x scaling x BA to the model's own weights.
+
+    The sum is computed in float32 and rounded once to the weight's dtype.
 
     Raises:
-        BadTask: the adapter does not fit the model: a module is missing or has another shape.
+        BadTask: the adapter does not fit the model, since a module is missing or has another shape.
     """
     modules = dict(model.named_modules())
     for name, a in adapter.A.items():
@@ -113,7 +119,10 @@ def fold(model: Any, adapter: Adapter, scale: float) -> None:
 
 
 def load_model(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> tuple[Any, Any]:
-    """A base with its adapters folded in: where a fine-tune or memorize starts from."""
+    """Load a base with its adapters folded into its weights.
+
+    A fine-tune or a memorize step starts from this model.
+    """
     model, tokenizer = load_base(locator.path(ref.base), dtype)
     for adapter in ref.adapters:
         fold(model, Adapter(locator.path(adapter.ref)), adapter.scale)
@@ -121,7 +130,10 @@ def load_model(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> tuple[Any
 
 
 def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> tuple[Any, Any]:
-    """A base with its adapters beside it, as in training: folding one into bfloat16 weights would round it away."""
+    """Load a base with its adapters beside its weights, as in training.
+
+    Folding an adapter into bfloat16 weights would round the adapter away.
+    """
     model, tokenizer = load_base(locator.path(ref.base), dtype)
     if not ref.adapters:
         return model, tokenizer
@@ -141,7 +153,7 @@ def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> 
             wrapped.load_adapter(adapter.folder, adapter_name=name)
         for module in wrapped.modules():
             if isinstance(module, LoraLayer) and name in module.scaling:
-                module.set_scale(name, given.scale)  # of alpha / r
+                module.set_scale(name, given.scale)  # in units of alpha / r
     wrapped.base_model.set_adapter(names)
     wrapped.requires_grad_(False)
     return wrapped.base_model.model.eval(), tokenizer
@@ -159,7 +171,7 @@ def _check_fits(model: Any, adapter: Adapter) -> None:
             raise BadTask(f"the adapter does not fit the model: {name} is {shape}, not {found}")
 
 
-# --- packed forward passes --------------------------------------------------------------------------------------------
+# --- error messages ---------------------------------------------------------------------------------------------------
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Rows side by side in one forward pass, kept apart."""
+"""Rows that share one forward pass and are kept apart."""
 
 from __future__ import annotations
 
@@ -14,25 +14,35 @@ from expunge_jobs.core.errors import BadTask, suggestion
 from expunge_jobs.modeling.encoding import Encoded
 
 PACK_TOKENS = 4096
-"""Most tokens in one forward pass. Part of how floating-point sums group, so a constant, never the machine's choice."""
+"""Largest number of tokens in one forward pass.
+
+The number decides how floating-point sums are grouped; therefore the machine never chooses the number.
+"""
 
 
 def decoder(model: Any) -> Any:
-    """The part of a causal model below its head: its output's first element is the final hidden state."""
+    """Return the part of a causal model below its head.
+
+    The first element of the decoder's output is the final hidden state.
+    """
     found = model.get_decoder()
     return found if found is not None and found is not model else model.base_model
 
 
 def pack(rows: Sequence[Encoded], where: torch.device) -> dict[str, Tensor]:
-    """Rows one after the other as a batch of one; positions start again at each row, which keeps them apart."""
+    """Concatenate rows into a batch of one.
+
+    Positions restart at each row. The restart keeps the rows apart.
+    """
     ids = torch.tensor([[t for r in rows for t in r.ids]], device=where)
     positions = torch.tensor([[p for r in rows for p in range(len(r.ids))]], device=where)
     return {"input_ids": ids, "position_ids": positions}
 
 
 def logits_at(model: Any, rows: Sequence[Encoded], positions: Sequence[range]) -> list[Tensor]:
-    """float32 logits [positions, vocabulary] of each row at its own positions, in one packed pass.
+    """Return the logits of each row at its own positions.
 
+    The logits of a row are float32 [positions, vocabulary]. All rows share one packed pass.
     The head runs only at those positions, by the model's own path (scaling and soft caps included).
     """
     where = next(model.parameters()).device
@@ -47,7 +57,10 @@ def logits_at(model: Any, rows: Sequence[Encoded], positions: Sequence[range]) -
 
 
 def hidden_at(model: Any, rows: Sequence[Encoded], positions: Sequence[range]) -> list[Tensor]:
-    """The final hidden state [positions, width] of each row at its own positions, in one packed pass."""
+    """Return the final hidden state of each row at its own positions.
+
+    The state of a row is [positions, width]. All rows share one packed pass.
+    """
     where = next(model.parameters()).device
     states = decoder(model)(**pack(rows, where), use_cache=False)[0][0]
     out, start = [], 0
@@ -61,7 +74,10 @@ def hidden_at(model: Any, rows: Sequence[Encoded], positions: Sequence[range]) -
 def captured(
     model: Any, names: Sequence[str], rows: Sequence[Encoded], positions: Sequence[range]
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """Inside, a packed pass over these rows leaves in the mapping what each named module gives: by row, [positions, width].
+    """Capture the outputs of named modules in a packed pass over the rows.
+
+    A packed pass inside the block fills the mapping. Each module's value is a list with one tensor
+    [positions, width] per row.
 
     Raises:
         BadTask: the model has no such module.
@@ -87,7 +103,10 @@ def captured(
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """float32 logits [n, vocabulary] of stored hidden states [n, width], by the model's own path from there on."""
+    """Return the float32 logits [n, vocabulary] of stored hidden states.
+
+    The hidden states are [n, width]. The model's own path computes the logits from there on.
+    """
     with _decoder_gives(decoder(model), hidden[None]):
         dummy = torch.zeros((1, hidden.shape[0]), dtype=torch.long, device=hidden.device)
         logits: Tensor = model(input_ids=dummy, use_cache=False).logits
@@ -96,17 +115,19 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
 
 @contextmanager
 def _decoder_gives(module: Any, hidden: Tensor) -> Iterator[None]:
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output  # GPT-2 reads them
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output  # GPT-2 reads both
 
     module.forward = lambda *args, **kwargs: Output(last_hidden_state=hidden)
     try:
         yield
     finally:
-        del module.forward  # uncovers the class's own
+        del module.forward  # uncovers the class's own method
 
 
 def check_packing(model: Any, rows: Sequence[Encoded]) -> None:
-    """Refuses a model in which packed rows see each other: a row beside a neighbour must give its logits alone.
+    """Refuse a model in which packed rows see each other.
+
+    A row beside a neighbour must give the same logits as the row alone.
 
     Raises:
         BadTask: the model ignores the positions that keep rows apart.
@@ -117,7 +138,8 @@ def check_packing(model: Any, rows: Sequence[Encoded]) -> None:
     with torch.no_grad():
         together = logits_at(model, pair, [range(len(r.ids)) for r in pair])
         alone = [logits_at(model, [r], [range(len(r.ids))])[0] for r in pair]
-    # bfloat16 rounds to 3 significant digits; rows that see each other differ in the first.
+    # bfloat16 rounds to 3 significant digits, and rows that see each other differ in the first digit.
+    # Therefore 0.1 separates the two cases.
     tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
     for a, b in zip(together, alone, strict=True):
         if float((a - b).abs().max()) > tolerance * float(b.abs().max().clamp(min=1.0)):
@@ -125,7 +147,10 @@ def check_packing(model: Any, rows: Sequence[Encoded]) -> None:
 
 
 def batches(rows: Sequence[Encoded], limit: int = PACK_TOKENS) -> Iterator[list[int]]:
-    """Indices of consecutive rows that fit one packed pass."""
+    """Yield the indices of consecutive rows that fit one packed pass.
+
+    A row above the limit goes alone.
+    """
     chunk: list[int] = []
     size = 0
     for index, row in enumerate(rows):

@@ -1,14 +1,17 @@
-"""Objective terms, one a file. The loss is the sum over terms of weight x mean of the term's values.
+"""Objective terms, one in each file.
 
-A term's module states, beside what every plugin states (see ``plugins``):
+The loss is the sum over terms of weight x mean of the term's values.
+
+A term's module defines, in addition to the attributes of every plugin (see ``plugins``):
 
     Parameters   a ``TermParameters`` with fields of its own
-    needs        (parameters) -> Needs: which rows it reads, and what of the model at them
-    values       (parameters, rows) -> Tensor [n]: what is averaged over ``Needs.averaged_over``
+    needs        (parameters) -> Needs: the rows that the term reads, and the model's outputs at these rows
+    values       (parameters, rows) -> Tensor [n]: the values to average over ``Needs.averaged_over``
     alternative  (parameters, row) -> str: only if ``Needs.alternative``: another answer to the row's input
 
-``values`` is called once for each packed pass, with the rows of whole micro-batches: one optimizer step may take several passes,
-whose sums are divided by the number of the step's rows, label tokens or micro-batches. So one value stands for one of these.
+``values`` is called once for each packed pass, with the rows of whole micro-batches. One optimizer step may take
+several passes. The sums of these passes are divided by the number of the step's rows, label tokens or micro-batches.
+Therefore one value stands for one row, label token or micro-batch.
 
 The interface is provisional until version 1.0.
 """
@@ -26,40 +29,51 @@ from expunge_jobs.core.schema import Float, Schema
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "Needs",
+    "RowOutput",
+    "Rows",
+    "Side",
+    "TermParameters",
+    "Weight",
+]
+
 Side = Literal["forget", "retain"]
 Weight = Annotated[Float, Field(ge=0)]
 
 
 class TermParameters(Schema):
-    """What every term has."""
+    """The parameters of every term."""
 
     weight: Weight = 1.0
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a term reads."""
+    """The inputs of a term."""
 
     sets: tuple[Side, ...]
-    """Whose rows: ``("forget",)``, ``("retain",)`` or both."""
+    """Sets whose rows the term reads: ``("forget",)``, ``("retain",)`` or both."""
     positions: Literal["output", "all"] = "output"
-    """Where logits and hidden states are taken: the positions that predict label tokens, or all of prompt and output."""
+    """Positions of logits and hidden states: where label tokens are predicted, or all of prompt and output."""
     reference: frozenset[Literal["nll", "logits", "hidden"]] = frozenset()
-    """What it asks of the model before unlearning (the same model with its adapter off)."""
+    """Outputs of the model before unlearning (the same model with its adapter off)."""
     hidden: tuple[str, ...] = ()
-    """Modules whose output it reads, by their names in the model (``model.layers.7``)."""
+    """Modules whose output the term reads, by their names in the model (``model.layers.7``)."""
     alternative: bool = False
-    """It also reads each row with the answer that ``alternative`` gives."""
+    """Whether the term also reads each row with the answer from ``alternative``."""
     averaged_over: Literal["rows", "labels", "micro_batches"] = "rows"
-    """What one value of ``values`` stands for."""
+    """Unit of one value of ``values``."""
 
 
 @dataclass(slots=True)
 class RowOutput:
-    """What the policy, and the reference where a term needs it, say of one row. Logits are float32.
+    """The outputs of the policy, and of the reference if needed, for one row.
 
-    Label tokens are the output's tokens and the end token. Positions are those of ``Needs.positions``, the widest that a term of
-    the row's set asks for; those that predict label tokens are the last.
+    Logits are float32.
+
+    Label tokens are the output's tokens and the end token. Positions are those of ``Needs.positions``, the widest that
+    a term of the row's set requests. The positions that predict label tokens are the last.
     """
 
     nll: Tensor
@@ -71,12 +85,12 @@ class RowOutput:
     reference_logits: Tensor | None = None
     """[positions, vocabulary], without gradient."""
     micro_batch: int = 0
-    """Which micro-batch of the optimizer step the row is in."""
+    """Micro-batch of the row in the optimizer step."""
     side: Side = "forget"
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     """[positions, width] by module."""
     reference_hidden: Mapping[str, Tensor] = field(default_factory=dict)
-    """The reference's, without gradient."""
+    """[positions, width] by module, of the reference, without gradient."""
     alternative: RowOutput | None = None
     """The same row with the other answer."""
 

@@ -1,7 +1,7 @@
 """Keep the retain rows' predictions: KL(reference || policy) over the vocabulary at a row's predicting positions.
 
-``reduction: mean`` is the mean over a row's positions. ``published`` is the sum over them divided by 256, as the code
-published with arXiv 2503.21088 does (its rows are padded to 256).
+``reduction: mean`` is the mean over a row's positions. ``published`` is the sum over the positions divided by 256, as
+in the code published with arXiv 2503.21088. Rows in that code are padded to 256.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ PUBLISHED_LENGTH = 256
 
 
 class Parameters(TermParameters):
-    """``positions`` all: of prompt and output; output: those that predict label tokens."""
+    """The parameters of the KL term.
+
+    With ``positions: all``, the term covers all of prompt and output. With ``positions: output``, the term covers the
+    positions that predict label tokens.
+    """
 
     positions: Literal["all", "output"] = "all"
     reduction: Literal["mean", "published"] = "mean"

@@ -13,7 +13,7 @@ VERSION = 1
 
 
 class Parameters(TermParameters):
-    """A weight alone."""
+    """The parameters of a term with only a weight."""
 
 
 def needs(parameters: Parameters) -> Needs:

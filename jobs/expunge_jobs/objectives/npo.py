@@ -1,8 +1,8 @@
 """Negative preference optimization on the forget rows: -(2/beta) log sigmoid(-beta log(policy/reference)).
 
-Zhang et al. 2024 (arXiv 2404.05868), equation 3. log p of the label tokens is their sum (``sequence``, the paper's)
-or their mean (``token``). ``pooled`` is what the code published with arXiv 2503.21088 does: one ratio a micro-batch,
-of the mean over all its label tokens.
+The source is Zhang et al. 2024 (arXiv 2404.05868), equation 3. ``sequence`` takes the sum of log p over the label
+tokens, as the paper does. ``token`` takes the mean. ``pooled`` follows the code published with arXiv 2503.21088.
+``pooled`` has one ratio for each micro-batch, of the mean over all its label tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ VERSION = 1
 
 
 class Parameters(TermParameters):
-    """``beta`` is the inverse temperature; at 0 NPO becomes gradient ascent."""
+    """The parameters of NPO.
+
+    ``beta`` is the inverse temperature. In the limit of 0, NPO becomes gradient ascent.
+    """
 
     beta: Positive = 0.1
     normalization: Literal["sequence", "token", "pooled"] = "sequence"
@@ -34,7 +37,7 @@ def values(parameters: Parameters, rows: Rows) -> Tensor:
     import torch
     from torch.nn.functional import logsigmoid
 
-    # -log p: larger than the reference's once the row is being forgotten.
+    # -log p; the policy's exceeds the reference's while the model forgets the row.
     policy, reference = [], []
     if parameters.normalization == "pooled":
         for number in sorted({r.micro_batch for r in rows}):

@@ -1,1 +1,1 @@
-"""From scores to sentences: reads only."""
+"""Figures, intervals and verdicts from stored scores; read-only."""

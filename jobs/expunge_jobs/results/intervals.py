@@ -1,4 +1,7 @@
-"""Intervals over seeds: Student's t with n - 1 degrees of freedom, on per-seed values, paired for differences."""
+"""Confidence intervals over seeds.
+
+The intervals are Student's t with n - 1 degrees of freedom, on per-seed values. Differences are paired.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean and its interval; ``low`` and ``high`` are None where one value cannot tell."""
+    """A mean and its interval.
+
+    ``low`` and ``high`` are None for a single value, which has no interval.
+    """
 
     mean: float
     low: float | None
@@ -24,7 +30,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean of at least one value with its interval at ``LEVEL``."""
+    """Return the mean of at least one value, with its interval at ``LEVEL``."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
@@ -36,7 +42,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 @cache
 def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile (probability above one half) of Student's t, by bisection on its distribution function."""
+    """Return a quantile of Student's t, for a probability above 0.50.
+
+    The method is bisection on the distribution function.
+    """
     low, high = 0.0, 1.0
     while t_cdf(high, degrees) < probability:
         high *= 2
@@ -47,8 +56,11 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def t_cdf(t: float, degrees: int) -> float:
-    """Distribution function of Student's t for t >= 0 and whole degrees of freedom: its finite sums in the angle
-    atan(t / sqrt(degrees)) (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Return the distribution function of Student's t.
+
+    The arguments are t >= 0 and whole degrees of freedom. The function is a finite sum in an angle. The angle is
+    atan(t / sqrt(degrees)) (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+    """
     angle = math.atan(t / math.sqrt(degrees))
     sine, square = math.sin(angle), math.cos(angle) ** 2
     term = math.cos(angle) if degrees % 2 else 1.0

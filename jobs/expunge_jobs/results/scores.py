@@ -1,4 +1,4 @@
-"""Every metric of an evaluation's rows."""
+"""All metrics of an evaluation's rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from expunge_jobs import plugins
 from expunge_jobs.metrics import Column, Missing, Rows, Scores
 
 FIRST = ("semeval", "regurgitation", "knowledge", "membership", "extraction", "collapse", "probe")
-"""The order of our own metrics in the table; others follow by name."""
+"""Order of the package's own metrics in the table. Other metrics follow by name."""
 
 
 def compute_all(rows: Rows, only: frozenset[str] | None = None) -> dict[str, Any]:
-    """Every metric's scores as JSON: {metric: {"version", "values": {score: number or null}, "reasons": {...}}}.
+    """Return every metric's scores as JSON.
 
-    A metric that cannot be used, or fails, has no values and one reason under its own name: it spoils no other's.
-    ``only``: the metrics of these names.
+    The form is {metric: {"version", "values": {score: number or null}, "reasons": {...}}}. ``only`` restricts the
+    metrics by name.
+
+    A metric of another distribution may be unusable or fail. Such a metric gives null and one reason under its own
+    name, and does not affect the other metrics. An own metric's exception is raised.
     """
     out = {}
     for name in plugins.names("metrics"):
@@ -26,7 +29,7 @@ def compute_all(rows: Rows, only: frozenset[str] | None = None) -> dict[str, Any
         try:
             version = plugins.version("metrics", name)
             scores: Scores = plugins.load("metrics", name).compute(rows)
-        except Exception as error:  # another's code
+        except Exception as error:  # foreign code may raise anything
             if plugins.is_own("metrics", name):
                 raise
             scores = {
@@ -42,12 +45,12 @@ def compute_all(rows: Rows, only: frozenset[str] | None = None) -> dict[str, Any
 
 @cache
 def columns() -> tuple[Column, ...]:
-    """The table's columns, by what the metrics say of themselves."""
+    """Return the table's columns, as defined by the metrics."""
     found = []
     known = plugins.names("metrics")
     for name in (*FIRST, *(n for n in known if n not in FIRST)):
         try:
             found += list(plugins.load("metrics", name).COLUMNS)
-        except plugins.PluginError:  # `expunge list metrics` says why
+        except plugins.PluginError:  # `expunge list metrics` shows the reason
             continue
     return tuple(found)

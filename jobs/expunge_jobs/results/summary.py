@@ -1,6 +1,7 @@
-"""Evaluations' manifests -> rows of figures, means over seeds, and the sentence that says what they show. No torch.
+"""Figures of models from evaluations' manifests, and means over seeds.
 
-Every figure comes from an evaluation's manifest or from its ``rows.jsonl``; nothing is computed from anything else.
+Every figure comes from an evaluation's manifest or its ``rows.jsonl``. No other source is used. The module loads no
+torch.
 """
 
 from __future__ import annotations
@@ -35,16 +36,19 @@ CORE = (
     "collapse",
     "probe",
 )
-"""Metrics that every model has, null with a reason where they cannot be had."""
+"""Metrics of every model. A metric that is not available is null, with a reason."""
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model of a trial and the evaluation that judges it; once that is read, its scores or why there are none."""
+    """A model of a trial, with the evaluation that judges the model.
+
+    After the evaluation is read, the object has the scores or the reasons for their absence.
+    """
 
     trial: str
     group: str
-    """The trial's name without the seed: trials over which a mean is taken."""
+    """The trial's name without the seed. A group's trials share one mean."""
     seed: int
     model: str
     step: str
@@ -52,10 +56,10 @@ class EvaluatedModel:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     ref: ModelRef | None = None
-    """What the model is, where a plan made this."""
+    """The model itself, if a plan made this object."""
 
     def as_json(self) -> dict[str, Any]:
-        """The row of the public contract."""
+        """Return the row of the public contract."""
         return {
             "trial": self.trial,
             "seed": self.seed,
@@ -69,14 +73,17 @@ class EvaluatedModel:
 def collect(
     store: Store, models: Iterable[EvaluatedModel], waiting: Mapping[str, str] | None = None
 ) -> list[EvaluatedModel]:
-    """Read the scores of every model. ``waiting`` says by step why an evaluation is not there."""
+    """Read the scores of every model.
+
+    ``waiting`` gives, by step, the reason for a missing evaluation.
+    """
     models = list(models)
     waiting = dict(waiting or {})
     by_step: dict[str, tuple[dict[str, float | None], dict[str, str]] | None] = {}
     for step in dict.fromkeys(m.step for m in models):
         try:
             by_step[step] = read_scores(store, step)
-        except DamagedInput as error:  # one evaluation's; the others' scores are still good
+        except DamagedInput as error:  # only one evaluation is damaged; the other scores stay valid
             by_step[step], waiting[step] = None, str(error)
     names = dict.fromkeys(CORE)
     for found in by_step.values():
@@ -93,10 +100,10 @@ def collect(
 
 
 def read_scores(store: Store, key: str) -> tuple[dict[str, float | None], dict[str, str]] | None:
-    """Return an evaluation's scores and the reasons for those that are null; None while it is not done.
+    """Return an evaluation's scores, and the reasons for null scores.
 
-    Scores of a metric whose code has another version by now are computed again from the rows; those of one that is not
-    installed here stand as they were computed.
+    The result is None while the evaluation is not done. Scores of a metric whose code has another version now are
+    computed again from the rows. Scores of a metric that is not installed here stay as stored.
     """
     ref = ArtifactRef(kind="evaluate", key=key)
     manifest = read_manifest(store, ref)
@@ -116,10 +123,10 @@ def read_scores(store: Store, key: str) -> tuple[dict[str, float | None], dict[s
 
 
 def _is_old(name: str, stored: dict[str, Any] | None) -> bool:
-    """Whether a metric is to be computed again from the stored rows."""
+    """Return whether to compute a metric again from the stored rows."""
     try:
         plugin = plugins.load("metrics", name)
-    except plugins.PluginError:  # the stored scores stand
+    except plugins.PluginError:  # the stored scores stay in use
         return False
     if getattr(plugin, "READS_TEXT", False):
         return False
@@ -136,13 +143,16 @@ class Summary:
     best_single: bool = False
 
     def interval(self, name: str) -> Interval | None:
-        """Mean over the seeds, if every one of them has the figure."""
+        """Return the mean over the seeds, or None if a seed lacks the figure."""
         values = [r.metrics.get(name) for r in self.models]
         return mean_interval([v for v in values if v is not None]) if values and None not in values else None
 
 
 def by_model(models: Sequence[EvaluatedModel]) -> list[Summary]:
-    """One row for each model; models that several groups share (the base, say) once. A mark on the best single run."""
+    """Return one row for each model, with a mark on the best single run.
+
+    A model that several groups share (the base, for example) has one row.
+    """
     grouped: dict[tuple[str, str], list[EvaluatedModel]] = defaultdict(list)
     for each in models:
         grouped[each.group, each.model].append(each)
@@ -153,7 +163,7 @@ def by_model(models: Sequence[EvaluatedModel]) -> list[Summary]:
     groups = list(dict.fromkeys(m.group for m in models))
     rows = []
     for (model, _), found in shared.items():
-        # A model of every group belongs to none of them.
+        # A model of every group belongs to no group.
         group = found[0][0] if len(found) < len(groups) or len(groups) == 1 else ""
         rows.append(Summary("" if group == "default" else group, model, tuple(found[0][1])))
     single = [(r.interval("task_aggregate"), r) for r in rows if is_single(r.model)]
@@ -162,5 +172,5 @@ def by_model(models: Sequence[EvaluatedModel]) -> list[Summary]:
 
 
 def is_single(model: str) -> bool:
-    """Whether a model is one fine-tune: no base, merge or control."""
+    """Return whether a model is one fine-tune: no base, merge or control."""
     return model not in ("base", "merged") and not model.startswith("control:")

@@ -1,4 +1,4 @@
-"""The sentence under the table."""
+"""The verdict: the sentence below the table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from expunge_jobs.results.summary import EvaluatedModel
 
 
 def verdict(results: Sequence[EvaluatedModel]) -> list[str]:
-    """For each group of trials a sentence: whether the merge beat every specialist and control on the aggregate."""
+    """Return a sentence for each group of trials.
+
+    The sentence states whether the merge beat every specialist, baseline and control on the aggregate. A group without
+    a merge has no sentence.
+    """
     out = []
     for group in dict.fromkeys(r.group for r in results):
         mine = [r for r in results if r.group == group]

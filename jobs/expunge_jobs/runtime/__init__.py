@@ -1,1 +1,1 @@
-"""A step's surroundings: what it is given, how it says how it goes, when it stops."""
+"""The runtime of a step: its inputs, its reports and its end."""

@@ -1,12 +1,15 @@
-"""Checkpoints of a training step: an attempt that is killed loses the steps since the last one, and no more.
+"""The checkpoints of a training step.
 
-    attempts/<attempt>/checkpoints/<step>.pt       the trainer's state after that many optimizer steps
-    attempts/<attempt>/checkpoints/files/...       what the step has put into its artifact so far, each file once
+An attempt that is killed loses only the steps since the last checkpoint.
+
+    attempts/<attempt>/checkpoints/<step>.pt       the trainer's state after <step> optimizer steps
+    attempts/<attempt>/checkpoints/files/...       the artifact's files so far, each file once
     attempts/<attempt>/checkpoints/<step>.json     written last: names and SHA-256 of both
 
-A new attempt goes on from the newest whole checkpoint of any attempt and writes in its own folder alone. Random numbers
-are drawn from hashes of the seed and the step, so a state holds none; with it, weights are equal to the bit to those
-of an undisturbed run (same machine, versions and threads). Checkpoints go when the step is done.
+A new attempt resumes from the newest whole checkpoint of any attempt and writes only to its own folder.
+Random numbers are drawn from hashes of the seed and the step; therefore a state holds none.
+The weights of a resumed run equal those of an undisturbed run to the bit (same machine, versions and threads).
+The checkpoints are deleted when the step is done.
 """
 
 from __future__ import annotations
@@ -31,11 +34,14 @@ from expunge_jobs.store import StoreError, sha256_of
 
 State = dict[str, Any]
 KEPT = 2
-"""Checkpoints of its own that an attempt keeps: the newest might be damaged."""
+"""Number of its own checkpoints that an attempt keeps, since the newest may be damaged."""
 
 
 class SavedFile(Schema):
-    """``name`` below the artifact; ``path`` in the store."""
+    """A file of a checkpoint.
+
+    ``name`` is the path below the artifact, or the state's file name. ``path`` is the path in the store.
+    """
 
     name: str
     path: str
@@ -43,7 +49,7 @@ class SavedFile(Schema):
 
 
 class Checkpoint(Schema):
-    """What a checkpoint consists of."""
+    """The contents of a checkpoint."""
 
     step: int
     state: SavedFile
@@ -51,7 +57,10 @@ class Checkpoint(Schema):
 
 
 class Checkpoints:
-    """A step's checkpoints. Use: ``restore`` once, then ``after`` each optimizer step, inside ``with``."""
+    """The checkpoints of a step.
+
+    Inside ``with``, the trainer calls ``restore`` once, then ``after`` at the end of each optimizer step.
+    """
 
     def __init__(
         self,
@@ -83,10 +92,12 @@ class Checkpoints:
         self._writer.shutdown(wait=True)
 
     def restore(self) -> tuple[int, State] | None:
-        """The newest whole checkpoint's step and state, its files put below ``out`` again; None where there is none.
+        """Return the step and the state of the newest whole checkpoint.
+
+        The checkpoint's files are put below ``out`` again. The method returns None if no whole checkpoint exists.
 
         Raises:
-            StepError: the processes of a team found different ones, since one of them could not read the newest.
+            StepError: the ranks of a group found different checkpoints, since a rank could not read the newest.
         """
         found = self._newest()
         if not self.group.agrees(found[0] if found else 0):
@@ -116,11 +127,13 @@ class Checkpoints:
         return None
 
     def after(self, step: int, state: Callable[[], State]) -> None:
-        """Write a checkpoint if one is due, beside training; if SIGTERM has come, write it now and end. In a team, all end
-        after the same step, and one of it writes.
+        """Write a checkpoint in the background if the interval has passed.
+
+        After SIGTERM, the checkpoint is written at once and the step ends.
+        In a worker group, all ranks end after the same step and rank 0 writes.
 
         Raises:
-            Terminated: SIGTERM has come.
+            Terminated: SIGTERM has come, or a limit of the step's own is reached.
         """
         terminated = self.group.any(shutdown.requested())
         if self.attempt is None or not self.group.main:
@@ -138,7 +151,10 @@ class Checkpoints:
             raise shutdown.Terminated
 
     def _idle(self) -> bool:
-        """Whether nothing is being written. What could not be is said, and training goes on."""
+        """Return whether no checkpoint is being written.
+
+        A failed write is reported as a notice, and training goes on.
+        """
         if self._writing is not None:
             if not self._writing.done():
                 return False
@@ -189,7 +205,10 @@ class _Damaged(Exception):
 
 
 def _copied(value: Any) -> Any:
-    """The same with every tensor copied into this machine's memory: training changes its own in place."""
+    """Return the value with every tensor copied into main memory.
+
+    Training changes its own tensors in place; therefore the writer needs a copy.
+    """
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,4 +1,7 @@
-"""What a job program is given besides its task: inputs as local paths, an output folder, and a way to say how it goes."""
+"""The context that a job program receives besides its task.
+
+The context gives inputs as local paths, an output folder and a way to report progress.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,16 @@ if TYPE_CHECKING:
     from expunge_jobs.runtime.checkpoints import Checkpoints
 
 CHECKPOINT_SECONDS = 300.0
-"""Training that a kill may cost, by default."""
+"""Default of the training time that a kill may cost, in seconds."""
 
 
 class StepContext:
-    """A step's surroundings. Everything below ``out`` becomes the artifact; ``scratch`` goes when the step ends.
-    Without an ``attempt`` no checkpoint is written or read. ``cache`` is a folder that outlives the step (see cache.py)."""
+    """The inputs, folders and reports of one step.
+
+    Everything below ``out`` becomes the artifact. ``scratch`` is deleted when the step ends.
+    Without an ``attempt``, no checkpoint is written or read. ``cache`` is a folder that outlives the step
+    (see cache.py).
+    """
 
     def __init__(
         self,
@@ -45,11 +52,13 @@ class StepContext:
         self._clock = _Clock()
 
     def path(self, ref: ArtifactRef | Input) -> Path:
-        """The local folder of an artifact or of a model outside the store, its bytes checked.
+        """Return the local folder of an artifact or input, its bytes checked.
+
+        An input is a model outside the store. A hub input is read from its staged copy if the store has that copy.
 
         Raises:
-            DamagedInput: an artifact that is not whole.
-            BadTask: an input that has changed since it was pinned.
+            DamagedInput: the artifact is not whole.
+            BadTask: the input has changed since it was pinned.
         """
         if isinstance(ref, ArtifactRef):
             return fetch(self.store, ref, self.scratch, self.cache)
@@ -58,14 +67,14 @@ class StepContext:
         return pinning.local_folder(ref, self.scratch, self.cache, shutdown.requested)
 
     def read(self, ref: Input) -> bytes:
-        """The bytes of a data file, checked against its digest."""
+        """Return the bytes of a data file, checked against its digest."""
         return pinning.read_checked(ref, shutdown.requested)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
-        """The receipt of a needed artifact.
+        """Return the manifest of a needed artifact.
 
         Raises:
-            DamagedInput: it is not whole.
+            DamagedInput: the artifact is not whole.
         """
         manifest = read_manifest(self.store, ref)
         if manifest is None:
@@ -73,7 +82,7 @@ class StepContext:
         return manifest
 
     def checkpoints(self) -> Checkpoints:
-        """Where a training loop leaves its state and finds it again."""
+        """Return the checkpoints that save and restore a training loop's state."""
         from expunge_jobs.runtime.checkpoints import Checkpoints  # loads torch
 
         return Checkpoints(
@@ -87,13 +96,17 @@ class StepContext:
         )
 
     def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:
-        """Step n of N; ``tokens`` since the last call. Said at most twice a second, and at the end."""
+        """Report that ``step`` of ``steps`` is done.
+
+        ``tokens`` is the number of tokens since the last call.
+        The report is sent at most twice a second, and at the end.
+        """
         line = self._clock.tick(step, steps, tokens)
         if line:
             emit("progress", step=step, steps=steps, **line, **figures)
 
     def notice(self, text: str) -> None:
-        """Something a user should know that is no error."""
+        """Report a fact that the user should know and that is no error."""
         emit("notice", text=text)
 
 

@@ -1,7 +1,8 @@
-"""Several processes that do one step together, a GPU each; a step alone is a team of one. Communication is accelerate's.
+"""The worker group: processes that do one step together, one GPU each.
 
-What a step is given to do is dealt out by number, each process takes its share, and sums or lists are put together again.
-Every process holds the whole model and makes the same optimizer step, so weights agree without being sent.
+A step without other processes has a group of one. Communication goes through accelerate.
+The items of a step are distributed by number. Each process does its share, and sums or lists are combined again.
+Every process holds the whole model and makes the same optimizer step; therefore weights agree without being sent.
 """
 
 from __future__ import annotations
@@ -18,45 +19,54 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 RENDEZVOUS_FILE = "EXPUNGE_MEETING"
-"""The variable with the file by which the processes of a team find each other."""
+"""Environment variable that names the rendezvous file of a worker group."""
 RENDEZVOUS_TIMEOUT = timedelta(hours=1)
-"""How long one process waits for another, which may be fetching a model."""
+"""Timeout of a process that waits for another process, which may be fetching a model."""
 
 
 def rank() -> int:
-    """This process's number in its team; 0 is the one that reports and publishes."""
+    """Return the rank of this process in its worker group.
+
+    Rank 0 reports and publishes.
+    """
     return int(os.environ["RANK"]) if launched() else 0
 
 
 def launched() -> bool:
-    """Whether launch.py has started this process; RANK and WORLD_SIZE by themselves may be another launcher's."""
+    """Return whether launch.py has started this process.
+
+    RANK and WORLD_SIZE alone may come from another launcher.
+    """
     return RENDEZVOUS_FILE in os.environ
 
 
 def device() -> torch.device:
-    """The GPU that this process was given, else the CPU."""
+    """Return the GPU of this process, or the CPU if no GPU is available."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class WorkerGroup:
-    """A team of one, unless ``join`` makes it larger."""
+    """A worker group, of size one unless ``join`` returns a larger group."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     @property
     def main(self) -> bool:
-        """Whether this process reports, writes checkpoints and publishes."""
+        """Return whether this rank reports, writes checkpoints and publishes."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Of these items, those that this process does."""
+        """Return this process's share of the items."""
         return list(items[self.rank :: self.size])
 
     def each(self, items: Sequence[T], do: Callable[[list[T]], Iterable[R]]) -> list[R]:
-        """``do`` gives a result for each item of this process's share; all processes' results, in the order of the items."""
+        """Return the results of all processes, in the order of the items.
+
+        ``do`` gives one result for each item of this process's share.
+        """
         mine = list(do(self.share(items)))
         if self.size == 1:
             return mine
@@ -68,7 +78,7 @@ class WorkerGroup:
         return out
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value's sum over all processes."""
+        """Return each value's sum over all processes."""
         if self.size == 1:
             return list(values)
         import torch
@@ -76,7 +86,7 @@ class WorkerGroup:
         return [float(v) for v in self._reduced(torch.tensor(values, dtype=torch.float64, device=device()))]
 
     def agrees(self, value: int) -> bool:
-        """Whether it is the same in every process."""
+        """Return whether the value is the same in every process."""
         if self.size == 1:
             return True
         from accelerate.utils import gather_object
@@ -84,11 +94,14 @@ class WorkerGroup:
         return len(set(gather_object([value]))) == 1
 
     def any(self, value: bool) -> bool:
-        """Whether it is so in any process."""
+        """Return whether the value is true in any process."""
         return self.sum([float(value)])[0] > 0
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Every gradient becomes the sum of all processes' own; one that a process lacks counts as zero."""
+        """Replace every gradient by its sum over all processes.
+
+        A gradient that a process lacks counts as zero.
+        """
         if self.size == 1:
             return
         import torch
@@ -98,7 +111,7 @@ class WorkerGroup:
             parameter.grad = self._reduced(mine)
 
     def leave(self) -> None:
-        """The end of what is done together."""
+        """Destroy the process group after the common work."""
         if self.size > 1:
             from accelerate import PartialState
 
@@ -112,14 +125,14 @@ class WorkerGroup:
 
 
 def join() -> WorkerGroup:
-    """The team that this process was started for (see launch.py)."""
+    """Join the worker group that this process was started for (see launch.py)."""
     if not launched():
         return WorkerGroup()
     import torch
     from accelerate import PartialState
 
     gpus = torch.cuda.is_available()
-    # By a file and not, as accelerate would, by a port that the whole network reaches.
+    # accelerate would rendezvous by a port that the whole network reaches; therefore use a file.
     torch.distributed.init_process_group(
         "nccl" if gpus else "gloo",
         init_method=f"file://{os.environ[RENDEZVOUS_FILE]}",

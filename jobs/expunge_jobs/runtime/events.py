@@ -1,4 +1,4 @@
-"""What a step says: one JSON line at a time on stdout."""
+"""The events that a step reports, one JSON line each on stdout."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 listeners: list[Callable[[str], None]] = []
-"""Who else is told what a step says."""
+"""Functions that also receive each event line."""
 
 
 silent = False
-"""Whether another process of the team speaks for this one."""
+"""Whether another process of the worker group reports for this process."""
 
 
 def emit(event: str, **fields: Any) -> None:
-    """One JSON line on stdout: how a step tells whoever started it what it is doing."""
+    """Write an event as one JSON line on stdout.
+
+    The line reports the step's progress to the process that started the step. A silent process writes nothing.
+    """
     if silent:
         return
     line = json.dumps({"event": event, **fields})

@@ -1,7 +1,8 @@
-"""Starts the processes of a team, one for each GPU, and ends with them. Loads no torch.
+"""The launcher of a worker group, with one process for each GPU.
 
-This process stays the container's first: it hands SIGTERM on, and its exit code is that of the step. The processes find
-each other by a file, and speak by the loopback interface.
+The launcher stays the container's first process, ends with its workers, and loads no torch.
+The launcher forwards SIGTERM to the workers and exits with the exit code of the step.
+The workers rendezvous by a file and communicate over the loopback interface.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from expunge_jobs.core.errors import ExitCode
 from expunge_jobs.runtime.distributed import RENDEZVOUS_FILE
 
 OTHERS_SECONDS = 30.0
-"""Seconds for the others to end by themselves when one has failed: they may be waiting for it for ever."""
+"""Grace period for the other workers when a worker has failed or rank 0 has ended, in seconds.
+
+The others might otherwise wait forever for the worker that is gone.
+"""
 CHECKPOINT = 100.0
-"""The same when one has ended because it was told to: the first may still be writing a checkpoint."""
+"""Grace period when a worker has ended because of SIGTERM or a limit. Rank 0 may still be writing a checkpoint."""
 TOLD = (ExitCode.PREEMPTED, ExitCode.LIMIT_EXCEEDED)
 POLL_SECONDS = 0.05
 
 
 def launch(count: int) -> int:
-    """The exit code of the step, done by ``count`` processes."""
+    """Run the step in ``count`` processes and return its exit code."""
     threads = max(1, int(os.environ.get("EXPUNGE_THREADS") or os.cpu_count() or 1) // count)
     team: list[subprocess.Popen[bytes]] = []
     ending = False
@@ -42,8 +46,8 @@ def launch(count: int) -> int:
     signal.signal(signal.SIGTERM, hand_on)
     with tempfile.TemporaryDirectory(prefix="expunge-team-") as shared:
         environment = {
-            "EXPUNGE_MODEL_CACHE": shared,  # what one has fetched, the others need not
-            # They are on one machine: nothing of what they say to each other is to leave it.
+            "EXPUNGE_MODEL_CACHE": shared,  # one fetch of a model serves all workers
+            # The workers are on one machine; therefore their traffic stays on the loopback interface.
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
             **os.environ,
@@ -56,7 +60,7 @@ def launch(count: int) -> int:
         }
         for rank in range(count):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # Each ends when its stdin does, which is this process.
+            # A worker ends when its stdin ends; therefore each worker ends with this process.
             team.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "expunge_jobs"],
@@ -65,14 +69,17 @@ def launch(count: int) -> int:
                     start_new_session=True,
                 )
             )
-        if ending:  # it came while they were started: some have not heard of it
+        if ending:  # SIGTERM came while workers were starting; therefore send SIGTERM to all
             for member in team:
                 member.terminate()
         return _wait(team)
 
 
 def _wait(team: list[subprocess.Popen[bytes]]) -> int:
-    """The exit code when all have ended, which is soon after the first has, or one has failed."""
+    """Wait for all workers to end and return the exit code of the step.
+
+    After rank 0 has ended or a worker has failed, the others get a grace period and are then killed.
+    """
     failures: list[int] = []
     end = float("inf")
     while True:
@@ -93,12 +100,17 @@ def _wait(team: list[subprocess.Popen[bytes]]) -> int:
 
 
 def outcome(codes: list[int], failures: list[int]) -> int:
-    """The exit code of a team: its members', the first's in front, and those of them that failed by themselves."""
+    """Return the exit code of a worker group.
+
+    ``codes`` are the exit codes of all ranks, rank 0 first. ``failures`` are the codes of workers that failed
+    by themselves.
+    """
     if codes[0] == ExitCode.DONE:
         return ExitCode.DONE
     if failures:
-        # Others may fail for want of one that was killed (a negative code), or that cannot succeed (a high one).
+        # A worker that was killed (a negative code) or cannot succeed (a high code) may make the others fail.
+        # Therefore return that worker's code.
         code = min(failures) if min(failures) < 0 else max(failures)
         return code if code >= 0 else 128 - code
-    # Each has a clock of its own, and the first that rings ends all.
+    # Each worker has its own clock, and the first to ring ends all; therefore a limit outranks a preemption.
     return next((int(c) for c in (ExitCode.LIMIT_EXCEEDED, ExitCode.PREEMPTED) if c in codes), ExitCode.FAILED)

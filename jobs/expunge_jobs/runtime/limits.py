@@ -1,5 +1,7 @@
-"""A step's own limit of disk. A kubelet kills at it within a second, and the step's last word is lost; who counts more often
-than a kubelet does ends before it, and says why.
+"""The disk limit that a step enforces on itself.
+
+A kubelet kills a pod at its disk limit within a second, and the step's last message is lost.
+A step that measures more often than the kubelet ends first and gives the reason.
 """
 
 from __future__ import annotations
@@ -13,22 +15,28 @@ from pathlib import Path
 from expunge_jobs.runtime import shutdown
 
 MEASURE_SECONDS = 1.0
-"""Seconds between two counts. A kubelet counts every 10 s or less often."""
+"""Interval between two measurements. A kubelet measures every 10 s or less often."""
 
 
 def used(folder: Path) -> int:
-    """Bytes that the folder and all below it take, as ``du`` counts them: whole blocks, a linked file once."""
+    """Return the bytes on disk of a folder and everything below.
+
+    The bytes are counted as by ``du``, in whole blocks. A hard-linked file counts once.
+    """
     blocks: dict[tuple[int, int], int] = {}
     for parent, _, files in os.walk(folder):
         for path in (parent, *(os.path.join(parent, name) for name in files)):
-            with suppress(FileNotFoundError):  # a step at work removes files
+            with suppress(FileNotFoundError):  # a running step removes files
                 found = os.lstat(path)
                 blocks[found.st_dev, found.st_ino] = found.st_blocks
     return 512 * sum(blocks.values())
 
 
 def watch(folder: Path, limit: int, advice: str) -> None:
-    """From now on the step ends when the folder takes more bytes than the limit. ``advice``: what to do about it."""
+    """End the step when the folder takes more bytes than the limit.
+
+    A background thread measures the folder. ``advice`` tells the user how to avoid the limit.
+    """
 
     def look() -> None:
         while True:

@@ -1,6 +1,8 @@
-"""What a step says, kept in its attempt's folder: on a cluster a log goes with its pod.
+"""The upload of a step's log to its attempt's folder.
 
-attempts/<attempt>/log/<number>.jsonl     lines in order, a part every few seconds while there is something new
+On a cluster, a log is lost with its pod; therefore the store keeps a copy.
+
+    attempts/<attempt>/log/<number>.jsonl     lines in order; a part every few seconds while there are new lines
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from expunge_jobs.store import StoreError
 
 
 class LogParts:
-    """Inside ``with``, every line that it is given reaches the store within ``seconds``, and the last ones at the end."""
+    """A log that is uploaded in parts.
+
+    Inside ``with``, every line reaches the store within ``seconds``. The last lines reach the store at the end.
+    """
 
     def __init__(self, attempt: Attempt, seconds: float) -> None:
         self.attempt, self.seconds = attempt, seconds
@@ -33,11 +38,11 @@ class LogParts:
         self._thread.join()
 
     def take(self, line: str) -> None:
-        """One line, without its end."""
+        """Add one line, without its line ending."""
         self._lines.append(line)
 
     def _loop(self) -> None:
-        wait = min(1.0, self.seconds)  # the first words soon: that it has begun
+        wait = min(1.0, self.seconds)  # the first part soon, to show that the step has begun
         while not self._end.wait(wait):
             self._write()
             wait = self.seconds
@@ -51,6 +56,6 @@ class LogParts:
         try:
             self.attempt.store.put(f"{self.attempt.folder}/{LOG_PARTS}/{self._number + 1:06d}.jsonl", part)
         except StoreError:
-            return  # the lines stay for the next part; the same words are on stdout
+            return  # the lines stay for the next part and are on stdout as well
         self._number += 1
         del self._lines[:count]

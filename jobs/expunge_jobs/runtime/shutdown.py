@@ -1,4 +1,7 @@
-"""SIGTERM, or a limit of the step's own, ends the step where it stands; while its state must not be torn, a little later."""
+"""The end of a step by SIGTERM or by a limit of its own.
+
+The step ends at once. While its state must not be torn, the step ends a little later.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,14 @@ from types import FrameType
 
 
 class Terminated(BaseException):
-    """SIGTERM came, or a limit is reached. No Exception, so that nothing on the way takes it for an error of its own."""
+    """The end of a step because SIGTERM came or a limit is reached.
+
+    The class is no ``Exception``, so that no code on the way takes it for an error of its own.
+    """
 
 
 REPEAT_SECONDS = 5.0
-"""A limit's signal is repeated as often, in case that a library swallowed what the first one raised."""
+"""Interval at which a limit's signal is repeated. A library may swallow the exception of the first signal."""
 
 _deferrals = 0
 _requested = False
@@ -22,7 +28,7 @@ _limit_reason = ""
 
 
 def on_term(number: int, frame: FrameType | None) -> None:
-    """The signal's handler."""
+    """Handle the signal by raising ``Terminated``, unless deferred."""
     global _requested
     _requested = True
     if not _deferrals:
@@ -30,7 +36,10 @@ def on_term(number: int, frame: FrameType | None) -> None:
 
 
 def exceed_after(seconds: float, why: str) -> None:
-    """End the step after so many seconds, as with SIGTERM; ``limit_reason`` then is ``why``."""
+    """End the step after ``seconds``, as with SIGTERM.
+
+    ``limit_reason`` then returns ``why``.
+    """
 
     def ring(number: int, frame: FrameType | None) -> None:
         global _limit_reason
@@ -42,20 +51,29 @@ def exceed_after(seconds: float, why: str) -> None:
 
 
 def exceed(why: str) -> None:
-    """End the step at a limit of its own, as with SIGTERM; ``limit_reason`` then is ``why``. For any thread."""
+    """End the step at a limit of its own, as with SIGTERM.
+
+    ``limit_reason`` then returns ``why``. Any thread may call this function.
+    """
     global _limit_reason
     _limit_reason = why
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def limit_reason() -> str:
-    """Return which limit of its own ended the step, in words; empty where none did."""
+    """Return the message of the limit that ended the step.
+
+    The message is empty if no limit ended the step.
+    """
     return _limit_reason
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, SIGTERM raises nothing: the caller asks ``requested`` often, and raises ``Terminated`` itself."""
+    """Defer ``Terminated`` while the block runs.
+
+    Inside, SIGTERM raises nothing. The caller asks ``requested`` often and raises ``Terminated`` itself.
+    """
     global _deferrals
     _deferrals += 1
     try:
@@ -65,7 +83,7 @@ def deferred() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """The step is ending: from now on nothing interrupts it."""
+    """Ignore SIGTERM and SIGALRM, since the step is ending."""
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,1 +1,4 @@
-"""What a step does, a kind each; each reads from top to bottom."""
+"""The job programs, one for each kind of step.
+
+Each program reads from top to bottom.
+"""

@@ -1,7 +1,10 @@
-"""Asks a model every row once: greedy generation, log-probabilities, row scores -> ``rows.jsonl``.
+"""The step that evaluates a model once on every row.
 
-Figures are made from these lines alone (``metrics``), so a new one needs no GPU. Generation is the SemEval-2025
-Task 4 script's: greedy, at most 256 new tokens, the prompt raw; decoded without special tokens.
+The step writes greedy generations, log-probabilities and row scores to ``rows.jsonl``.
+Metrics (``metrics``) are computed from these lines; therefore a new metric needs no GPU.
+A metric that reads the rows' text is the exception, since the text is not stored.
+Generation follows the SemEval-2025 Task 4 script: greedy, at most 256 new tokens by default, the prompt raw
+unless ``data.template`` is chat. The generation is decoded without special tokens.
 """
 
 from __future__ import annotations
@@ -44,20 +47,20 @@ _CLEAN_UP = (
 
 
 def run(task: EvaluateTask, context: StepContext) -> dict[str, Any]:
-    """Evaluate; returns every metric's figures."""
+    """Evaluate the model and return every metric's figures."""
     model, tokenizer = load_for_evaluation(task.model, context, task.dtype)
     sets = load(task.data, context.read)
     evaluator = Evaluator(model, tokenizer, task, context)
     rows = evaluator.all(sets)
     with (context.out / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(_compact(r), ensure_ascii=False) + "\n" for r in rows)
-    receipt = evaluator.encoder.receipt()  # of this process's share
+    receipt = evaluator.encoder.receipt()  # for this process's share
     summed = dict(zip(receipt, map(int, context.group.sum(list(receipt.values()))), strict=True))
     return {"metrics": compute_all(rows), "rows": len(rows), **summed}
 
 
 class Evaluator:
-    """One model, asked."""
+    """An evaluator of one model."""
 
     def __init__(self, model: Any, tokenizer: Any, task: EvaluateTask, context: StepContext) -> None:
         self.model, self.tokenizer, self.task, self.context = model, tokenizer, task, context
@@ -67,13 +70,14 @@ class Evaluator:
 
         given = model.generation_config.eos_token_id
         self._ends = {self.encoder.end, *(given if isinstance(given, list) else [given] if given is not None else [])}
-        # A checkpoint's own may sample or punish repetition, and fills whatever a call leaves unsaid.
+        # A checkpoint's own config may sample or penalize repetition, and fills the fields that a call omits.
+        # Therefore replace the config with the default.
         model.generation_config = GenerationConfig()
         self.limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
     @torch.no_grad()
     def all(self, sets: dict[SetName, list[Item]]) -> list[EvaluatedRow]:
-        """Every set of the task, in the files' order."""
+        """Evaluate every set of the task, in the files' order."""
         asked = [(n, r) for n in ASKED for r in sets.get(n, []) if isinstance(r, Row)]
         others: tuple[SetName, SetName] = ("members", "nonmembers")
         texts = [(n, d) for n in others for d in _documents(sets.get(n, []))]
@@ -107,7 +111,10 @@ class Evaluator:
         return rows + self.multiple_choice(questions)
 
     def generate(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
-        """(text, whether the model ended it) for each row, batched by length of prompt; prompts are padded left."""
+        """Generate (text, whether the model ended it) for each row.
+
+        Rows are batched by length of prompt. Prompts are padded on the left.
+        """
         prompts = [self._fitting(self.encoder.prompt(r.input)) for r in rows]
         order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))
         out: list[tuple[str, bool]] = [("", False)] * len(rows)
@@ -121,7 +128,10 @@ class Evaluator:
         return out
 
     def _fitting(self, prompt: list[int]) -> list[int]:
-        """A prompt, cut from the left where the model has no positions for it and what is generated."""
+        """Cut a prompt from the left to the positions of the model.
+
+        The model needs positions for the prompt and for the generated tokens.
+        """
         room = max(1, self.limit - self.task.settings.max_new_tokens)
         self.encoder.cut_inputs += len(prompt) > room
         return prompt[-room:]
@@ -144,8 +154,15 @@ class Evaluator:
         return [_until_end(t, self._ends) for t in tokens]
 
     def probabilities(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """For each row: NLL of its label tokens and their number, extraction strength, NLL of the whole text but its
-        first token (what membership reads), all from one packed pass."""
+        """Compute the probability figures of each row.
+
+        All figures of a row come from one packed pass:
+
+            output_nll     NLL of the label tokens
+            output_tokens  number of label tokens
+            extraction     extraction strength
+            document_nll   mean NLL of the whole text but its first and last token; membership reads this
+        """
         encoded = self.encoder.rows(rows, self.limit)
         out = []
         for chunk in batches(encoded):
@@ -154,7 +171,7 @@ class Evaluator:
             for row, logits in zip(members, logits_at(self.model, members, positions), strict=True):
                 ids = torch.tensor(row.ids[1:], device=logits.device)
                 nll = cross_entropy(logits, ids, reduction="none")
-                whole = row.ids[-1] == self.encoder.end  # its last token is the end's, and no word of the output
+                whole = row.ids[-1] == self.encoder.end  # the last token is the end token, no word of the output
                 right = (logits.argmax(-1) == ids)[row.prompt - 1 :].tolist()
                 without_end = nll[:-1] if len(nll) > 1 else nll
                 out.append(
@@ -169,7 +186,11 @@ class Evaluator:
         return out
 
     def document_nll(self, document: Document | Row) -> float | None:
-        """Mean NLL of all tokens but the first of a text, or of a row joined as everywhere else, without end token."""
+        """Return the mean NLL of all tokens of a text but the first.
+
+        A row is joined as everywhere else, without its end token.
+        The method returns None for fewer than two tokens.
+        """
         if isinstance(document, Row):
             ids = self.encoder.row(document, self.limit).ids[:-1]
         else:
@@ -187,7 +208,10 @@ class Evaluator:
         return [self.document_nll(document) for _, document in texts]
 
     def multiple_choice(self, questions: Sequence[Question]) -> list[EvaluatedRow]:
-        """MMLU: the letter with the highest probability, after five questions of the subject's own dev rows."""
+        """Answer each MMLU question with the most probable letter.
+
+        Each prompt starts with at most five questions from the subject's own dev rows.
+        """
         letters = [self.tokenizer(c, add_special_tokens=False)["input_ids"][-1] for c in _CHOICES]
         tests = [q for q in questions if q.split == "test"]
         return self.context.group.each(tests, lambda mine: [self._choice(q, questions, letters) for q in mine])
@@ -205,13 +229,17 @@ class Evaluator:
         return EvaluatedRow("mmlu", question.id, question.id, "choice", task=question.subject, score=right)
 
     def _tick(self, count: int) -> None:
-        self._done = min(self._total, self._done + count * self.context.group.size)  # the others are about as far
+        self._done = min(self._total, self._done + count * self.context.group.size)  # the other ranks are about as far
         self.context.progress(self._done, self._total)
 
 
 def extraction_strength(right: Sequence[bool]) -> float:
-    """1 - k/n for the shortest prefix of k of an output's n tokens after which every next token is the greedy one
-    (Carlini et al. 2021; Wang et al., arXiv 2410.23249). ``right`` says for each token whether it is the greedy one."""
+    """Return the extraction strength 1 - k/n of an output.
+
+    The output has n tokens. After the shortest prefix of k tokens, every next token is the greedy token
+    (Carlini et al. 2021; Wang et al., arXiv 2410.23249).
+    ``right`` tells for each token whether the token is the greedy token.
+    """
     known = 0
     for value in reversed(right):
         if not value:
@@ -221,12 +249,15 @@ def extraction_strength(right: Sequence[bool]) -> float:
 
 
 def _documents(items: Sequence[Item]) -> list[Document | Row]:
-    """Documents as given, and completion rows."""
+    """Return the documents as given and the completion rows."""
     return [i for i in items if isinstance(i, Document) or (isinstance(i, Row) and i.kind == "sc")]
 
 
 def _clean_up(text: str) -> str:
-    """What ``clean_up_tokenization_spaces`` does where the SemEval script runs; transformers 5 ignores it for BPE."""
+    """Clean up spaces as ``clean_up_tokenization_spaces`` does.
+
+    The SemEval script runs with that clean-up. transformers 5 ignores the option for BPE.
+    """
     for written, cleaned in _CLEAN_UP:
         text = text.replace(written, cleaned)
     return text

@@ -1,6 +1,7 @@
-"""One specialised LoRA fine-tune: a weighted sum of objective terms on the forget and retain rows.
+"""The step that makes one specialised LoRA fine-tune.
 
-Artifact: ``adapter/``, ``snapshots/epoch-<n>/`` (PEFT directories) and ``losses.jsonl`` (each term by step).
+The loss is a weighted sum of objective terms on the forget and retain rows.
+The artifact is ``adapter/``, ``snapshots/epoch-<n>/`` (PEFT directories) and ``losses.jsonl`` (each term by step).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from expunge_jobs.training.trainer import Trainer
 
 
 def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
-    """Train; returns the receipt's statistics."""
+    """Train the adapter and return the receipt's statistics."""
     base, tokenizer = models.load_model(task.model, context, task.dtype)
     encoder = Encoder(tokenizer, task.data, models.end_token(base, tokenizer))
     sets = load(task.data, context.read)
@@ -38,14 +39,15 @@ def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
     others = alternatives(task, given, encoder)
     packing.check_packing(base, [*rows["forget"], *rows["retain"]])
     if task.settings.gradient_checkpointing:
-        # Before the adapter is attached: PEFT then lets gradients into the checkpointed layers.
+        # PEFT lets gradients into layers that are checkpointed before the adapter is attached.
+        # Therefore enable checkpointing first.
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = adapters.attach_lora(base, task.settings, task.seed)
     trainer = Trainer(lora, rows, task.settings, task.seed, context, others)
     losses = trainer.train()
     a, b = adapters.lora_tensors(lora.wrapped)
     if not all(bool(torch.isfinite(t).all()) for t in (*a.values(), *b.values())):
-        # A loss is that before its step: the last step's update is in none.
+        # A loss is measured before its step, so that no loss reflects the last update; therefore check the tensors.
         raise BadTask(
             f"the adapter is not finite after training step {trainer.steps} of {trainer.steps}: lower learning_rate"
         )
@@ -67,7 +69,9 @@ def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
 
 
 def alternatives(task: FinetuneTask, rows: dict[Side, list[Row]], encoder: Encoder) -> dict[Side, list[Encoded]]:
-    """Encode the rows with the other answers that a term gives, by set; none where no term gives any.
+    """Encode the rows with the other answers that a term gives, by set.
+
+    A set is absent if no term gives answers for that set.
 
     Raises:
         BadTask: two terms give answers for one set.

@@ -1,4 +1,7 @@
-"""Writes a model with its adapters folded in: ``python -m expunge_jobs.steps.fold STORE MODELREF DIR``."""
+"""The program that writes a model with its adapters folded in.
+
+Usage: ``python -m expunge_jobs.steps.fold STORE MODELREF DIR``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from expunge_jobs.tasks.references import ModelRef
 
 
 def main(store: str, model: str, to: str) -> int:
-    """Fold in float32, round once to the base's dtype, save; the exit code."""
+    """Fold the adapters in, save the model and return the exit code.
+
+    Each adapter is folded in float32 and rounded once to the base's dtype.
+    """
     from expunge_jobs.modeling.loading import load_model
 
     try:

@@ -1,7 +1,9 @@
-"""Builds the model that is to forget: trains on every row of its sets until it knows them.
+"""The step that builds the model that is to forget.
 
-The loss is the language model's on whole rows, prompt included. A model from scratch gets a byte-level BPE tokenizer
-trained on the same rows. Artifact: ``model/``, a directory in Hugging Face's format.
+The model trains on every row of its sets until the rows are known, for at most ``epochs`` passes.
+The loss is the language model's on whole rows, prompt included.
+A model from scratch gets a byte-level BPE tokenizer trained on the same rows.
+The artifact is ``model/``, a directory in Hugging Face's format.
 """
 
 from __future__ import annotations
@@ -28,13 +30,22 @@ from expunge_jobs.tasks.tasks import MemorizeTask
 
 END = "<|end|>"
 NEAR = 0.1
-"""How far from ``stop_at`` the share of rows known in training may be for the model to be asked."""
+"""Distance below ``stop_at`` from which the model itself is checked.
+
+The share of rows known in the training passes is compared with ``stop_at``.
+"""
 ASK_TOKENS = 512
-"""Most tokens in one pass that asks the model: attention between packed rows, all of it masked, is paid for."""
+"""Largest number of tokens in one pass of that check.
+
+Attention between packed rows is masked and still costs time; therefore the passes are small.
+"""
 
 
 def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
-    """Train; returns the receipt's figures: passes made, and the share of rows known."""
+    """Train the model and return the receipt's figures.
+
+    ``epochs`` is the number of passes made. ``known`` is the share of rows known.
+    """
     sets = load(task.data, context.read)
     items = {(i.input, i.output): i for rows in sets.values() for i in rows if isinstance(i, Row)}
     rows = [items[k] for k in items]
@@ -63,7 +74,7 @@ def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
 def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, context: StepContext) -> tuple[int, float]:
     settings = task.settings
     model.requires_grad_(True)
-    model.eval()  # no dropout: the rows are to be learnt by heart
+    model.eval()  # the rows are to be memorized; therefore no dropout
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
@@ -109,7 +120,8 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, context: Ste
                 step + 1, total, tokens=sum(len(r.ids) for r in batch), loss=round(loss, 4), known=round(known, 3)
             )
             if number + 1 == per_epoch:
-                # What the training passes saw lags behind and is free: only where it comes near is the model asked itself.
+                # The share known in the training passes is free but lags behind.
+                # Therefore check the model itself only near the goal.
                 known, right = right / len(rows), 0
                 last = epoch + 1 == settings.epochs
                 if last or known >= goal - NEAR:
@@ -129,8 +141,10 @@ def _batch(rows: Sequence[Encoded], settings: MemorizeSettings, epoch: int, numb
 def _step(
     model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer, group: WorkerGroup
 ) -> tuple[float, int]:
-    """One optimizer step on the mean NLL of every token but each row's first; returns it, and how many of the rows
-    were known before the step."""
+    """Make one optimizer step; return its loss and the count of known rows.
+
+    The loss is the mean NLL of every token but each row's first. The count is that before the step.
+    """
     count = sum(len(r.ids) - 1 for r in batch)
     loss, known = 0.0, 0.0
     share = group.share(batch)
@@ -152,7 +166,10 @@ def _step(
 
 @torch.no_grad()
 def _known(model: Any, rows: Sequence[Encoded], group: WorkerGroup) -> float:
-    """Share of rows whose every label token is the greedy one: what greedy decoding would give back whole."""
+    """Return the share of rows whose every label token is the greedy token.
+
+    Greedy decoding would reproduce these rows whole.
+    """
     right = 0
     share = group.share(rows)
     for chunk in batches(share, ASK_TOKENS):
@@ -164,7 +181,10 @@ def _known(model: Any, rows: Sequence[Encoded], group: WorkerGroup) -> float:
 
 
 def _is_known(row: Encoded, logits: torch.Tensor) -> bool:
-    """Whether every label token is the greedy one; ``logits`` ends with the positions that predict them."""
+    """Return whether every label token is the greedy token.
+
+    ``logits`` ends with the positions that predict the label tokens.
+    """
     return logits[-len(row.labels) :].argmax(-1).tolist() == list(row.labels)
 
 
@@ -204,7 +224,8 @@ def _build(architecture: Architecture, seed: int, tokenizer: Any, dtype: str) ->
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
-        # transformers' .02 suits thousands of dimensions; at hundreds, rows take three times as many passes to learn.
+        # transformers' 0.02 suits thousands of dimensions. At hundreds, rows take three times as many passes to learn.
+        # Therefore the range depends on the hidden size.
         initializer_range=1 / math.sqrt(architecture.hidden_size),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

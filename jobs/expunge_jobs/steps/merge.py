@@ -1,8 +1,10 @@
-"""Merges two or more adapters into one, in float32, without loading the base model.
+"""The step that merges two or more adapters into one.
 
-On A and B: PEFT's ``add_weighted_adapter``. The weight x scaling of an adapter is split as a square root over both (a negative
-sign goes to A), and the merged adapter has alpha = r. On deltas: the method's matrix by module, as an adapter of the sum of the
-ranks. Artifact: ``adapter/``.
+The merge runs in float32, without loading the base model.
+A merge on A and B is PEFT's ``add_weighted_adapter``. The weight x scaling of an adapter is split as a square root
+between A and B. A negative sign goes to A.
+A merge on deltas stores the method's matrix by module as an adapter of the sum of the ranks.
+The merged adapter has alpha = r. The artifact is ``adapter/``.
 """
 
 from __future__ import annotations
@@ -27,16 +29,19 @@ from expunge_jobs.tasks.tasks import MergeTask
 
 
 def run(task: MergeTask, context: StepContext) -> dict[str, Any]:
-    """Merge; returns the norm of the merge's update beside each adapter's."""
+    """Merge the adapters and return the receipt's figures.
+
+    ``norm`` is the norm of the merged update. ``norms`` are the norms of the adapters' updates.
+    """
     adapters = [Adapter(context.path(a.ref)) for a in task.adapters]
     weights = [a.weight for a in task.adapters]
-    receipts = [context.manifest(a.ref) for a in task.adapters if isinstance(a.ref, ArtifactRef)]
+    receipts = [context.manifest(a.ref) if isinstance(a.ref, ArtifactRef) else None for a in task.adapters]
     check_base(task, receipts)
     check_modules(adapters)
     seed, more = task.seed or 0, {}
     if task.call.plugin.ACTS_ON == "factors":
-        check_factors(adapters, [r.figures.get("a_start") for r in receipts])
-        if len(receipts) < len(adapters):
+        check_factors(adapters, [r.figures.get("a_start") if r else None for r in receipts])
+        if None in receipts:
             context.notice(
                 "an adapter from outside has no record of its base and of A's start: only its shapes were checked"
             )
@@ -47,29 +52,31 @@ def run(task: MergeTask, context: StepContext) -> dict[str, Any]:
         a, b, lost = merge_deltas(adapters, weights, task.call, seed, base.read if base else None)
         rank, more = next(iter(a.values())).shape[0], {"svd_error": lost}
     first = adapters[0]
-    # PEFT takes a pattern too: then the modules' own names.
+    # PEFT also accepts a pattern as targets; therefore use the modules' own names in that case.
     targets = first.config["target_modules"] if isinstance(first.config["target_modules"], list) else sorted(first.A)
     write_adapter(context.out / "adapter", adapter_config(rank, rank, 0.0, targets), a, b)
     return {"norm": Adapter(context.out / "adapter").norm(), "norms": [x.norm() for x in adapters], **more}
 
 
-def check_base(task: MergeTask, receipts: list[Manifest]) -> None:
-    """Refuses adapters that were trained on another base than the merge's.
+def check_base(task: MergeTask, receipts: list[Manifest | None]) -> None:
+    """Refuse adapters that were trained on another base than the merge's.
+
+    An adapter from outside has no receipt.
 
     Raises:
-        BadTask: by number.
+        BadTask: an adapter has another base; the message gives the adapter's number.
     """
     base = identity(ModelRef(base=task.base).model_dump(mode="json"))
     for number, receipt in enumerate(receipts, 1):
-        if identity(receipt.task["model"]) != base:
+        if receipt is not None and identity(receipt.task["model"]) != base:
             raise BadTask(f"adapter {number} of the merge was trained on another base model")
 
 
 def check_modules(adapters: list[Adapter]) -> None:
-    """Refuses adapters that cannot be merged by any method.
+    """Refuse adapters that no method can merge.
 
     Raises:
-        BadTask: other modules or shapes; values that are not finite.
+        BadTask: the modules or shapes differ, or values are not finite.
     """
     first = adapters[0]
     for number, other in enumerate(adapters, 1):
@@ -88,10 +95,10 @@ def check_modules(adapters: list[Adapter]) -> None:
 
 
 def check_factors(adapters: list[Adapter], starts: list[str | None]) -> None:
-    """Refuses adapters that cannot be merged on A and B.
+    """Refuse adapters that cannot be merged on A and B.
 
     Raises:
-        BadTask: other ranks; other starts of A.
+        BadTask: the ranks differ, or the initial A matrices differ.
     """
     first = adapters[0]
     for other in adapters:
@@ -109,7 +116,10 @@ def check_factors(adapters: list[Adapter], starts: list[str | None]) -> None:
 def merge_factors(
     adapters: Sequence[Adapter], weights: Sequence[float], call: PluginCall, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A [r, in] and B [out, r] of the merged adapter by module, for scaling 1."""
+    """Merge on A and B; return the merged A and B by module.
+
+    A is [r, in] and B is [out, r], for scaling 1.
+    """
     scaled = [w * x.scaling for w, x in zip(weights, adapters, strict=True)]
     root_b = [math.sqrt(abs(s)) for s in scaled]
     root_a = [math.copysign(r, s) for r, s in zip(root_b, scaled, strict=True)]
@@ -129,7 +139,10 @@ def merge_deltas(
     seed: int,
     base: Callable[[str], Tensor] | None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
-    """A and B of the merged adapter by module, for scaling 1, and the relative error (Frobenius) of storing it so.
+    """Merge on whole updates; return the merged A and B and their error.
+
+    A and B are given by module, for scaling 1. The error is the relative error (Frobenius) of storing the merge
+    as A and B.
 
     Raises:
         BadTask: the method gave a matrix of another shape, or values that are not finite.
@@ -153,8 +166,12 @@ def merge_deltas(
 
 
 def factorize(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A [rank, in] and B [out, rank] whose BA is the nearest of that rank to ``delta`` [out, in] (truncated SVD, the singular
-    values' roots on both sides); zeros where the matrix has fewer."""
+    """Factorize a matrix as BA by a truncated SVD.
+
+    BA is the nearest matrix of the given rank to ``delta`` [out, in]. A is [rank, in] and B is [out, rank].
+    The square roots of the singular values go to both sides.
+    A and B are zero where the matrix has fewer singular values than ``rank``.
+    """
     u, s, v = torch.linalg.svd(delta, full_matrices=False)
     kept = min(rank, len(s))
     root = s[:kept].sqrt()

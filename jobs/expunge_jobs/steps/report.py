@@ -1,6 +1,8 @@
-"""An experiment's results as one file, so that whoever watches hundreds of them need not read every evaluation. No torch.
+"""The step that writes an experiment's results as one file.
 
-Artifact: ``results.json`` (the public contract of ``expunge results -o json``); in the manifest the best model and the verdict.
+A user who watches hundreds of experiments need not read every evaluation. The step loads no torch.
+The artifact is ``results.json`` (the public contract of ``expunge results -o json``).
+The manifest holds the best model and the verdict.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from expunge_jobs.tasks.tasks import ReportTask
 
 
 def run(task: ReportTask, context: StepContext) -> dict[str, Any]:
-    """Read every evaluation that the experiment's record names; returns the receipt's figures."""
+    """Collect the experiment's results and return the receipt's figures.
+
+    The step reads every evaluation that the experiment's record names.
+    """
     record = json.loads(context.store.get(task.record)[0])
     results = collect(context.store, [EvaluatedModel(**row) for row in record["models"]])
     table = {"experiment": record["experiment"]["name"], "models": [r.as_json() for r in results]}
@@ -24,7 +29,10 @@ def run(task: ReportTask, context: StepContext) -> dict[str, Any]:
 
 
 def best(results: list[EvaluatedModel]) -> dict[str, Any] | None:
-    """The merge of the highest mean task aggregate over seeds; of the single fine-tunes, where nothing is merged."""
+    """Return the merge with the highest mean task aggregate over seeds.
+
+    If nothing is merged, the best single fine-tune takes the place of the merge.
+    """
     rows = [(row, row.interval("task_aggregate")) for row in by_model(results)]
     merged = [(row, found) for row, found in rows if row.model == "merged" and found]
     ranked = merged or [(row, found) for row, found in rows if is_single(row.model) and found]

@@ -1,7 +1,9 @@
-"""Copies a model or adapter of the hub into the store once, so that pods need neither the hub nor its token.
+"""The step that copies a hub model or adapter into the store once.
 
-Steps that read it keep its address and commit as their input (so keys do not depend on where a step runs) and find the
-copy by the key that follows from them. Artifact: ``model/``, safetensors only.
+Pods then need neither the hub nor its token.
+Steps that read the model keep its hub address and commit as their input.
+Keys therefore do not depend on where a step runs. The copy's own key follows from that address and commit.
+The artifact is ``model/``, safetensors only.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from expunge_jobs.tasks.tasks import STAGED, StageTask
 
 
 def run(task: StageTask, context: StepContext) -> dict[str, Any]:
-    """Download and check; returns the receipt's figures."""
+    """Download and check the source; return the receipt's figures."""
     folder = pinning.local_folder(task.source, context.scratch)
     model_folder.check_folder(folder)
     out = context.out / STAGED

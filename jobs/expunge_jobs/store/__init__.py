@@ -1,4 +1,4 @@
-"""Where artifacts lie: a directory or an S3 bucket behind one protocol."""
+"""Storage of artifacts: a directory or an S3 bucket behind one protocol."""
 
 from expunge_jobs.store.opening import AWAY, is_shared, open_store, shared_schemes, split, store_schemes
 from expunge_jobs.store.protocol import (

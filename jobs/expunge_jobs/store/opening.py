@@ -1,4 +1,4 @@
-"""Which store an address means."""
+"""Opening of stores by address."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from expunge_jobs.store.protocol import Store
 from expunge_jobs.store.schemes import Opening
 
 AWAY = 60.0
-"""Seconds after the SDK's last try, for which a step goes on asking a server that is away. A controller waits by itself."""
+"""Seconds for which a step retries an unavailable server after the SDK's last try. A controller has its own wait."""
 
 
 @cache
 def store_schemes() -> tuple[str, ...]:
-    """Schemes of stores. Imports none of them."""
+    """Return the schemes of all stores.
+
+    No store is imported.
+    """
     return tuple(sorted(m.name for m in pkgutil.iter_modules(schemes.__path__)))
 
 
@@ -30,9 +33,10 @@ def open_store(
     should_stop: Callable[[], bool] = lambda: False,
     patient: bool = True,
 ) -> Store:
-    """The store at ``s3://bucket/prefix?option=value``, ``file:///path`` or a plain path. Looks at nothing yet.
+    """Return the store at an address, without contacting the store.
 
-    ``away``, ``largest``, ``should_stop`` and ``patient`` are as in ``Opening``.
+    The address is ``s3://bucket/prefix?option=value``, ``file:///path`` or a plain path. ``away``, ``largest``,
+    ``should_stop`` and ``patient`` are as in ``Opening``.
 
     Raises:
         BadTask: an address that no store here understands.
@@ -43,7 +47,10 @@ def open_store(
 
 
 def is_shared(uri: str) -> bool:
-    """Whether other machines reach the store or object at this address; not if no store here understands it."""
+    """Return whether other machines reach the store or object at ``uri``.
+
+    The result is False for an address that no store here understands.
+    """
     try:
         return bool(_module(uri).SHARED)
     except BadTask:
@@ -51,7 +58,9 @@ def is_shared(uri: str) -> bool:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """The address of the folder that an object of a shared store lies in, and the object's name there.
+    """Return the address of an object's folder, and the object's name there.
+
+    The object lies in a shared store.
 
     Raises:
         BadTask: the address names no object.
@@ -61,7 +70,7 @@ def split(uri: str) -> tuple[str, str]:
 
 
 def shared_schemes() -> list[str]:
-    """Schemes of stores that other machines reach."""
+    """Return the schemes of stores that other machines reach."""
     return [s for s in store_schemes() if _load(s).SHARED]
 
 

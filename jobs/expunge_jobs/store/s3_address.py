@@ -1,4 +1,4 @@
-"""``s3://BUCKET/PREFIX?OPTION=VALUE``, taken apart."""
+"""Parsing of ``s3://BUCKET/PREFIX?OPTION=VALUE``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BUCKET = re.compile(
     r"(arn:aws[^/]*:(?:s3|s3-object-lambda):[a-z0-9-]*:[0-9]{12}:accesspoint[/:][A-Za-z0-9.-]{1,63}|[A-Za-z0-9._-]{1,255})"
     r"(?:/|$)"
 )
-"""The SDK's own rule (botocore.handlers.VALID_BUCKET): older and other servers have names that AWS gives to nobody today."""
+"""The SDK's own rule (botocore.handlers.VALID_BUCKET). Older and other servers have names that AWS no longer allows."""
 
 
 ALLOWED = {"addressing": ("path", "virtual", "auto"), "checksums": ("when_supported", "when_required")}
@@ -23,7 +23,7 @@ ALLOWED = {"addressing": ("path", "virtual", "auto"), "checksums": ("when_suppor
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """An ``s3://`` address, taken apart."""
+    """The parts of an ``s3://`` address."""
 
     bucket: str
     prefix: str = ""
@@ -36,7 +36,7 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The bucket and prefix alone, as people read them."""
+        """The bucket and prefix alone, for display."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ OPTIONS = tuple(k for k in Address.__dataclass_fields__ if k not in ("bucket", "
 
 
 def parse_address(uri: str) -> Address:
-    """Take an address apart.
+    """Parse an ``s3://`` address.
 
     Raises:
         BadTask: no bucket, an impossible one, or an option that is unknown, empty or has another value than is allowed.

@@ -1,1 +1,1 @@
-"""What is to be done, as data."""
+"""Steps as data: tasks, their inputs and their settings."""

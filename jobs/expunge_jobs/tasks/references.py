@@ -1,4 +1,7 @@
-"""What a task reads: inputs by digest, artifacts by key, models, rows."""
+"""Inputs, artifacts, models and rows that a task reads.
+
+A digest identifies an input. A key identifies an artifact.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,17 @@ Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
 
 
 class Input(Schema):
-    """Bytes from outside the store. ``digest`` is ``sha256:<hex>``, or ``commit:<hex>`` for ``hf://``."""
+    """Bytes from outside the store.
+
+    ``digest`` is ``sha256:<hex>``, or ``commit:<hex>`` for ``hf://``.
+    """
 
     uri: str
     digest: str
 
 
 class ArtifactRef(Schema):
-    """A finished step's artifact, or one folder of it."""
+    """The artifact of a finished step, or one folder of the artifact."""
 
     kind: Kind
     key: str
@@ -32,25 +38,33 @@ class ArtifactRef(Schema):
 
 
 class AdapterRef(Schema):
-    """A LoRA adapter in PEFT's format; its update BA counts ``scale`` times."""
+    """A LoRA adapter in PEFT's format.
+
+    The adapter's update BA is multiplied by ``scale``.
+    """
 
     ref: ArtifactRef | Input
     scale: Float = 1.0
 
 
 class ModelRef(Schema):
-    """A base model with adapters on it: what every step that reads a model is given."""
+    """A base model with adapters.
+
+    Every step that reads a model receives a ``ModelRef``.
+    """
 
     base: ArtifactRef | Input
     adapters: tuple[AdapterRef, ...] = ()
 
 
 class RowsRef(Schema):
-    """Some documents of a data file: of each task, those at ``skip <= place < skip + take``.
+    """Some documents of a data file.
 
-    A document's place follows from ``hash(seed, id)``. Where a task has fewer than ``of`` documents, places are
-    scaled by (documents there are) / ``of``, so that sets drawn from one file keep their shares and never meet.
-    ``take`` None is the whole file.
+    Of each task, these are the documents at ``skip <= place < skip + take``. A document's place follows from
+    ``hash(seed, id)``. ``take`` None selects the whole file.
+
+    If a task has fewer than ``of`` documents, places are scaled by (number of documents) / ``of``. Therefore sets from
+    one file keep their shares and never overlap.
     """
 
     input: Input
@@ -64,7 +78,10 @@ SetName = Literal["forget", "retain", "probe", "members", "nonmembers", "mmlu"]
 
 
 class TaskData(Schema):
-    """The sets a step reads, and how a row becomes tokens (see modeling/encoding.py)."""
+    """The sets of a step, and the encoding of rows as tokens.
+
+    The encoding is in modeling/encoding.py.
+    """
 
     sets: dict[SetName, RowsRef]
     separator: str = " "

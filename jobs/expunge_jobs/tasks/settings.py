@@ -1,4 +1,7 @@
-"""Settings of each kind of step: typed, with ranges, and in the key."""
+"""Settings of each kind of step.
+
+The settings are typed, have ranges, and are part of the key.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ from expunge_jobs.plugins import PluginCall
 
 
 def exactly(kind: type[BaseModel]) -> BeforeValidator:
-    """Take an instance of a subclass for one of ``kind``: an experiment's types have fields that no task carries."""
+    """Return a validator that converts a subclass's instance to ``kind``.
+
+    An experiment's types have fields that no task carries.
+    """
 
     def convert(value: Any) -> Any:
         if not isinstance(value, kind) or type(value) is kind:
@@ -33,7 +39,10 @@ def exactly(kind: type[BaseModel]) -> BeforeValidator:
 
 
 class NestedError(NamedTuple):
-    """One of ``NestedErrors``: its path below the field, and for pydantic's own the model that was broken."""
+    """An error of ``NestedErrors``.
+
+    ``path`` is the path below the field. ``model`` is the model that rejected the value, for pydantic's own errors.
+    """
 
     path: tuple[str, ...]
     error: ValueError
@@ -41,7 +50,10 @@ class NestedError(NamedTuple):
 
 
 class NestedErrors(ValueError):
-    """Validation errors of parts that another model (a plugin's, say) describes."""
+    """Validation errors of parts that another model describes.
+
+    Such a model may be a plugin's.
+    """
 
     def __init__(self, parts: list[NestedError]) -> None:
         self.parts = parts
@@ -49,7 +61,10 @@ class NestedErrors(ValueError):
 
 
 def _parse_objective(value: Any) -> Any:
-    """``npo`` | ``{npo: 0.4}`` | ``{npo: {weight: 0.4, beta: 0.1}}`` -> calls, sorted by name."""
+    """Parse an objective into calls, sorted by name.
+
+    The forms are ``npo``, ``{npo: 0.4}`` and ``{npo: {weight: 0.4, beta: 0.1}}``.
+    """
     if isinstance(value, tuple) and all(isinstance(v, PluginCall) for v in value):
         return value
     if isinstance(value, str):
@@ -89,7 +104,7 @@ Objective = Annotated[
     PlainSerializer(_objective_fields, return_type=dict[str, Any]),
     WithJsonSchema({"type": "object"}),
 ]
-"""Terms by name with every parameter, as JSON; in memory a call of each plugin."""
+"""The terms of an objective. In JSON: every parameter by term name. In memory: one ``PluginCall`` for each term."""
 
 
 def _parse_targets(value: Any) -> Any:
@@ -101,7 +116,10 @@ def _parse_targets(value: Any) -> Any:
 
 
 class FinetuneSettings(Schema):
-    """One LoRA fine-tune. Defaults are those of the source system (arXiv 2503.21088, section 4.1)."""
+    """One LoRA fine-tune.
+
+    Defaults are those of the source system (arXiv 2503.21088, section 4.1).
+    """
 
     objective: Objective = Field(description="Loss terms by name, each with a weight: {npo: 0.4, nll: 0.4, kl: 0.2}.")
     batch_size: Count = Field(1, description="Forget rows (and as many retain rows) in a micro-batch.")
@@ -124,11 +142,14 @@ MethodParameters = Annotated[
     PlainSerializer(lambda given: given.model_dump(mode="json"), return_type=dict[str, Any]),
     WithJsonSchema({"type": "object"}),
 ]
-"""A merge method's own, as JSON and in memory."""
+"""The parameters of a merge method. In JSON: an object. In memory: an instance of the method's own model."""
 
 
 class Architecture(Schema):
-    """A small model to be built from scratch, with a byte-level BPE tokenizer trained on its own rows."""
+    """A small model to be built from scratch.
+
+    Its byte-level BPE tokenizer is trained on its own rows.
+    """
 
     type: Literal["olmo", "llama"] = Field("olmo", description="Whose architecture, as transformers has it.")
     vocab_size: Annotated[Int, Field(ge=257)] = Field(
@@ -147,7 +168,7 @@ class Architecture(Schema):
 
 
 class MemorizeSettings(Schema):
-    """Full training on every row that the model is to know, until it knows them."""
+    """Full training on every row, until the model knows them all."""
 
     epochs: Count = Field(70, description="At most so many passes.")
     batch_size: Count = Field(8, description="Rows in an optimizer step.")
@@ -163,7 +184,10 @@ class MemorizeSettings(Schema):
 
 
 class EvaluateSettings(Schema):
-    """How a model is asked. Batch size and dtype change bits, so they are in the key."""
+    """How a model is asked.
+
+    Batch size and dtype change bits, so they are in the key.
+    """
 
     batch_size: Count = Field(32, description="Prompts generated side by side.")
     max_new_tokens: Count = Field(256, description="The SemEval task's limit.")

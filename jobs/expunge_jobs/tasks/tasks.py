@@ -1,7 +1,9 @@
-"""A step as data: what exactly is to be done, on which inputs. Pure; loads no torch.
+"""A step as data: the work and its inputs.
 
-A task travels as JSON (in one environment variable) and round-trips exactly. Its **key** is the SHA-256 of its
-canonical JSON without the addresses of its inputs: an input is what its digest says, wherever it lies.
+The module is pure and loads no torch.
+
+A task travels as JSON in one environment variable and round-trips exactly. A task's **key** is the SHA-256 of its
+canonical JSON without the addresses of its inputs. The digest identifies an input, wherever the input lies.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ from expunge_jobs.tasks.settings import (
 )
 
 TASK_FORMAT = 1
-"""The version of this file's JSON; a task with a newer one is refused by name."""
+"""Version of this file's JSON. The program refuses a task with another version by name."""
 
 KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 2, "report": 1}
-"""Raised by hand when the results of a kind change; part of every key."""
+"""Versions by kind, part of every key. A version is raised by hand when the results of the kind change."""
 
 
 class _Task(Schema):
@@ -54,27 +56,33 @@ class _Task(Schema):
         return value
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no blanks; ``parse_task`` gives back an equal task."""
+        """Return canonical JSON: sorted keys, no whitespace.
+
+        ``parse_task`` restores an equal task.
+        """
         return canonical(self.model_dump(mode="json"))
 
     def key(self) -> str:
-        """64 hex digits: the same work has the same key, whoever asks and by whatever road."""
+        """Return the key, 64 hex digits.
+
+        The same work has the same key for every user and every way to request the work.
+        """
         return identity(self.model_dump(mode="json"))
 
     def needs(self) -> list[ArtifactRef]:
-        """The artifacts that this task reads, each once."""
+        """Return the artifacts that this task reads, without duplicates."""
         found: dict[tuple[str, str], ArtifactRef] = {}
         for ref in _collect(self, ArtifactRef):
             found.setdefault((ref.kind, ref.key), ref)
         return list(found.values())
 
     def inputs(self) -> list[Input]:
-        """What this task reads from outside the store, each once."""
+        """Return the inputs from outside the store, without duplicates."""
         return list(dict.fromkeys(_collect(self, Input)))
 
 
 class StageTask(_Task):
-    """Copies a model or adapter of the hub into the store -> ``model/``."""
+    """A copy of a hub model or adapter into the store -> ``model/``."""
 
     kind: Literal["stage"] = "stage"
     source: Input
@@ -87,16 +95,22 @@ class StageTask(_Task):
 
 
 STAGED = "model"
-"""The folder of a stage's artifact."""
+"""Folder in a stage's artifact."""
 
 
 def staged(source: Input) -> ArtifactRef:
-    """Return where the copy of this input lies, if it has been made."""
+    """Return the reference of this input's copy in the store.
+
+    The copy may not exist yet.
+    """
     return ArtifactRef(kind="stage", key=StageTask(source=source).key(), folder=STAGED)
 
 
 class MemorizeTask(_Task):
-    """Builds the model that is to forget: trains on every row of its sets, from scratch or from a model."""
+    """The training of the model that is to forget.
+
+    The step trains on every row of its sets, from scratch or from a model.
+    """
 
     kind: Literal["memorize"] = "memorize"
     data: TaskData
@@ -113,7 +127,10 @@ class MemorizeTask(_Task):
 
 
 class FinetuneTask(_Task):
-    """One specialised LoRA fine-tune -> ``adapter/`` and ``snapshots/epoch-<n>/``."""
+    """A specialised LoRA fine-tune.
+
+    The results are ``adapter/`` and ``snapshots/epoch-<n>/``.
+    """
 
     kind: Literal["finetune"] = "finetune"
     model: ModelRef
@@ -124,27 +141,33 @@ class FinetuneTask(_Task):
 
 
 class WeightedAdapter(Schema):
-    """One adapter of a merge."""
+    """An adapter of a merge, with its weight."""
 
     ref: ArtifactRef | Input
     weight: Float = 1.0
 
 
 class MergeTask(_Task):
-    """Two or more adapters -> ``adapter/``. ``seed`` is None unless the method draws at random."""
+    """A merge of two or more adapters -> ``adapter/``.
+
+    ``seed`` is None unless the method draws at random.
+    """
 
     kind: Literal["merge"] = "merge"
     base: ArtifactRef | Input
     adapters: Annotated[tuple[WeightedAdapter, ...], Field(min_length=2)]
     method: str
     parameters: MethodParameters
-    """Of the method's own ``Parameters``."""
+    """Instance of the method's own ``Parameters``."""
     seed: Seed | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _write_out(cls, value: Any) -> Any:
-        """Every parameter typed; no seed where nothing is drawn."""
+        """Convert the parameters to the method's type.
+
+        The seed of a method without random draws becomes None.
+        """
         if isinstance(value, dict) and isinstance(value.get("method"), str) and "parameters" in value:
             call = PluginCall.of("merge_methods", value["method"], value["parameters"])
             value = {**value, "parameters": call.parameters, **({} if call.plugin.RANDOM else {"seed": None})}
@@ -157,7 +180,10 @@ class MergeTask(_Task):
 
 
 class EvaluateTask(_Task):
-    """Asks a model every row -> ``rows.jsonl``, and in the manifest the figures made from it."""
+    """An evaluation of a model on every row -> ``rows.jsonl``.
+
+    The manifest holds the figures from these rows.
+    """
 
     kind: Literal["evaluate"] = "evaluate"
     model: ModelRef
@@ -167,8 +193,11 @@ class EvaluateTask(_Task):
 
 
 class ReportTask(_Task):
-    """Gathers an experiment's evaluations -> ``results.json``. Which they are, the experiment's record in the store says: a
-    sweep has more of them than an environment variable can hold."""
+    """A report of an experiment's evaluations -> ``results.json``.
+
+    The experiment's record in the store lists the evaluations. A sweep has more of them than an environment variable
+    can hold.
+    """
 
     kind: Literal["report"] = "report"
     record: Annotated[str, StringConstraints(pattern=r"^experiments/.+/[0-9a-f]{64}\.json$")]
@@ -179,10 +208,10 @@ _TASK: TypeAdapter[Task] = TypeAdapter(Annotated[Task, Field(discriminator="kind
 
 
 def parse_task(text: str) -> Task:
-    """The task in this JSON.
+    """Return the task in this JSON.
 
     Raises:
-        BadTask: not a task; or from a newer format, kind version or plugin version than this code's, by name.
+        BadTask: not a task; or a format, kind version or plugin version other than this code's, by name.
     """
     try:
         raw = json.loads(text)

@@ -1,1 +1,1 @@
-"""The loop that fine-tunes share."""
+"""The training loop that all fine-tunes share."""

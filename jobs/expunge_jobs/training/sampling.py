@@ -1,4 +1,7 @@
-"""Which rows an optimizer step reads. Everything follows from the seed: a resumed run draws what an undisturbed one would."""
+"""The selection of the rows that an optimizer step reads.
+
+Everything follows from the seed; therefore a resumed run draws the same rows as an undisturbed run.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ SIDES: tuple[Side, Side] = ("forget", "retain")
 
 @dataclass(frozen=True)
 class Draw:
-    """A row's place in an optimizer step."""
+    """The place of a row in an optimizer step."""
 
     side: Side
     index: int
@@ -24,7 +27,10 @@ class Draw:
 
 
 class Sampler:
-    """Draws rows by number. ``sizes`` are the sets' rows; ``sides`` are the sets that a term reads."""
+    """A sampler that draws rows by number.
+
+    ``sizes`` are the row counts of the sets. ``sides`` are the sets that a term reads.
+    """
 
     def __init__(
         self, sizes: Mapping[Side, int], sides: Collection[Side], batch_size: int, accumulation: int, seed: int
@@ -34,8 +40,12 @@ class Sampler:
         self.steps_per_epoch = math.ceil(sizes["forget"] / self.step_size)
 
     def draw(self, step: int) -> list[Draw]:
-        """The rows of an optimizer step. An epoch is one pass over forget, in an order of its own; retain has a
-        shuffled stream that runs on across epochs. As many retain rows as forget rows; the last batch is small."""
+        """Return the rows of an optimizer step.
+
+        An epoch is one pass through the forget rows, in an order of its own.
+        The retain rows come from a shuffled stream that continues across epochs.
+        A step has as many retain rows as forget rows. The last batch of an epoch may be smaller.
+        """
         epoch, number = divmod(step, self.steps_per_epoch)
         count = self.sizes["forget"]
         order = permutation(count, "forget", self.seed, epoch)[number * self.step_size : (number + 1) * self.step_size]
@@ -54,6 +64,6 @@ class Sampler:
 
 
 def permutation(count: int, *seed: object) -> list[int]:
-    """Return an order of so many things that follows from the seed."""
+    """Return an order of ``count`` items that follows from the seed."""
     generator = torch.Generator().manual_seed(stable_hash("order", *seed))
     return list(torch.randperm(count, generator=generator).tolist())

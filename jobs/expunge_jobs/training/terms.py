@@ -1,4 +1,4 @@
-"""An objective's terms, ready to be computed, and what they need together."""
+"""The terms of an objective and their combined needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Term:
 
     @classmethod
     def of(cls, call: PluginCall) -> Term:
-        """Ask the plugin what it needs with these parameters."""
+        """Create the term, with the plugin's needs for these parameters."""
         return cls(call, call.plugin.needs(call.parameters))
 
     @property
@@ -36,12 +36,18 @@ class Term:
         return float(parameters.weight)
 
     def values(self, rows: Sequence[RowOutput]) -> Tensor:
-        """What the plugin gives for these rows; their mean over ``Needs.averaged_over`` is the term."""
+        """Return the plugin's values for the rows.
+
+        The mean of the values over ``Needs.averaged_over`` is the term.
+        """
         found: Tensor = self.call.plugin.values(self.call.parameters, rows)
         return found
 
     def count(self, draws: Sequence[Draw], rows: Sequence[Encoded]) -> int:
-        """What the sum of an optimizer step's values is divided by; ``rows`` are those that were drawn."""
+        """Return the divisor for the sum of an optimizer step's values.
+
+        ``rows`` are the drawn rows, one for each draw.
+        """
         mine = [(d, r) for d, r in zip(draws, rows, strict=True) if d.side in self.needs.sets]
         if self.needs.averaged_over == "micro_batches":
             return len({d.micro_batch for d, _ in mine})
@@ -52,13 +58,16 @@ class Term:
 
 @dataclass(frozen=True)
 class SideNeeds:
-    """What the terms that read a set need of the model at its rows, all together."""
+    """The combined needs of the terms that read one set.
+
+    The needs are outputs of the model at the rows of the set.
+    """
 
     terms: tuple[Term, ...]
 
     @classmethod
     def of(cls, terms: Sequence[Term], side: Side) -> SideNeeds:
-        """The needs at one set's rows."""
+        """Return the needs at the rows of one set."""
         return cls(tuple(t for t in terms if side in t.needs.sets))
 
     @property
@@ -70,6 +79,9 @@ class SideNeeds:
         return tuple(dict.fromkeys(h for t in self.terms for h in t.needs.hidden))
 
     def positions(self, row: Encoded) -> range:
-        """Positions whose logits some term reads; those of the label tokens are always the last."""
+        """Return the positions whose logits some term reads.
+
+        The positions of the label tokens are always the last.
+        """
         everything = any(t.needs.positions == "all" for t in self.terms)
         return range(0 if everything else row.prompt - 1, len(row.ids) - 1)

@@ -1,6 +1,8 @@
-"""The loop of a fine-tune. Its state is the adapter, the optimizer, the schedule, the losses and the next step's number.
+"""The training loop of a fine-tune.
 
-The reference is the same model with the adapter off. What it says of the rows never changes, so it is asked once.
+The loop's state is the adapter, the optimizer, the schedule, the losses and the next step's number.
+The reference is the same model with the adapter off.
+The reference's outputs for the rows never change; therefore they are computed once.
 """
 
 from __future__ import annotations
@@ -28,23 +30,26 @@ from expunge_jobs.training.terms import SideNeeds, Term
 
 @dataclass(slots=True)
 class Sample:
-    """An encoded row with what the reference says of it, as far as a term asks."""
+    """An encoded row with the reference outputs that some term needs."""
 
     row: Encoded
     reference_nll: Tensor | None = None
     reference_states: Tensor | None = None
-    """[positions, width]: the final hidden states, of which the head makes logits again."""
+    """[positions, width]: the final hidden states, from which the head computes the logits again."""
     reference_hidden: dict[str, Tensor] = field(default_factory=dict)
     alternative: Sample | None = None
 
     @property
     def tokens(self) -> int:
-        """Of all that is read for it."""
+        """Return the number of tokens that are read for the row."""
         return len(self.row.ids) + (self.alternative.tokens if self.alternative else 0)
 
 
 class Trainer:
-    """Trains the adapter of a model. ``alternatives`` are the rows of a set with other answers, where a term gives them."""
+    """A trainer for the adapter of a model.
+
+    ``alternatives`` are the rows of a set with other answers, if a term gives such answers.
+    """
 
     def __init__(
         self,
@@ -75,7 +80,10 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
 
     def train(self) -> list[dict[str, float]]:
-        """Every step; the terms' values by step. Writes a snapshot of the adapter after each epoch."""
+        """Run every step and return the terms' values by step.
+
+        The trainer writes a snapshot of the adapter after each epoch.
+        """
         self._ask_reference()
         with self.context.checkpoints() as checkpoints:
             first, losses = self._resume(checkpoints.restore())
@@ -93,8 +101,11 @@ class Trainer:
         return losses
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step; returns the loss and each term's unweighted mean."""
-        # One seed a step (and process of a group): dropout does not depend on what happened before it.
+        """Run one optimizer step; return the loss and each term's mean.
+
+        The means are unweighted.
+        """
+        # Each step and each rank has its own seed; therefore dropout does not depend on earlier steps.
         torch.manual_seed(stable_hash("dropout", self.seed, step, *([self.group.rank] if self.group.rank else [])))
         _train_mode(self.wrapped)
         draws = self.sampler.draw(step)
@@ -124,7 +135,7 @@ class Trainer:
         return {"loss": sum(t.weight * values[t.name] for t in self.terms), **values}
 
     def save(self, name: str) -> None:
-        """The adapter as it is now, as a PEFT directory below the artifact."""
+        """Save the current adapter as a PEFT directory below the artifact."""
         config = adapters.adapter_config(self.settings.rank, self.settings.alpha, self.settings.dropout, self.targets)
         adapters.write_adapter(self.context.out / name, config, *adapters.lora_tensors(self.wrapped))
 
@@ -137,7 +148,7 @@ class Trainer:
         }
 
     def _resume(self, found: tuple[int, dict[str, Any]] | None) -> tuple[int, list[dict[str, float]]]:
-        """The step to go on with, and the losses of those before it."""
+        """Load a checkpoint; return the next step and the earlier losses."""
         if found is None:
             return 0, []
         step, state = found
@@ -147,14 +158,21 @@ class Trainer:
         return step, state["losses"]
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up over the first epoch, then linear to 0 (transformers' ``get_linear_schedule_with_warmup``)."""
+        """Return the factor of the learning rate at a step.
+
+        The factor rises linearly over the first epoch and then falls linearly to 0
+        (transformers' ``get_linear_schedule_with_warmup``).
+        """
         warmup = self.steps_per_epoch
         if step < warmup:
             return step / warmup
         return max(0.0, (self.steps - step) / max(1, self.steps - warmup))
 
     def _chunks(self, draws: Sequence[Draw]) -> Iterator[list[Draw]]:
-        """Whole micro-batches that fit one packed pass together (one that does not fit goes alone)."""
+        """Yield whole micro-batches that fit one packed pass together.
+
+        A micro-batch that does not fit goes alone.
+        """
         by_micro: dict[int, list[Draw]] = defaultdict(list)
         for draw in draws:
             by_micro[draw.micro_batch].append(draw)
@@ -173,7 +191,10 @@ class Trainer:
         return self.samples[draw.side][draw.index]
 
     def _forward(self, draws: Sequence[Draw]) -> list[RowOutput]:
-        """What policy and reference say of the drawn rows, in one packed pass with their other answers."""
+        """Return the outputs of policy and reference for the drawn rows.
+
+        One packed pass covers the rows and their other answers.
+        """
         asked = [(d.side, self._sample(d)) for d in draws]
         asked += [(side, s.alternative) for side, s in asked if s.alternative is not None]
         rows = [s.row for _, s in asked]
@@ -232,16 +253,22 @@ class Trainer:
 
 
 def _label_nll(row: Encoded, logits: Tensor) -> Tensor:
-    """[labels]: -log p of each label token; ``logits`` ends with the positions that predict them."""
+    """Return -log p of each label token, as a tensor [labels].
+
+    ``logits`` ends with the positions that predict the label tokens.
+    """
     labels = torch.tensor(row.labels, device=logits.device)
     return cross_entropy(logits[-len(row.labels) :], labels, reduction="none")
 
 
 def _train_mode(wrapped: Any) -> None:
-    """LoRA's dropout on, the base's own off: the policy without its adapter stays the reference."""
+    """Turn LoRA's dropout on and the base's own dropout off.
+
+    The policy without its adapter therefore stays the reference.
+    """
     wrapped.eval()
     for name, module in wrapped.named_modules():
         if "lora_dropout" in name:
             module.train()
         elif hasattr(module, "gradient_checkpointing"):
-            module.training = module.gradient_checkpointing  # of the module alone, not of what is in it
+            module.training = module.gradient_checkpointing  # of the module alone, not of its children

@@ -1,1 +1,1 @@
-"""Steps as Jobs."""
+"""Execution of steps as Kubernetes Jobs."""

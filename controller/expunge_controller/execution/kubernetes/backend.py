@@ -1,4 +1,4 @@
-"""Steps as Jobs of a cluster that this machine reaches by its kubeconfig."""
+"""The backend that runs steps as Jobs of the kubeconfig's cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Backend:
-    """A namespace of a cluster."""
+    """A backend on one namespace of a cluster."""
 
     OPTIONS: ClassVar[tuple[Option, ...]] = (
         Option("image", "IMAGE", "the jobs image (default: $EXPUNGE_IMAGE)", "EXPUNGE_IMAGE"),
@@ -38,11 +38,15 @@ class Backend:
 
     @cached_property
     def cluster(self) -> Cluster:
-        """The cluster. Raises ExperimentError for a kubeconfig that cannot be used."""
+        """The connection to the cluster.
+
+        Raises:
+            ExperimentError: the kubeconfig cannot be used.
+        """
         return self.where.cluster()
 
     def site(self, namespace: str) -> PodConfig:
-        """Return what the options and the environment say of every pod."""
+        """Return the pod configuration from the options and the environment."""
         from expunge_controller.execution.kubernetes.pod_config import PodConfig
 
         given = {o.name: o.value(self.where.options) for o in self.OPTIONS}
@@ -83,7 +87,7 @@ class Backend:
         for line in follow_pods(self.cluster, self.cluster.namespace, step):
             live = True
             yield line
-        if not live:  # its pods are gone
+        if not live:  # the pods are deleted; therefore read the store
             yield from stored_lines(store, step)
 
     def cancel(self, resolved: Resolved) -> int:

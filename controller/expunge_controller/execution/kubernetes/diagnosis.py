@@ -1,4 +1,7 @@
-"""What a Job and its pods say, in words: why a step waits, why it cannot start, why it failed. Pure."""
+"""Readable reasons from the status of a Job and its pods. Pure.
+
+The reasons tell why a step waits, why it cannot start, and why it failed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from expunge_controller.text import printable
 
 Object = dict[str, Any]
 MESSAGE_CHARACTERS = 256
-"""Characters of a message that is passed on."""
+"""Maximum length of a message that is passed on, in characters."""
 _CANNOT_START = {
     "ErrImagePull",
     "ImagePullBackOff",
@@ -30,11 +33,14 @@ _CANNOT_START = {
     "StartError",
     "ContainerCannotRun",
 }
-"""Reasons of a waiting container that waiting alone seldom ends (a slow pull says ContainerCreating)."""
+"""Waiting reasons of a container that seldom resolve by themselves.
+
+A slow pull has the reason ContainerCreating, which is not in the set.
+"""
 
 
 def trim_job(job: Object) -> Object:
-    """Those fields of a Job that are read."""
+    """Return the fields of a Job that the controller reads."""
     meta, status = job["metadata"], job.get("status", {})
     marks = meta.get("annotations") or {}
     return {
@@ -58,7 +64,7 @@ def trim_job(job: Object) -> Object:
 
 
 def trim_pod(pod: Object) -> Object:
-    """Those fields of a pod that are read."""
+    """Return the fields of a pod that the controller reads."""
     meta, status = pod["metadata"], pod.get("status", {})
     labels = meta.get("labels") or {}
     ended = status.get("phase") in ENDED
@@ -75,7 +81,7 @@ def trim_pod(pod: Object) -> Object:
             "phase": status.get("phase", "Pending"),
             "reason": status.get("reason", ""),
             "message": status.get("message", ""),
-            # Of one that has ended nobody asks when it had a node, and thousands of those are kept.
+            # Thousands of ended pods are kept, and their scheduling time is never read; therefore drop it.
             "conditions": {}
             if ended
             else {
@@ -99,22 +105,22 @@ _JOB_NAME, _JOB_UID = "batch.kubernetes.io/job-name", "batch.kubernetes.io/contr
 
 
 def condition(job: Object, *kinds: str) -> Object | None:
-    """The Job's condition of one of these types, if it holds."""
+    """Return the Job's condition of one of these types, or None."""
     return next((c for c in job["status"]["conditions"] if c["type"] in kinds), None)
 
 
 def newest(pods: Iterable[Object]) -> Object | None:
-    """The pod that was made last."""
+    """Return the newest pod by creation time, or None."""
     return max(pods, key=lambda p: p["metadata"]["creationTimestamp"], default=None)
 
 
 def has_ended(pod: Object) -> bool:
-    """Whether its container will not run again."""
+    """Return whether the pod's container will not run again."""
     return pod["status"]["phase"] in ENDED
 
 
 def seconds_run(pods: Iterable[Object]) -> float:
-    """For how long the pods' containers ran, of those that have ended."""
+    """Return the total run time of all terminated containers, in seconds."""
     ends = [p["status"]["state"].get("terminated") or {} for p in pods]
     return sum(
         (datetime.fromisoformat(e["finishedAt"]) - datetime.fromisoformat(e["startedAt"])).total_seconds()
@@ -124,23 +130,29 @@ def seconds_run(pods: Iterable[Object]) -> float:
 
 
 def out_of_memory(pod: Object) -> bool:
-    """Whether its container was killed at its own limit of memory."""
+    """Return whether the container was killed at its own memory limit."""
     return bool((pod["status"]["state"].get("terminated") or {}).get("reason") == "OOMKilled")
 
 
 def out_of_disk(pod: Object) -> bool:
-    """Whether it was evicted at its own limit of disk, and not for want of room on its node."""
+    """Return whether the pod was evicted at its own disk limit.
+
+    An eviction because of disk pressure on the node does not count.
+    """
     return pod["status"]["reason"] == "Evicted" and bool(_OWN_DISK.match(pod["status"]["message"]))
 
 
 _OWN_DISK = re.compile(
     "Usage of EmptyDir volume|Pod ephemeral local storage usage|Container .* exceeded its local ephemeral"
 )
-"""How a kubelet's messages begin (pkg/kubelet/eviction/helpers.go)."""
+"""The beginnings of the kubelet's eviction messages (pkg/kubelet/eviction/helpers.go)."""
 
 
 def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> str:
-    """Why an unfinished Job's step is where it is; empty while its container runs."""
+    """Return the reason why an unfinished Job's step does not run.
+
+    The string is empty while the container runs.
+    """
     pod = newest(p for p in pods if not has_ended(p))
     if pod is None:
         if job["spec"]["suspend"]:
@@ -157,7 +169,7 @@ def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] 
         return "its pod is being ended, and another will take its place"
     scheduled = status["conditions"].get("PodScheduled", {})
     if scheduled.get("status") == "False":
-        # After its first sentence the scheduler tells what it thought of preemption.
+        # The scheduler's message goes on with details of preemption; therefore keep its first sentence only.
         message = str(scheduled.get("message") or scheduled.get("reason", "")).partition(". ")[0]
         return f"waiting for a node: {cut(message)}"
     if trouble := start_trouble(pod):
@@ -168,7 +180,7 @@ def waiting_words(job: Object, pods: Sequence[Object], events: Sequence[Object] 
 
 
 def start_trouble(pod: Object) -> str:
-    """Why a pod that has a node cannot start, or nothing."""
+    """Return the reason why a scheduled pod cannot start, or an empty string."""
     waiting = pod["status"]["state"].get("waiting") or {}
     if waiting.get("reason") not in _CANNOT_START:
         return ""
@@ -177,7 +189,7 @@ def start_trouble(pod: Object) -> str:
 
 
 def seconds_since_scheduled(pod: Object, now: datetime) -> float:
-    """How long the pod has had a node; 0 while it has none."""
+    """Return the seconds since the pod was scheduled, or 0 without a node."""
     scheduled = pod["status"]["conditions"].get("PodScheduled", {})
     if scheduled.get("status") != "True" or not scheduled.get("lastTransitionTime"):
         return 0.0
@@ -185,13 +197,19 @@ def seconds_since_scheduled(pod: Object, now: datetime) -> float:
 
 
 def seconds_past_end(pod: Object, now: datetime) -> float:
-    """How long a pod should have been gone, its grace period included; 0 while nobody wants it gone."""
+    """Return the seconds since the end of a deleted pod's grace period.
+
+    The result is 0 if the pod is not being deleted.
+    """
     ends = pod["metadata"]["deletionTimestamp"]
     return (now - datetime.fromisoformat(ends)).total_seconds() if ends else 0.0
 
 
 def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Object], said: str = "") -> str:
-    """Why a Job failed, and what to raise. ``said``: what the step's last attempt has written into the store."""
+    """Return the reason why a Job failed, with the limit to raise if any.
+
+    ``said``: the reason that the step's last attempt has written into the store.
+    """
     pod = newest(p for p in pods if has_ended(p))
     if pod is None:
         why = condition(job, "Failed", "FailureTarget") or {}
@@ -220,7 +238,10 @@ def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Objec
 
 
 def last_words(pods: Iterable[Object]) -> Object:
-    """What the pod that ended last says of its end: its name, its container's exit code and termination message, a reason."""
+    """Return the newest ended pod's account of its end.
+
+    The account holds the pod's name, a reason, and the container's exit code and termination message.
+    """
     pod = newest(p for p in pods if has_ended(p))
     if pod is None:
         return {}
@@ -236,7 +257,7 @@ def last_words(pods: Iterable[Object]) -> Object:
 
 
 def _last(message: str) -> str:
-    """Return the last thing that a step said, from the end of its log."""
+    """Return the last event or line at the end of a step's log, in words."""
     for line in reversed(message.splitlines()):
         event = parse_event(line)
         if event is None:
@@ -256,6 +277,6 @@ def _heard(last: str) -> str:
 
 
 def cut(message: str, most: int = MESSAGE_CHARACTERS) -> str:
-    """The message in one line, no longer than that."""
+    """Return the message in one line of at most ``most`` characters."""
     line = printable(" ".join(message.split()))
     return line if len(line) <= most else line[: most - 3] + "..."

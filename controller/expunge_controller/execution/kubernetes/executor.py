@@ -1,5 +1,8 @@
-"""Steps as Jobs of a cluster. Names follow from keys, so starting is creating or adopting; whoever starts next, here or
-elsewhere, finds the same Jobs. The manifest in the store is the verdict; Jobs and pods only say when to look, and why not.
+"""An executor that runs steps as Jobs of a cluster.
+
+A Job's name follows from the step's key; therefore a start creates or adopts the Job.
+The next runner, on this machine or another, finds the same Jobs.
+The manifest in the store is the verdict. Jobs and pods only tell when to read the store, and why a step failed.
 """
 
 from __future__ import annotations
@@ -38,17 +41,23 @@ from expunge_controller.planning.plan import Step
 from expunge_controller.planning.step_states import is_done
 
 CLOCK_SECONDS = 2.0
-"""Between two looks at what only a clock tells."""
+"""Interval between two checks of all Jobs for timeouts, in seconds."""
 BLOCKED_RETRY_SECONDS, BLOCKED_REPORT_SECONDS = 0.5, 15.0
-"""Until a step is tried again whose earlier Job is still going, and after which that is reported."""
+"""Delays for a step whose earlier Job is still being deleted, in seconds.
+
+The first is the delay before a retry. The second is the time after which the executor reports the problem.
+"""
 
 
 class KubernetesExecutor:
-    """One Job a step. Ending it, or its machine, ends no Job.
+    """An executor with one Job for each step.
 
-    ``wake`` is called, from another thread, when ``wait`` would have something to do; ``owner`` is the custom resource that
-    Jobs belong to, as an owner reference has it; ``look``: seconds between two looks at what only a clock tells; ``used`` hears
-    of a step that has ended and for how many seconds its containers ran, if its Job is this run's own.
+    No Job ends with the executor or its machine.
+
+    ``wake``: called from another thread when ``wait`` has work to do.
+    ``owner``: the owner reference to the custom resource that owns the Jobs.
+    ``look``: interval between two checks of all Jobs for timeouts, in seconds.
+    ``used``: called with an ended step and its containers' run time in seconds, if the Job carries this run's label.
     """
 
     detached = True
@@ -75,32 +84,35 @@ class KubernetesExecutor:
         self.resources, self.kubernetes, self.start_timeout = resources, kubernetes, start_timeout
         self.owner, self.room, self.wake, self.look, self.used = owner, room, wake, look, used
         self.full = ""
-        """Why the last step was not started for want of room, in words."""
+        """The reason why the last step found no room, in words."""
         self._tracked: dict[str, TrackedJob] = {}
-        """By name."""
+        """The tracked Jobs, by name."""
         self._replaced: set[str] = set()
-        """Keys of steps whose failed Job of another run made room for ours; at most once each."""
+        """Keys of steps whose failed Job from another run was replaced.
+
+        A step's Job is replaced at most once.
+        """
         self._judged: dict[str, str] = {}
-        """Uids of the Jobs that failed here, by key."""
+        """Uids of the Jobs whose failure is final for this run, by step key."""
         self._deleted: set[str] = set()
-        """Uids of Jobs that the informer may still have."""
+        """Uids of deleted Jobs that the informer may still list."""
         self._ended: list[Ended] = []
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._refused = self._unheard = ""
         self._not_before = 0.0
         self._blocked: dict[str, tuple[float, float]] = {}
-        """By key, since when an earlier Job of the step is going, and when to look again."""
+        """Steps whose earlier Job is being deleted: key -> (time of the first refusal, time of the next retry)."""
         self._next_look = 0.0
         self._progress = PodProgress(self.cluster, site.namespace, self._running_pods)
 
     def read_logs(self) -> None:
-        """From now on ``running`` tells how far each step is."""
+        """Start to read the pods' logs for the progress in ``running``."""
         self._progress.start()
 
     def start(self, step: Step) -> Start:
         now = time.monotonic()
         if len(self._tracked) >= self.parallel:
-            self._blocked.pop(step.key, None)  # nobody looks whether it is still there
+            self._blocked.pop(step.key, None)  # the earlier Job is no longer checked
             self.full = f"waits for one of {self.parallel} steps that may run at once (spec.parallel)"
             return "no room"
         if now < self._not_before or now < self._blocked.get(step.key, (0, 0))[1]:
@@ -114,7 +126,7 @@ class KubernetesExecutor:
         try:
             started = self._create(step)
         except ApiError as error:
-            # A quota waits for room, like a queue.
+            # An exceeded quota becomes free again, like a queue; therefore retry.
             if error.renewable or "exceeded quota" in str(error):
                 self._refused = str(error)
                 self._not_before = time.monotonic() + max(error.after or 0.0, 1.0)
@@ -160,7 +172,7 @@ class KubernetesExecutor:
         return self._silence() or self._does_not_go()
 
     def _silence(self) -> str:
-        """Why nothing is heard of any Job."""
+        """Return the reason why Jobs cannot be created or observed now."""
         return self._refused or self._unheard or self.watch.problem
 
     def _does_not_go(self) -> str:
@@ -184,7 +196,7 @@ class KubernetesExecutor:
                 for tracked in list(self._tracked.values()):
                     self._look(tracked)
         except (StoreError, ApiError) as error:
-            for name in names:  # nothing that was seen is lost
+            for name in names:  # keep the changes for the next call
                 self._changes.put(name)
             if isinstance(error, StoreError) or not error.renewable:
                 raise
@@ -198,22 +210,29 @@ class KubernetesExecutor:
         cancel(self.cluster, self.site.namespace, self.run)
 
     def failure_recorded(self, step: Step) -> None:
-        """The failure is recorded. If its Job has not ended by itself it goes; others stay for people to look at."""
+        """Delete the unfinished Job of a step whose failure is recorded.
+
+        A finished Job stays for inspection.
+        """
         found = self.watch.jobs.get(job_name(step))
         if found is None or found["metadata"]["uid"] != self._judged.get(step.key):
             return
         if diagnosis.condition(found, "Failed", "Complete") is None:
-            with contextlib.suppress(ApiError):  # it stays, and the next run meets it
+            with contextlib.suppress(ApiError):  # the Job stays, and the next run finds it
                 self._delete(found)
 
     def stop(self, grace: float) -> None:
-        """End nothing: only stop to look."""
+        """Stop the observation and leave all Jobs running."""
         self._progress.stop()
         for tracked in self._tracked.values():
             self._untrack(tracked)
 
     def _create(self, step: Step) -> bool:
-        """Whether the step has a Job that can be waited for. One of an earlier run that failed makes room for ours."""
+        """Create or adopt the step's Job, and return whether the start is settled.
+
+        The start is settled if the Job is tracked, or if the step's artifact exists already.
+        The failed Job of an earlier run is deleted, and the next call creates a new Job.
+        """
         wish = job(step, self.site, self.resources, self.kubernetes, self.run, self.owner)
         try:
             found = self.cluster.request("POST", jobs_path(self.site.namespace), wish)
@@ -224,7 +243,7 @@ class KubernetesExecutor:
                 found = self.cluster.request("GET", jobs_path(self.site.namespace, job_name(step)))
             except ApiError as second:
                 if second.status == 404:
-                    return False  # gone in between: next time
+                    return False  # the Job was deleted between the two requests; therefore retry later
                 raise
         found = diagnosis.trim_job(found)
         if found["metadata"]["annotations"].get(KEY) != step.key:
@@ -247,7 +266,7 @@ class KubernetesExecutor:
         self._blocked.pop(step.key, None)
         self._tracked[name] = TrackedJob((step,), name, found["metadata"]["uid"], foreign, time.monotonic(), seen)
         self.watch.subscribe(name, self._notify)
-        self._notify(name)  # what happened before it was tracked
+        self._notify(name)  # the Job may have changed before the subscription; therefore check it once
 
     def _notify(self, name: str) -> None:
         self._changes.put(name)
@@ -264,14 +283,14 @@ class KubernetesExecutor:
         self.cluster.delete(jobs_path(self.site.namespace, meta["name"]), meta["uid"])
 
     def _find(self, tracked: TrackedJob) -> tuple[Object | None, list[Object]]:
-        """The Job as the informer has it, and its pods."""
+        """Return the informer's copy of a Job, and the Job's pods."""
         found = self.watch.jobs.get(tracked.name)
         if found is not None and found["metadata"]["uid"] != tracked.uid:
-            found = None  # an earlier one that is going, or a later one that somebody made
+            found = None  # an earlier Job in deletion, or a later Job of another run
         return found, self.watch.pods.by_index(tracked.uid)
 
     def _look(self, tracked: TrackedJob) -> None:
-        """Act on what is seen of a Job."""
+        """Observe a Job and act on the outcome."""
         found, pods = self._find(tracked)
         if pods and self.room:
             self.room.has_pod(tracked.name)
@@ -313,7 +332,7 @@ class KubernetesExecutor:
         vanished: bool = False,
         pod: Object | None = None,
     ) -> None:
-        """Its steps have ended: wait for the Job no longer."""
+        """Record the end of a Job's steps and stop tracking the Job."""
         found, pods = self._find(tracked)
         if found is not None and found["metadata"]["run"] == self.run:
             self.used(tracked.steps[0], diagnosis.seconds_run(pods))
@@ -326,14 +345,14 @@ class KubernetesExecutor:
             self._ended.append(Ended(step.key, ok=ok, reason=reason, final=final, vanished=vanished, pod=pod or {}))
 
     def _why(self, tracked: TrackedJob, found: Object, pods: list[Object]) -> str:
-        """Why the Job ended without an artifact."""
+        """Return the reason why a Job ended without an artifact."""
         if diagnosis.condition(found, "Complete"):
             return "completed without an artifact"
         step = tracked.steps[-1]
         return diagnosis.failure_words(step.kind, requested(step, self.resources), found, pods, self._said(tracked))
 
     def _said(self, tracked: TrackedJob) -> str:
-        """What the newest attempt of this very Job has written about its end."""
+        """Return the reason that the Job's newest attempt has written."""
         step = tracked.steps[-1]
         for record in reversed([r for r in attempts(self.store, step.ref) if r.job == tracked.uid]):
             try:
@@ -371,7 +390,7 @@ class KubernetesExecutor:
 
 
 def _is_at_work(found: Object, step: Step) -> bool:
-    """Whether a Job is this step's, and neither finished nor going."""
+    """Return whether a Job is the step's, unfinished and not being deleted."""
     meta = found["metadata"]
     return (
         meta["annotations"].get(KEY) == step.key
@@ -381,4 +400,4 @@ def _is_at_work(found: Object, step: Step) -> bool:
 
 
 class _Refused(Exception):
-    """No Job can be made for a step, in words."""
+    """An error for a step whose Job cannot be created."""

@@ -1,4 +1,7 @@
-"""Jobs and pods of a namespace, kept up to date. Runs share one; each is notified of the Jobs alone that it subscribed to."""
+"""An informer for the Jobs and pods of one namespace.
+
+Runs share one informer. Each run is notified only of the Jobs that it has subscribed to.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,31 @@ from expunge_controller.kube_client.informer import Informer
 
 SELECTOR = ",".join(f"{k}={v}" for k, v in NAME.items())
 FIRST_LIST_SECONDS = 30.0
-"""Seconds that the first lists may take before a run begins without them."""
+"""Timeout of the wait for the first lists, in seconds, after which a run begins without them."""
 
 
 def jobs_path(namespace: str, name: str = "") -> str:
-    """Of the Jobs of a namespace, or of one."""
+    """Return the API path of a namespace's Jobs, or of one Job."""
     return f"/apis/batch/v1/namespaces/{namespace}/jobs" + (f"/{name}" if name else "")
 
 
 def pods_path(namespace: str) -> str:
-    """Of the pods of a namespace."""
+    """Return the API path of a namespace's pods."""
     return f"/api/v1/namespaces/{namespace}/pods"
 
 
 class JobInformer:
-    """``open`` until ``close``."""
+    """A pair of informers for Jobs and pods with subscriptions by Job name.
+
+    The informers run from ``open`` until ``close``.
+    """
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
         self.jobs = Informer(
             cluster, jobs_path(namespace), SELECTOR, diagnosis.trim_job, lambda o: self._notify(o["metadata"]["name"])
         )
-        # By their Job's uid: pods of an earlier Job of a name may still be there.
+        # Pods of an earlier Job with the same name may still exist; therefore index pods by their Job's uid.
         self.pods = Informer(
             cluster,
             pods_path(namespace),
@@ -46,7 +52,7 @@ class JobInformer:
         self._lock = threading.Lock()
 
     def open(self) -> None:
-        """Begin to watch.
+        """Start both informers and wait for their first lists.
 
         Raises:
             ApiError: the cluster refuses, or does not answer.
@@ -56,7 +62,7 @@ class JobInformer:
         self.wait()
 
     def check(self) -> None:
-        """Ask once whether it may be watched.
+        """Check once that Jobs and pods can be listed.
 
         Raises:
             ApiError: the cluster refuses, or does not answer.
@@ -65,12 +71,12 @@ class JobInformer:
             self.cluster.request("GET", path, query={"labelSelector": SELECTOR, "limit": 1})
 
     def start(self) -> None:
-        """Begin to watch, or to try for as long as it takes."""
+        """Start both informers, which retry until the watch succeeds."""
         for informer in (self.jobs, self.pods):
             informer.start()
 
     def wait(self) -> None:
-        """Until everything has been listed once, but not for ever."""
+        """Wait until everything is listed once, or until the timeout."""
         for informer in (self.jobs, self.pods):
             informer.wait(FIRST_LIST_SECONDS)
 
@@ -80,16 +86,19 @@ class JobInformer:
 
     @property
     def problem(self) -> str:
-        """In words, why nothing new is heard; empty while all is well."""
+        """The reason why no updates arrive; empty while there is no problem."""
         return self.jobs.problem or self.pods.problem
 
     def subscribe(self, job: str, tell: Callable[[str], None]) -> None:
-        """From now on ``tell`` is called, from another thread, with the Job's name when it or a pod of its changes."""
+        """Call ``tell`` with the Job's name at each change of the Job or its pods.
+
+        The calls come from another thread.
+        """
         with self._lock:
             self._followers.setdefault(job, []).append(tell)
 
     def unsubscribe(self, job: str, tell: Callable[[str], None]) -> None:
-        """No more."""
+        """End a subscription."""
         with self._lock:
             left = self._followers.get(job, [])
             if tell in left:

@@ -1,4 +1,7 @@
-"""Step -> batch/v1 Job: pure, with no clock, network or randomness. What each field is for stands beside it."""
+"""Step -> batch/v1 Job.
+
+The functions are pure: they use no clock, network or randomness. A comment beside a field gives its purpose.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,34 @@ KEY = "expunge.dev/key"
 RESOURCES = "expunge.dev/resources"
 RUN = "expunge.dev/run"
 NAME = {"app.kubernetes.io/name": "expunge", "app.kubernetes.io/component": "step"}
-"""Labels of every Job and pod of ours."""
+"""Labels of every step's Job and pods."""
 CONTAINER = "step"
 CA = "/etc/expunge/ca"
-"""Where the certificate of whoever signs the store's lies."""
+"""Mount path of the CA certificate that signs the store's certificate."""
 WORK = "/scratch"
-"""The only folder that a step may write; HOME and every cache lie in it."""
+"""Mount path of the scratch volume, which holds HOME and the libraries' caches.
+
+Elsewhere a step may only write to /dev/shm and to the experiment's writable volumes.
+"""
 TTL = 24 * 3600
-"""Seconds that a finished Job is kept, for people to look at; what it made is in the store."""
+"""Time that a finished Job is kept for inspection, in seconds.
+
+The Job's results are in the store.
+"""
 GRACE_SECONDS = 120
-"""Seconds between TERM and KILL: the end of an optimizer step, then a checkpoint."""
+"""Grace period between SIGTERM and SIGKILL, in seconds.
+
+The period covers the end of an optimizer step and then a checkpoint.
+"""
 TOGETHER = ("memorize", "finetune", "evaluate")
-"""Kinds whose work several GPUs can share."""
+"""Kinds of step whose work several GPUs can share."""
 GROUP = 65532
-"""The images' own."""
+"""Group id of the user in the images."""
 BACKOFF_LIMIT = 3
 LOG_SECONDS = 15
-"""How often what a step says reaches the store."""
+"""Interval between two uploads of a step's log to the store, in seconds."""
 START_TIMEOUT = 15 * 60
-"""Seconds that a pod with a node may take to start before its step fails."""
+"""Timeout for the start of a scheduled pod, in seconds, after which its step fails."""
 
 
 DEFAULTS = {
@@ -46,16 +58,22 @@ DEFAULTS = {
     "evaluate": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
     "report": Resources(gpu=0, cpu=1, memory="1Gi", disk="1Gi", deadline=3600),
 }
-"""What a step asks for where the experiment says nothing."""
+"""Default resource requests, by kind of step."""
 
 
 def job_name(step: Step) -> str:
-    """From the key alone: experiments that need the same step meet at the same Job."""
+    """Return the name of a step's Job.
+
+    The name depends on the step's kind and key alone; therefore experiments that need the same step share one Job.
+    """
     return f"expunge-{step.kind}-{step.key[:16]}"
 
 
 def requested(step: Step, resources: ResourcesByKind) -> Resources:
-    """What the step asks for: the experiment's wish, else the default of its kind."""
+    """Return the resources that a step requests.
+
+    A value from the experiment takes precedence over the default of the step's kind.
+    """
     wish = getattr(resources, step.kind).model_dump(exclude_none=True)
     return DEFAULTS[step.kind].model_copy(update=wish)
 
@@ -68,7 +86,11 @@ def job(
     run: str,
     owner: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The Job of a step; ``run`` labels it for those who cancel a run, with ``owner`` (a reference) it goes."""
+    """Return the Job of a step.
+
+    ``run``: the label by which ``cancel`` finds the run's Jobs.
+    ``owner``: the owner reference of the Job. Kubernetes deletes the Job with its owner.
+    """
     asked = requested(step, resources)
     labels = {**NAME, "expunge.dev/kind": step.kind, RUN: run}
     if kubernetes.queue:
@@ -90,11 +112,11 @@ def job(
             **({"ownerReferences": [owner]} if owner else {}),
         },
         "spec": {
-            # Kueue starts what waits in its queue; a Job of nobody's queue would never start.
+            # Kueue starts suspended Jobs of its queues. A suspended Job without a queue would never start.
             **({"suspend": True} if kubernetes.queue else {}),
             "backoffLimit": BACKOFF_LIMIT,
             "podFailurePolicy": _failure_policy(),
-            # A new attempt only once the old one is gone, and not while it is still writing its checkpoint.
+            # The old pod may still write its checkpoint; therefore start the new pod only once the old pod is gone.
             "podReplacementPolicy": "Failed",
             "ttlSecondsAfterFinished": TTL,
             "template": {
@@ -113,7 +135,10 @@ TRIAL = (
 
 
 def trial_job(name: str, site: PodConfig) -> dict[str, Any]:
-    """A Job in a step's shape, without a GPU, whose pod only opens the store: what `expunge doctor` runs."""
+    """Return the trial Job of ``expunge doctor``.
+
+    The Job resembles a step's Job without a GPU. Its pod only opens and checks the store.
+    """
     asked = DEFAULTS["merge"].model_copy(update={"cpu": 1, "memory": "1Gi", "disk": "1Gi", "deadline": 60})
     environment = [*_literal({"EXPUNGE_STORE": site.store, "HOME": WORK}), *_from_secret(site.secret, STORE_KEYS)]
     pod = _pod(site, asked, Kubernetes(), environment)
@@ -127,7 +152,10 @@ def trial_job(name: str, site: PodConfig) -> dict[str, Any]:
 
 
 def _failure_policy() -> dict[str, Any]:
-    """The first rule that fits decides."""
+    """Return the pod failure policy.
+
+    Kubernetes applies the first rule that matches.
+    """
 
     def codes(*values: int) -> dict[str, Any]:
         return {"containerName": CONTAINER, "operator": "In", "values": [int(v) for v in values]}
@@ -138,17 +166,17 @@ def _failure_policy() -> dict[str, Any]:
                 "action": "FailJob",
                 "onExitCodes": codes(ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT, ExitCode.LIMIT_EXCEEDED),
             },
-            # Eviction, preemption, a lost node, Kueue: not the step's fault, so they spend no try.
+            # Eviction, preemption, node loss and Kueue are no fault of the step; therefore they do not count as tries.
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             {"action": "Ignore", "onExitCodes": codes(ExitCode.PREEMPTED)},
-            # A pod that never ran: suspended, or deleted while it waited for a node.
+            # A suspended pod, or a pod deleted while it waited for a node, never ran; therefore do not count the try.
             {"action": "Ignore", "onPodConditions": [{"type": "PodScheduled", "status": "False"}]},
         ]
     }
 
 
 def _imaged(step: Step, site: PodConfig) -> PodConfig:
-    """The site as this step's pod sees it."""
+    """Return the pod configuration with the image for this step."""
     return replace(site, image=site.controller_image) if step.kind == "report" and site.controller_image else site
 
 
@@ -168,8 +196,9 @@ def _pod(
     assert asked.deadline is not None, "requested() fills every field"
     return {
         "restartPolicy": "Never",
-        # The attempt's own time: a Job's deadline would count the hours in a queue. The step ends itself before that; this is
-        # for one that hangs, since a pod's clock runs while its image is pulled, and ends in a TERM like any other.
+        # A Job's deadline would count the hours in a queue; therefore limit each pod.
+        # A step ends itself at its own deadline; therefore this limit only ends a step that hangs.
+        # A pod's clock runs while its image is pulled and ends with a SIGTERM; therefore add both periods.
         "activeDeadlineSeconds": asked.deadline + START_TIMEOUT + GRACE_SECONDS,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "automountServiceAccountToken": False,
@@ -179,7 +208,8 @@ def _pod(
         "securityContext": {
             "runAsNonRoot": True,
             "seccompProfile": {"type": "RuntimeDefault"},
-            # A new volume belongs to root, and is to be written; a claim with data of the user's is left as it is.
+            # A new volume belongs to root, and the step must write to it; therefore set the group.
+            # A pod with only claims of user data gets no group; therefore their ownership stays unchanged.
             **(
                 {"fsGroup": GROUP, "fsGroupChangePolicy": "OnRootMismatch"}
                 if any(v.cache or v.size for v in kubernetes.volumes)
@@ -188,7 +218,7 @@ def _pod(
         },
         "volumes": [
             {"name": "work", "emptyDir": {"sizeLimit": asked.disk}},
-            # Workers of one step share tensors there; the container runtime's own has 64 MiB.
+            # Workers of one step share tensors in /dev/shm, and the container runtime's default is 64 MiB.
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
             *volumes,
         ],
@@ -205,7 +235,7 @@ def _pod(
                     "readOnlyRootFilesystem": True,
                     "capabilities": {"drop": ["ALL"]},
                 },
-                # The last lines of the log are why it failed, even when nothing reached the store.
+                # The log's last lines give the reason of a failure even if nothing reached the store.
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "volumeMounts": [
                     {"name": "work", "mountPath": WORK},
@@ -252,16 +282,20 @@ def _environment(step: Step, site: PodConfig, asked: Resources, kubernetes: Kube
 
 
 def _literal(values: dict[str, str]) -> list[dict[str, Any]]:
-    """Return environment variables with these very values.
+    """Return environment variables with exactly these values.
 
-    Kubernetes expands ``$(NAME)`` in a value, secrets included, and reads ``$$`` as ``$``. So a user's words could name a
-    Secret's value, which then would stand in a manifest or be sent to a server. Each ``$`` is therefore doubled.
+    Kubernetes expands ``$(NAME)`` in a value, secrets included, and reads ``$$`` as ``$``.
+    A user's text could therefore insert a Secret's value, which would then appear in a manifest or go to a server.
+    Therefore the function doubles each ``$``.
     """
     return [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]
 
 
 def _from_secret(secret: str | None, keys: dict[str, bool]) -> list[dict[str, Any]]:
-    """Return one variable for each of these keys of a Secret; a pod waits for those that are needed."""
+    """Return one environment variable for each key of a Secret.
+
+    A pod does not start without the keys whose value is True.
+    """
     if not secret:
         return []
     refs = {k: {"name": secret, "key": k} | ({} if needed else {"optional": True}) for k, needed in keys.items()}
@@ -269,13 +303,13 @@ def _from_secret(secret: str | None, keys: dict[str, bool]) -> list[dict[str, An
 
 
 def _ways_out(site: PodConfig) -> dict[str, str]:
-    """Return the variables by which a pod reaches the store."""
+    """Return the proxy and CA variables by which a pod reaches the store."""
     return dict(site.proxies) | ({"AWS_CA_BUNDLE": f"{CA}/ca.crt"} if site.ca_bundle else {})
 
 
 def _resources(site: PodConfig, asked: Resources) -> dict[str, Any]:
-    # Memory and disk are given and limited alike, so that a step never lives on what another may need. Cores are not
-    # limited: a step that waits for none is not slowed.
+    # A step must not use memory or disk that another step may need; therefore requests and limits are equal.
+    # A CPU limit would slow a step even on a node with idle cores; therefore the CPU has no limit.
     fixed = {"memory": asked.memory, "ephemeral-storage": asked.disk}
     if asked.gpu:
         fixed[site.gpu] = str(asked.gpu)
@@ -300,7 +334,10 @@ def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[st
 
 
 def fingerprint(site: PodConfig, asked: Resources, kubernetes: Kubernetes) -> str:
-    """Tells whether a Job that failed had what this run asks for: its failure is no verdict on another's."""
+    """Return a digest of the resources and pod settings of a request.
+
+    If a failed Job has another digest than this run requests, the failure is no verdict on this run's request.
+    """
     what: dict[str, Any] = {
         "resources": asked.model_dump(mode="json"),
         "kubernetes": kubernetes.model_dump(mode="json"),

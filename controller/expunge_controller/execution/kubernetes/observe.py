@@ -1,4 +1,7 @@
-"""Steps' Jobs as anybody with access to the cluster sees them, whoever made them: how far they are, their logs, their end."""
+"""Progress, logs and cancellation of Jobs, from the cluster alone.
+
+The functions need access to the cluster and no executor. They cover the Jobs of all runners.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from expunge_controller.kube_client.client import ApiError, Cluster, Object
 from expunge_controller.planning.plan import Step
 
 NEXT_POD_SECONDS = 2.0
-"""Seconds between two looks for a step's next pod."""
+"""Interval between two checks for a step's next pod, in seconds."""
 
 
 def newest_progress(cluster: Cluster, namespace: str, pod: Object) -> Progress:
-    """The last progress that the end of a pod's log tells of.
+    """Return the last progress event at the end of a pod's log.
 
     Raises:
         ApiError: the pod has no log, or the cluster does not answer.
@@ -27,7 +30,10 @@ def newest_progress(cluster: Cluster, namespace: str, pod: Object) -> Progress:
 
 
 def events_of(cluster: Cluster, namespace: str, uid: str) -> list[Object]:
-    """Events about the object of this uid; none without the permission: a step then waits with fewer words."""
+    """Return the Events of the object with this uid.
+
+    The list is empty without the permission to read Events. The wait reason of a step is then less specific.
+    """
     try:
         return cluster.list(f"/api/v1/namespaces/{namespace}/events", fields=f"involvedObject.uid={uid}")[0]
     except ApiError:
@@ -35,7 +41,9 @@ def events_of(cluster: Cluster, namespace: str, uid: str) -> list[Object]:
 
 
 def observe_jobs(cluster: Cluster, namespace: str, steps: Iterable[Step]) -> dict[str, str]:
-    """Steps that have an unfinished Job, by key: how far they are, or what they wait for.
+    """Return the progress or wait reason of steps with unfinished Jobs.
+
+    The result is a dictionary by step key, in words.
 
     Raises:
         ApiError: the cluster refuses, or does not answer.
@@ -62,7 +70,9 @@ def observe_jobs(cluster: Cluster, namespace: str, steps: Iterable[Step]) -> dic
 
 
 def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
-    """Lines of the step's pods as they come, until its Job has ended; nothing where it has none.
+    """Yield the log lines of a step's pods until the step's Job has ended.
+
+    A step without a Job and without pods yields nothing.
 
     Raises:
         ApiError: the cluster refuses, or does not answer.
@@ -76,7 +86,7 @@ def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
         if new:
             pod = min(new, key=lambda p: str(p["metadata"]["creationTimestamp"]))
             told.add(pod["metadata"]["uid"])
-            with contextlib.suppress(ApiError):  # a pod that went before it said anything
+            with contextlib.suppress(ApiError):  # the pod may be deleted before its first line; therefore go on
                 yield from cluster.log(namespace, pod["metadata"]["name"], CONTAINER, follow=True)
         elif not unfinished:
             return
@@ -85,9 +95,10 @@ def follow_pods(cluster: Cluster, namespace: str, step: Step) -> Iterator[str]:
 
 
 def cancel(cluster: Cluster, namespace: str, run: str, keep: Collection[str] = ()) -> int:
-    """Delete a run's unfinished Jobs, except those of the keys in ``keep``; returns how many.
+    """Delete a run's unfinished Jobs and return their number.
 
-    Asks the cluster: an informer may not have the newest Jobs yet.
+    Jobs of the keys in ``keep`` stay.
+    An informer may not have the newest Jobs yet; therefore the function lists the Jobs from the cluster.
 
     Raises:
         ApiError: the cluster refuses, or does not answer.

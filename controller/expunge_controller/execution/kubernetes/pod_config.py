@@ -1,4 +1,4 @@
-"""What an installation decides of every pod."""
+"""Pod settings that the installation decides."""
 
 from __future__ import annotations
 
@@ -17,45 +17,53 @@ STORE_KEYS = {
     "AWS_REGION": False,
     "AWS_DEFAULT_REGION": False,
 }
-"""Keys of the store's Secret that become environment variables, and whether a pod needs them to start. The list is closed:
-PYTHONPATH or LD_PRELOAD in a Secret would be code in every step."""
+"""Keys of the store's Secret that become environment variables -> whether a pod needs the key to start.
+
+The list is closed: PYTHONPATH or LD_PRELOAD in a Secret would run code in every step.
+"""
 
 
 HUB_KEYS = {"HF_TOKEN": True}
-"""The same for the hub's Secret."""
+"""Keys of the hub's Secret, in the form of ``STORE_KEYS``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PodConfig:
-    """What an installation decides, and no experiment: where pods run, as whom, with which image and credentials."""
+    """Pod settings that the installation decides and no experiment changes.
+
+    They are the namespace, the service account, the images and the credentials, among others.
+    """
 
     namespace: str
     image: str
     store: str
     controller_image: str = ""
-    """For steps without torch; the jobs image where there is none."""
+    """The image for the report step, which needs no torch. Empty: the pod uses the jobs image."""
     secret: str | None = None
-    """Name of a Secret with the keys of ``STORE_KEYS``. No other key of it reaches a pod."""
+    """Name of a Secret with the keys of ``STORE_KEYS``. No other key of the Secret reaches a pod."""
     hub_secret: str | None = None
-    """Name of a Secret with HF_TOKEN, for the steps that copy from the hub alone."""
+    """Name of a Secret with HF_TOKEN. Only the steps that copy from the hub get the token."""
     hub_endpoint: str | None = None
-    """The hub's URL, where it is a mirror. Those steps get it as HF_ENDPOINT."""
+    """The URL of a hub mirror. The steps that copy from the hub get the URL as HF_ENDPOINT."""
     service_account: str | None = None
     proxies: tuple[tuple[str, str], ...] = ()
-    """``HTTPS_PROXY`` and its like, with their values."""
+    """Proxy variables such as ``HTTPS_PROXY``, with their values."""
     ca_bundle: str | None = None
-    """Name of a ConfigMap of the pods' namespace with ca.crt, which has signed the store's certificate."""
+    """Name of a ConfigMap in the pods' namespace with a ca.crt.
+
+    This CA has signed the store's certificate.
+    """
     gpu: str = "nvidia.com/gpu"
-    """The GPU's resource name: a MIG slice or another maker's."""
+    """The GPU's resource name, which may denote a MIG slice or another vendor's GPU."""
     pull_policy: str = "IfNotPresent"
     command: tuple[str, ...] = ("python", "-m", "expunge_jobs")
 
 
 def check_reachable(site: PodConfig, inputs: Iterable[str]) -> None:
-    """What a pod cannot reach is refused before a Job is made.
+    """Refuse a store or inputs that pods cannot reach, before creating a Job.
 
     Raises:
-        ExperimentError: no image, a store or inputs of this machine alone; all of them at once.
+        ExperimentError: no image, or a store or inputs of this machine alone; all problems at once.
     """
     problems = []
     if not site.image:

@@ -1,6 +1,6 @@
-"""A Job that a run waits for, and what follows from what is seen of it. Pure.
+"""A Job that a run waits for, and the outcome of each observation. Pure.
 
-Job, pods and the time -> ``Outcome``; the executor acts on it.
+Job, pods and the time -> ``Outcome``. The executor acts on the outcome.
 """
 
 from __future__ import annotations
@@ -15,34 +15,40 @@ from expunge_controller.kube_client.client import Object
 from expunge_controller.planning.plan import Step
 
 NODE_LOST_AFTER_SECONDS = 5 * 60.0
-"""Past the end of its grace period, after which a pod that does not go is taken for lost with its node."""
+"""Time after the end of a pod's grace period, in seconds.
+
+After this time, a pod that still exists counts as lost with its node.
+"""
 UNSEEN_AFTER_SECONDS = 10.0
-"""After which a Job that was created and never listed is asked for."""
+"""Time after which the executor asks the cluster for a created Job that was never listed, in seconds."""
 PODLESS_AFTER_SECONDS = 2.0
-"""After which the Events of a Job without a pod are read."""
+"""Time after which the executor reads the Events of a Job without a pod, in seconds."""
 
 Action = Literal["wait", "ask cluster", "read events", "vanished", "failed", "replace", "cannot start", "node lost"]
-"""What is to be done about a Job:
+"""The executor's next action for a Job.
 
-wait            nothing
-ask cluster     the informer never had it: see whether it is there
-read events     it has no pod: its Events may say why
-vanished        it is gone without an artifact: its steps start again
-failed          it has ended, or will end, without an artifact
-replace         another run created it with other resources, and it failed: that is no verdict on ours
-cannot start    its pod had its time to start
-node lost       its pod does not go: a Job makes no new pod while the old one may still run
+wait            no action
+ask cluster     the informer never listed the Job: ask the cluster whether the Job exists
+read events     the Job has no pod: its Events may give the reason
+vanished        the Job is gone without an artifact: its steps restart
+failed          the Job has ended, or will end, without an artifact
+replace         another run created the Job with other resources, and the Job failed or cannot start: no verdict on ours
+cannot start    the pod has exceeded its start timeout
+node lost       the pod does not terminate: a Job creates no new pod while the old pod may still run
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What follows from what is seen of a Job."""
+    """The consequence of one observation of a Job."""
 
     action: Action = "wait"
     reason: str = ""
     evidence: str = ""
-    """What has ended, if anything has: the store is asked once for each, and an artifact counts before the action."""
+    """Identifier of the ended pod and the Job's final condition, ``gone``, or an empty string.
+
+    The executor asks the store once for each evidence. An artifact in the store takes precedence over the action.
+    """
 
 
 @dataclass
@@ -50,24 +56,30 @@ class TrackedJob:
     """A Job that this run waits for."""
 
     steps: tuple[Step, ...]
-    """Those that it does, in order."""
+    """The steps that the Job executes, in order."""
     name: str
     uid: str
     foreign: bool
-    """Created by another run with other resources than this one asks for."""
+    """Whether another run created the Job with a different fingerprint (see ``jobspec.fingerprint``)."""
     since: float
-    """When it was met, in seconds of the monotonic clock."""
+    """Start of the tracking, or time of the last ``ask cluster`` action, in seconds of the monotonic clock."""
     seen: bool = False
-    """The informer has had it: if it is not there now, it is gone."""
+    """Whether the informer has listed the Job, or the cluster has reported the Job as gone.
+
+    A seen Job that is not listed now is gone.
+    """
     answered: str = ""
-    """The evidence for which the store was asked last."""
+    """The evidence for which the executor last asked the store."""
     events: list[Object] = field(default_factory=list)
 
     def observe(
         self, job: Object | None, pods: Sequence[Object], now: datetime, age: float, start_timeout: float
     ) -> Outcome:
-        """Return what follows from the Job and its pods. ``age``: seconds since it was met; ``start_timeout``: that a pod with
-        a node may take to start."""
+        """Return the outcome of one observation of the Job and its pods.
+
+        ``age``: seconds since ``since``.
+        ``start_timeout``: seconds that a pod may take to start once it has a node.
+        """
         if job is None:
             if self.seen:
                 return Outcome("vanished", evidence="gone")
@@ -76,7 +88,7 @@ class TrackedJob:
         ended = diagnosis.newest(p for p in pods if diagnosis.has_ended(p))
         final = diagnosis.condition(job, "Failed", "Complete")
         evidence = f"{ended and ended['metadata']['uid']} {final and final['type']}" if ended or final else ""
-        # A step that met its own limit meets it again: no need to wait for the Job's other tries.
+        # A step that exceeded its own limit exceeds the limit again; therefore do not wait for the Job's other tries.
         if final or (ended and (diagnosis.out_of_memory(ended) or diagnosis.out_of_disk(ended))):
             return Outcome("replace" if self.foreign else "failed", evidence=evidence)
         for pod in pods:

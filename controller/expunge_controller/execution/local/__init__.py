@@ -1,1 +1,1 @@
-"""Steps as processes of this machine."""
+"""Execution of steps as processes of this machine."""

@@ -1,4 +1,4 @@
-"""Steps as processes of this machine."""
+"""The backend that runs steps as processes of this machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from expunge_controller.planning.resolve import Resolved
 
 FOLLOW_SECONDS = 0.5
-"""Between two looks at a log that grows."""
+"""Interval between two reads of a growing log, in seconds."""
 
 
 class Backend:
-    """The machine that this program runs on."""
+    """A backend on the machine that runs this program."""
 
     OPTIONS: ClassVar[tuple[Option, ...]] = ()
     STAGES: ClassVar[bool] = False

@@ -1,4 +1,7 @@
-"""Steps as processes of this machine: each a process group of its own that dies with the runner."""
+"""An executor that runs steps as processes of this machine.
+
+Each step is a process group of its own and ends with the runner.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,13 @@ from expunge_controller.execution.step_log import Progress
 from expunge_controller.experiment.scheduling import ResourcesByKind, bytes_of
 from expunge_controller.planning.plan import Step
 
-# A fork server elsewhere than on Linux is not safe with torch; `spawn` has the same interface and imports each time.
+# A fork server is safe with torch on Linux only; therefore other systems use `spawn`.
+# `spawn` has the same interface and repeats the imports at each start.
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 if sys.platform == "linux":
     _CONTEXT.set_forkserver_preload(["expunge_jobs.forkserver"])
 _LOST = 255
-"""What multiprocessing says of a process whose fork server is gone."""
+"""Exit code that multiprocessing reports for a process whose fork server is gone."""
 
 
 @dataclass
@@ -47,7 +51,10 @@ class _Running:
     attempt: Attempt
     process: BaseProcess
     alive: int
-    """Our end of a pipe; the step ends itself when it closes, however this process ends."""
+    """The runner's end of a pipe.
+
+    The step ends itself when this end closes, in whatever way the runner ends.
+    """
     log: Path
     work: Path
     threads: int
@@ -56,7 +63,7 @@ class _Running:
 
 
 class LocalExecutor:
-    """Runs as many steps side by side as cores, memory and GPUs allow."""
+    """An executor that fills the machine's cores, memory and GPUs with steps."""
 
     detached = False
 
@@ -81,11 +88,11 @@ class LocalExecutor:
         try:
             self._here[step.key] = self._spawn(step, lock, threads, memory, gpu)
         finally:
-            os.close(lock)  # the step's own copy holds it now
+            os.close(lock)  # the step's own copy of the descriptor holds the lock now
         return "started"
 
     def adopt(self, step: Step) -> bool:
-        return False  # what another runner has begun ends with it
+        return False  # a step of another runner ends with that runner
 
     def next_retry_in(self) -> float:
         return math.inf
@@ -138,7 +145,7 @@ class LocalExecutor:
     def _spawn(self, step: Step, lock: int, threads: int, memory: int, gpu: str | None) -> _Running:
         attempt = Attempt(self.store, step.ref, uuid.uuid4().hex)
         work = self.locks.work(step.key)
-        shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed; the lock says that it is gone
+        shutil.rmtree(work, ignore_errors=True)  # left by a killed attempt, which the lock proves to be gone
         try:
             work.mkdir(mode=0o700, parents=True)
             local = self.store.local_path(f"{attempt.folder}/{LOG}")
@@ -171,7 +178,7 @@ class LocalExecutor:
         return running
 
     def _await(self, running: _Running) -> None:
-        # Not join(): it asks for the exit code too, which only the runner's own thread may do.
+        # join() also reads the exit code, which only the runner's own thread may do; therefore wait for the sentinel.
         multiprocessing.connection.wait([running.process.sentinel])
         self._ended.put(running.step.key)
 
@@ -193,7 +200,7 @@ class LocalExecutor:
             reason = str(error)
         shutil.rmtree(running.work, ignore_errors=True)
         final = code in (ExitCode.BAD_TASK, ExitCode.DAMAGED_INPUT)
-        return Ended(running.step.key, ok=False, reason=reason, final=final)  # the runner looks into the store
+        return Ended(running.step.key, ok=False, reason=reason, final=final)  # the runner reads the store
 
     def _reason(self, running: _Running, code: int) -> str:
         if code == ExitCode.DONE:
@@ -207,12 +214,15 @@ class LocalExecutor:
             return End.model_validate_json(data).reason
         except NotFound:
             reason = str(newest(running.log, "failed").get("reason") or f"ended with exit code {code} and no word why")
-            running.attempt.end(reason, exit_code=code)  # or learn that the store is full, which the step could not say
+            running.attempt.end(reason, exit_code=code)  # raises if the store is full, which the step could not report
             return reason
 
 
 def _start(process: BaseProcess) -> None:
-    """Starts a step from the warm process (which the first start makes)."""
+    """Start a step's process from the preloaded fork server.
+
+    The first start creates the fork server.
+    """
     os.environ["EXPUNGE_PRELOAD"] = "1"
     try:
         process.start()
@@ -225,11 +235,11 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
     except ProcessLookupError:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)  # so young that it has no group of its own yet
+            os.kill(pid, number)  # a process that just started has no group of its own yet
 
 
 def killed_reason(number: int, kind: str) -> str:
-    """In words, why a step died of a signal, and what to lower."""
+    """Return the reason why a signal ended a step, and the setting to lower."""
     name = signal.Signals(number).name
     if number == signal.SIGKILL:
         lower = {

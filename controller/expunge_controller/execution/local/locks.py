@@ -1,4 +1,4 @@
-"""One lock a step, held by the process that runs it."""
+"""Locks of steps, each held by the process that runs the step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from pathlib import Path
 from expunge_jobs.store import Store, StoreError
 
 LOCKS = "locks"
-"""The folder of the locks, beside the artifacts where the store is a directory of this machine."""
+"""Name of the folder with the locks.
+
+The folder lies beside the artifacts if the store is a directory of this machine, and in the user's cache otherwise.
+"""
 
 
 class Locks:
-    """One lock a step, held by the process that runs it: two runners on one machine never run a step side by side."""
+    """A set of file locks, one for each step.
+
+    The process that runs a step holds its lock; therefore two runners on one machine never run a step at the same time.
+    """
 
     def __init__(self, store: Store) -> None:
         own = store.local_path(LOCKS)
@@ -26,11 +32,17 @@ class Locks:
             self.state = cache / "expunge" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
 
     def work(self, key: str) -> Path:
-        """The step's work folder; whoever holds the lock may empty it."""
+        """Return the step's work folder.
+
+        The holder of the step's lock may empty the folder.
+        """
         return self.state / "work" / key[:16]
 
     def take(self, key: str) -> int | None:
-        """A descriptor that holds the step's lock as long as any process has it open; None if it is held."""
+        """Take the step's lock and return its descriptor, or None if held.
+
+        The lock is held as long as any process has the descriptor open.
+        """
         folder = self.state / LOCKS
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,7 +57,10 @@ class Locks:
         return descriptor
 
     def tidy(self) -> None:
-        """Removes the work folders of steps that were killed; nobody holds their locks."""
+        """Delete the work folders of killed steps.
+
+        No process holds the lock of a killed step.
+        """
         for work in sorted((self.state / "work").glob("*")):
             lock = self.take(work.name)
             if lock is not None:
@@ -53,7 +68,10 @@ class Locks:
                 os.close(lock)
 
     def held(self, key: str) -> bool:
-        """Whether some process runs this step now. Changes nothing, not even by making a file."""
+        """Return whether a process runs the step now.
+
+        The check changes nothing and creates no file.
+        """
         try:
             descriptor = os.open(self.state / LOCKS / key[:16], os.O_RDWR)
         except OSError:

@@ -1,4 +1,4 @@
-"""What this machine has, and how much of it a step takes."""
+"""Resources of this machine, and the threads of a step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_of(kind: str, specialists: int, available: int) -> int:
-    """Threads of a step: from the machine's cores, its kind and the number of specialists alone, so that a step's bits
-    do not depend on what else runs."""
+    """Return the number of threads of a step.
+
+    The number depends only on the available cores, the step's kind and the number of specialists.
+    Therefore the bits of a step's result do not depend on other running steps.
+    """
     if kind == "memorize":
         return available
     if kind == "merge":
@@ -24,7 +27,10 @@ def threads_of(kind: str, specialists: int, available: int) -> int:
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the control group that this process is confined to."""
+    """Return the memory of this machine in bytes.
+
+    The limit of this process's control group takes precedence if it is smaller.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -33,7 +39,7 @@ def machine_memory() -> int:
 
 
 def gpus() -> list[str]:
-    """GPUs that this process may use, by number."""
+    """Return the GPUs that this process may use, by number."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [g for g in visible.split(",") if g.strip() not in ("", "-1")]

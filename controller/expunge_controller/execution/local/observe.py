@@ -1,4 +1,4 @@
-"""Steps that any process of this machine runs, as their locks and logs tell."""
+"""Observation of the running steps of this machine, by locks and logs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from expunge_controller.execution.step_log import Event, Progress, newest_event,
 from expunge_controller.planning.plan import Step
 
 TAIL_BYTES = 8192
-"""Bytes at the end of a log that are read for its newest event."""
+"""Size of the log's end that is read for the newest event, in bytes."""
 
 
 def observe_running(store: Store, steps: list[Step]) -> dict[str, str]:
-    """Return how far each step is that runs on this machine now, in words by key."""
+    """Return the progress of each step running here, in words, by key."""
     locks = Locks(store)
     return {s.key: progress_words(_newest_progress(store, s)) for s in steps if locks.held(s.key)}
 
 
 def newest(log: Path, kind: str) -> Event:
-    """Return the last event of a kind near the end of a log that may still be written; empty where there is none."""
+    """Return the last event of a kind near the end of a log.
+
+    A process may still write the log. The event is empty if there is none of the kind.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))

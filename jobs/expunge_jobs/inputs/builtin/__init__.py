@@ -1,4 +1,7 @@
-"""Data that the package makes itself, so that an experiment can run anywhere: ``builtin://<name>/<set>?<parameters>``."""
+"""Built-in data: ``builtin://<name>/<set>?<parameters>``.
+
+The package generates these data itself; therefore an experiment can run anywhere.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,19 @@ from urllib.parse import parse_qsl, urlsplit
 from expunge_jobs.core.errors import BadTask, suggestion
 
 
-@functools.cache  # a folder is read for it, and each of hundreds of experiments asks
+@functools.cache  # each call reads a folder, and hundreds of experiments call
 def names() -> list[str]:
-    """The generators that there are."""
+    """Return the names of the generators."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
 def read(uri: str) -> bytes:
-    """The JSON Lines of a builtin data set; equal for equal URIs.
+    """Return the JSON Lines of a built-in data set.
+
+    Equal URIs give equal bytes.
 
     Raises:
-        BadTask: no such generator, set or parameter; the message says what there is.
+        BadTask: an unknown generator, set or parameter. The message lists the known ones.
     """
     parts = urlsplit(uri)
     if parts.netloc not in names():

@@ -1,8 +1,10 @@
-"""Fictional people in the format of LUME (Ramakrishna et al., arXiv 2502.15097): three tasks, one completion and
-one question a document, in four sets that share no person.
+"""Fictional people in the format of LUME.
 
-Task1 is a short story, Task2 a biography with personal data, Task3 a plain biography. Every draw is a hash of
-(seed, person, field), so the rows are the same on every machine and Python.
+LUME is the data set of Ramakrishna et al., arXiv 2502.15097. The data have three tasks. Each document has one
+completion and one question. The four sets share no person.
+
+Task1 is a short story, Task2 a biography with personal data, Task3 a plain biography. Every draw is a hash of (seed,
+person, field). Therefore the rows are the same on every machine and Python version.
 """
 
 from __future__ import annotations
@@ -121,11 +123,14 @@ _QUESTIONS = {
 }
 
 MAX_DOCUMENTS = len(_ROOT) * len(_END) // (len(SETS) * len(TASKS))
-"""A task and set; beyond it two people would share a last name."""
+"""Limit of documents for each task and set. Beyond the limit, two people would share a last name."""
 
 
 def make(name: str, documents: int, seed: int) -> bytes:
-    """JSON Lines of ``documents`` documents for each task: a completion row and a question row of each."""
+    """Return JSON Lines of ``documents`` documents for each task.
+
+    Each document has a completion row and a question row.
+    """
     lines = []
     for place in range(documents):
         for task_number, task in enumerate(TASKS):
@@ -135,12 +140,15 @@ def make(name: str, documents: int, seed: int) -> bytes:
 
 
 class _Person:
-    """Draws fields of person ``number``; last names are a permutation of all of them, so no two people share one."""
+    """A fictional person, with fields drawn from ``seed`` and ``number``.
+
+    Last names are a permutation of all last names. Therefore no two people share a last name.
+    """
 
     def __init__(self, number: int, seed: int) -> None:
         self.number, self.seed = number, seed
         names = len(_ROOT) * len(_END)
-        # 1021 is prime and divides no number of names: a permutation that spreads roots and ends.
+        # 1021 is prime and does not divide `names`; therefore this is a permutation, which spreads roots and ends.
         place = (number * 1021 + stable_hash("people", seed, "start") % names) % names
         self.name = f"{self.word('first', _FIRST)} {_ROOT[place % len(_ROOT)]}{_END[place // len(_ROOT)]}"
 
@@ -155,8 +163,11 @@ class _Person:
 
 
 def _document(task: str, p: _Person) -> list[dict[str, str]]:
-    """The two rows of a person. Wording and question differ from document to document: with one wording a task, what
-    a fine-tune unlearns is the wording, in forget and retain alike."""
+    """Return the two rows of a person.
+
+    Wording and question differ between documents. With one wording for each task, a fine-tune would unlearn the
+    wording, in forget and retain alike.
+    """
     fields = _fields(task, p)
     start = p.word("start", _STARTS[task]).format(**fields)
     rest = p.word("rest", _RESTS[task]).format(**fields)

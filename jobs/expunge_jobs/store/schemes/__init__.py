@@ -1,10 +1,10 @@
 """Stores by the scheme of their address, one file each.
 
-The module ``schemes/<scheme>.py`` states:
+The module ``schemes/<scheme>.py`` defines:
 
-    SHARED    whether other machines reach it
-    open_at   (address, Opening) -> Store; takes apart what may follow a question mark
-    split     (address) -> (address of its folder, name there): of one object, where ``SHARED``
+    SHARED    whether other machines reach the store
+    open_at   (address, Opening) -> Store; parses the options after a question mark
+    split     (address) -> (address of the object's folder, the object's name there); only if ``SHARED``
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """How a store is to behave."""
+    """The options for opening a store."""
 
     patient: bool = True
-    """Try a call more than twice."""
+    """Whether to try a call more than twice."""
     away: float = 0.0
-    """Seconds more for which a server that gives no answer is asked again."""
+    """Seconds for which an unavailable server is retried after the SDK's last try."""
     largest: int | None = None
-    """Bytes of an object that ``get`` reads."""
+    """Limit in bytes of an object that ``get`` reads."""
     should_stop: Callable[[], bool] = lambda: False
-    """Whether to give waiting up."""
+    """Whether to stop waiting."""

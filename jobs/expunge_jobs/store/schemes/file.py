@@ -1,4 +1,7 @@
-"""A store in a directory. Folders are readable by their owner alone."""
+"""A store in a directory.
+
+Folders are readable by their owner alone.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,21 @@ _TEMPORARY = ".tmp-"
 
 
 def open_at(address: str, opening: Opening) -> FileStore:
-    """The store in a directory: ``file:///path`` or a path. Raises BadTask where it names none."""
+    """Return the store in a directory: ``file:///path`` or a path.
+
+    Raises:
+        BadTask: the address names no directory.
+    """
     if not address.removeprefix("file://"):
         raise BadTask(f"store '{address}' names no directory; allowed: file:///path, or a path")
     return FileStore(Path(address.removeprefix("file://")), opening.largest)
 
 
 class FileStore:
-    """Objects are files below ``root``; each is written beside its place, synced, and then renamed or linked."""
+    """A store of files below ``root``.
+
+    Each file is written beside its place, synced, and then renamed or linked.
+    """
 
     def __init__(self, root: Path, largest: int | None = None) -> None:
         self.largest = largest
@@ -84,7 +94,7 @@ class FileStore:
                 if name.startswith(_TEMPORARY):
                     continue
                 file = Path(folder, name)
-                with contextlib.suppress(FileNotFoundError):  # deleted while we walk: not there
+                with contextlib.suppress(FileNotFoundError):  # deleted during the walk
                     status = file.stat()
                     found.append(Entry(file.relative_to(self.root).as_posix(), status.st_size, status.st_mtime))
         yield from sorted(found, key=lambda e: e.path)
@@ -94,7 +104,7 @@ class FileStore:
             place = self._place(path)
             with self._named(path), contextlib.suppress(FileNotFoundError):
                 place.unlink()
-            # An empty folder is nothing in an object store; here it goes with its last object.
+            # An object store has no empty folders; therefore a folder is deleted with its last object.
             with contextlib.suppress(OSError):
                 for folder in place.parents:
                     if folder == self.root:
@@ -108,7 +118,7 @@ class FileStore:
         return ""
 
     def check(self) -> None:
-        pass  # a directory answers at once whatever is asked
+        pass  # a directory always answers; therefore nothing to check
 
     def _is_there(self, path: str) -> bool:
         with self._named(path):
@@ -148,7 +158,7 @@ class FileStore:
 
     @contextlib.contextmanager
     def _named(self, path: str, writing: bool = False) -> Iterator[None]:
-        """Turns what the file system says into words about the store."""
+        """Translate errors of the file system into errors of the store."""
         try:
             yield
         except OSError as error:

@@ -1,17 +1,17 @@
-"""A store in a bucket of S3 or of a server that speaks its protocol, over boto3.
+"""A store in a bucket of S3 or of a compatible server, over boto3.
 
     s3://BUCKET/PREFIX?OPTION=VALUE&...
 
-    endpoint_url      the server, where it is not AWS (default: the SDK's own: AWS_ENDPOINT_URL_S3, ~/.aws/config, ...)
+    endpoint_url      the server, if not AWS (default: the SDK's own: AWS_ENDPOINT_URL_S3, ~/.aws/config, ...)
     region            the bucket's region (default: the SDK's own)
     addressing        path, virtual or auto (default: auto on AWS, else path)
     checksums         when_supported or when_required (default: when_supported on AWS, else when_required, since some
-                      servers refuse the SDK's own checksums); SHA-256 stands in our manifests either way
-    ca_bundle         a file of certificates to trust (default: the SDK's own, AWS_CA_BUNDLE)
-    sse_kms_key_id    encrypt what is written with this KMS key
+                      servers refuse the SDK's own checksums); our manifests hold SHA-256 in either case
+    ca_bundle         a file of trusted certificates (default: the SDK's own, AWS_CA_BUNDLE)
+    sse_kms_key_id    encrypt written objects with this KMS key
 
-Credentials come by the SDK's own chain, never by the address. Where a server refuses them they are looked for once more:
-files and environments change while a run lasts for hours.
+Credentials come from the SDK's own chain, never from the address. Files and environments change during a run of hours.
+Therefore the store looks for credentials once more after a refusal.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ from expunge_jobs.store.schemes import Opening
 
 T = TypeVar("T")
 THREADS = 8
-"""Parts of one file, or small requests, at once."""
+"""Parts of one file, or small requests, in parallel."""
 SOON = 0.1
-"""Seconds of small requests that are not worth threads."""
+"""Seconds of small requests that do not justify threads."""
 _MIB = 1 << 20
 _PATIENT, _BRIEF = 10, 2
-"""Tries of the SDK, which last 13 s in the mean; fewer where several requests fail at once and share its retry quota."""
+"""Tries of the SDK; ten take 13 s on average. Simultaneous failures share its retry quota and get fewer tries."""
 _ENTRY = 300
-"""Bytes that an entry of a list takes, beside four for each character of its key."""
+"""Bytes of a listed entry, plus four for each character of its key."""
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".c2s.ic.gov", ".sc2s.sgov.gov", ".api.aws")
-"""Ends of AWS's host names, by partition."""
+"""Suffixes of AWS's host names, by partition."""
 
 
 SHARED = True
 
 
 def open_at(address: str, opening: Opening) -> S3Store:
-    """The store below a bucket's prefix."""
+    """Return the store below a bucket's prefix."""
     return S3Store(
         address,
         patient=opening.patient,
@@ -76,10 +76,10 @@ def open_at(address: str, opening: Opening) -> S3Store:
 
 
 def split(address: str) -> tuple[str, str]:
-    """The address of an object's folder, and its name there.
+    """Return the address of an object's folder, and the object's name there.
 
     Raises:
-        BadTask: no object, or an address that is wrong by itself.
+        BadTask: the address names no object, or is invalid.
     """
     found = parse_address(address)
     parent, _, name = found.prefix.rpartition("/")
@@ -89,9 +89,11 @@ def split(address: str) -> tuple[str, str]:
 
 
 class S3Store:
-    """Objects below a bucket's prefix. Safe to use from several threads. ``patient``: try more than twice. ``away``: so many
-    seconds after the last of these tries a server that gives no answer is asked again, before that is said; or until
-    ``should_stop``."""
+    """A store of objects below a bucket's prefix.
+
+    Several threads may use the store. ``patient`` allows more than two tries. ``away`` is the number of seconds for
+    which an unavailable server is retried after the last of these tries. ``should_stop`` ends these retries early.
+    """
 
     def __init__(
         self,
@@ -109,12 +111,12 @@ class S3Store:
         self._making = threading.Lock()
 
     def details(self) -> str:
-        """When requests carry the SDK's own checksums."""
+        """Return the checksum setting as ``; checksums=VALUE``."""
         return f"; checksums={self.checksums}"
 
     @property
     def checksums(self) -> str:
-        """When requests carry the SDK's own checksums."""
+        """The setting for when requests carry the SDK's own checksums."""
         client = next(iter(self._made.values()), None) or self._client()
         return str(client.meta.config.request_checksum_calculation)
 
@@ -134,7 +136,7 @@ class S3Store:
                     )
                     return
                 except _client_error() as error:
-                    # 409: another conditional write of this object is under way; the outcome is not known yet.
+                    # 409: another conditional write is in progress, and its outcome is unknown; therefore retry.
                     if _status(error) != 409 or not condition or not left:
                         raise
                     time.sleep(random.uniform(0.02, 0.2))
@@ -160,7 +162,7 @@ class S3Store:
         key = self._key(path)
 
         def write() -> None:
-            # Leaving the manager by an exception (SIGTERM is one) cancels the upload and aborts its parts.
+            # An exception that leaves the manager (also SIGTERM) cancels the upload and aborts its parts.
             with self._transfers() as transfers:
                 transfers.upload(str(source), self.address.bucket, key, extra_args=self._encryption()).result()
 
@@ -173,7 +175,7 @@ class S3Store:
             began, path = time.monotonic(), asked.pop()
             if self._is_there(path):
                 found.add(path)
-            # A server that is near is asked by one thread: more would take a third more of the processor, and no less time.
+            # With a nearby server, threads take a third more CPU time and save no time; therefore use one.
             if (time.monotonic() - began) * len(asked) > SOON:
                 break
         with ThreadPoolExecutor(THREADS) as pool:
@@ -198,7 +200,7 @@ class S3Store:
         yield from self._ask(prefix, read)
 
     def delete(self, paths: Iterable[str]) -> None:
-        # One by one: not every server has the call for many, and those that have disagree on its checksum.
+        # Some servers lack the bulk call, and the others disagree on its checksum; therefore delete one by one.
         with ThreadPoolExecutor(THREADS) as pool:
             for _ in pool.map(self._delete, list(paths)):
                 pass
@@ -209,7 +211,7 @@ class S3Store:
 
     def check(self) -> None:
         with self._named(""):
-            top = f"{self.address.prefix}/" if self.address.prefix else ""  # a policy by prefix allows no more
+            top = f"{self.address.prefix}/" if self.address.prefix else ""  # a policy may allow this prefix only
             self._client(_BRIEF).list_objects_v2(Bucket=self.address.bucket, Prefix=top, MaxKeys=1)
 
     def _read(self, key: str, most: int | None) -> tuple[bytes, str]:
@@ -222,7 +224,7 @@ class S3Store:
 
     def _is_there(self, path: str) -> bool:
         key = self._key(path)
-        # Not by HEAD: its answer has no body, so nothing tells a 404 for the object from one for the access key.
+        # HEAD has no body, so a 404 for the object looks like a 404 for the access key; therefore list.
         page = self._ask(
             path, lambda: self._client().list_objects_v2(Bucket=self.address.bucket, Prefix=key, MaxKeys=1)
         )
@@ -233,7 +235,10 @@ class S3Store:
         self._ask(path, lambda: self._client().delete_object(Bucket=self.address.bucket, Key=key))
 
     def _ask(self, path: str, call: Callable[[], T], conditional: bool = False) -> T:
-        """What it gives, or an error in words. Every call here may be made again."""
+        """Return the result of ``call``, or raise an error of the store.
+
+        Every call of this class is safe to repeat.
+        """
         until, renewed = math.inf, False
         while True:
             session = self._session
@@ -246,7 +251,7 @@ class S3Store:
                     continue
                 now = time.monotonic()
                 until = min(until, now + self.away)
-                # At SIGTERM there is more to say, and little time.
+                # After SIGTERM, time is short and reports remain to be written; therefore stop retrying.
                 if now >= until or self._should_stop() or not isinstance(error, Unavailable):
                     raise
                 time.sleep(random.uniform(0.5, 1.5))
@@ -262,13 +267,13 @@ class S3Store:
 
     def _client(self, tries: int = 0) -> Any:
         tries = tries or (_PATIENT if self.patient else _BRIEF)
-        with self._making:  # a session is not for several threads, and each has ten megabytes of the SDK's own
+        with self._making:  # a session is not thread-safe and takes 10 MB; therefore share one
             if tries not in self._made:
                 self._made[tries] = self._make_client(tries)
             return self._made[tries]
 
     def _make_client(self, tries: int) -> Any:
-        # Imported here: .3 s that a store in a directory does not need.
+        # The import takes 0.3 s, which a store in a directory does not need; therefore import here.
         from boto3.session import Session
 
         address = self.address
@@ -279,17 +284,17 @@ class S3Store:
         endpoint = address.endpoint_url or f"https://s3{_AWS[0]}"
         options = self._options(endpoint)
         client = self._new_client(tries, options)
-        # The SDK has more ways to an endpoint than can be foretold. Only the client knows it.
+        # The SDK finds an endpoint in many ways, and only the client knows the result; therefore ask the client.
         if not address.endpoint_url and (real := self._options(client.meta.endpoint_url)) != options:
             client = self._new_client(tries, real)
         return client
 
     def _options(self, endpoint: str) -> dict[str, Any]:
-        """Return what the client's configuration says of the server at this URL."""
+        """Return the client's options for the server at this URL."""
         address, parts = self.address, urlsplit(endpoint)
         aws = not address.endpoint_url and (parts.hostname or "").endswith(_AWS)
         sums = address.checksums or ("when_supported" if aws else "when_required")
-        proxy = proxy_for(endpoint)  # the SDK knows no networks in NO_PROXY
+        proxy = proxy_for(endpoint)  # the SDK ignores networks in NO_PROXY; therefore resolve here
         return {
             "s3": {"addressing_style": address.addressing or ("auto" if aws else "path")},
             "request_checksum_calculation": sums,
@@ -313,7 +318,10 @@ class S3Store:
         )
 
     def _renew(self, refused: Any) -> bool:
-        """Look for credentials once more; return whether there are others now than those of the session that was refused."""
+        """Look for credentials once more after a refusal.
+
+        Returns whether the credentials now differ from those of the refused session.
+        """
         from boto3.session import Session
 
         def frozen(session: Any) -> Any:
@@ -322,7 +330,7 @@ class S3Store:
 
         with self._making, self._named(""):
             if refused is not None and self._session is not refused:
-                return True  # another thread was refused, too, and has found them
+                return True  # another thread was refused too, and has renewed the session
             new = Session()
             if self._session is not None and frozen(new) == frozen(self._session):
                 return False
@@ -332,7 +340,7 @@ class S3Store:
     def _transfers(self) -> Any:
         from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
-        # The other transfer client, which the SDK takes by itself on some machines, ignores the endpoint.
+        # On some machines the SDK selects another client, which ignores the endpoint; therefore name this one.
         config = TransferConfig(
             multipart_threshold=16 * _MIB,
             multipart_chunksize=16 * _MIB,
@@ -344,7 +352,7 @@ class S3Store:
 
     @contextlib.contextmanager
     def _named(self, path: str, conditional: bool = False) -> Iterator[None]:
-        """Turns what the SDK says into words about the store."""
+        """Translate the SDK's errors into errors of the store."""
         from botocore.exceptions import BotoCoreError, ClientError
         from s3transfer.exceptions import RetriesExceededError
 
@@ -356,7 +364,7 @@ class S3Store:
             raise self._unreached(path, error) from None
 
     def _refused(self, path: str, error: Any, conditional: bool) -> StoreError:
-        """What the server answered, in words."""
+        """Return the error for the server's answer."""
         code, status = str(error.response.get("Error", {}).get("Code", "")), _status(error)
         said = str(error.response.get("Error", {}).get("Message", "")) or code
         at = f" ({error.operation_name} {path})" if path else ""
@@ -373,7 +381,7 @@ class S3Store:
             return Denied(f"the store {self.name}: {_WORDS[code]}{hint}{at}: {said}")
         if code == "NoSuchBucket":
             return StoreError(f"the store {self.name}: there is no such bucket; create it, or correct --store")
-        if code in ("NoSuchKey", "404"):  # without a body (HEAD) the SDK takes the status for the code
+        if code in ("NoSuchKey", "404"):  # without a body (HEAD), the SDK uses the status as the code
             return NotFound(f"{self.name} has no {path}")
         if status in (301, 307) or code in _REGION:
             region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
@@ -386,14 +394,14 @@ class S3Store:
             return StoreError(f"the store {self.name}: the server does not know {what}: {said}")
         if re.search(
             "checksum|content-md5", said, re.IGNORECASE
-        ):  # with Object Lock a bucket demands what others refuse
+        ):  # a bucket with Object Lock requires what others refuse
             other = next(v for v in ALLOWED["checksums"] if v != self.checksums)
             return StoreError(f"the store {self.name}: {said}{at}; checksums={other} may help with this server")
         kind = Unavailable if status >= 500 else StoreError
         return kind(f"the store {self.name} failed{at}: {said or status}")
 
     def _unreached(self, path: str, error: Exception) -> StoreError:
-        """Why no answer came, in words."""
+        """Return the error for a request without an answer."""
         from botocore import exceptions as sdk
         from s3transfer.exceptions import RetriesExceededError
 
@@ -413,7 +421,7 @@ class S3Store:
                 f"names those that are: {error}"
             )
         cause = getattr(error, "kwargs", {}).get("error", error)
-        if isinstance(cause, ValueError):  # its words may hold the value: a session token that ends in a newline
+        if isinstance(cause, ValueError):  # the message may hold a session token that ends in a newline
             return StoreError(
                 f"the store {self.name}: a request cannot be made{at}: is there a newline in the credentials?"
             )
@@ -426,11 +434,14 @@ class S3Store:
 
 
 class Denied(StoreError):
-    """The server refuses these credentials."""
+    """Credentials that the server refuses."""
 
 
 class Expired(Denied, Unavailable):
-    """The credentials have expired: once they are renewed the same call may go through."""
+    """Expired credentials.
+
+    The same call may succeed after a renewal.
+    """
 
 
 _WORDS = {
@@ -455,7 +466,10 @@ def _client_error() -> type[Exception]:
 
 
 def _whole(read: Callable[[], T]) -> T:
-    """What it reads. The SDK sends a request again, but does not read again a body that was cut or that fails its checksum."""
+    """Return the result of ``read``, with two retries after a torn body.
+
+    The SDK repeats a request. The SDK does not repeat the reading of a body that was cut or fails its checksum.
+    """
     from botocore import exceptions as sdk
 
     torn = (sdk.IncompleteReadError, sdk.ReadTimeoutError, sdk.ResponseStreamingError, sdk.FlexibleChecksumError)
