@@ -1,5 +1,6 @@
-"""What checkpoints cost training: the quickstart's memorize step (weights and optimizer of a whole model, the largest state
-that the package writes), with a checkpoint every second or so against none; and what that makes of the default interval.
+"""What checkpoints cost training: the quickstart's memorize step (weights and optimizer of a whole model, the largest
+state that the package writes), with a checkpoint every second or so against none; and what that makes of the default
+interval.
 """
 
 from __future__ import annotations

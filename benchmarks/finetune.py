@@ -1,10 +1,11 @@
-"""A fine-tune of a model as large as published ones: our loop against a plain one of transformers and PEFT, as published code
-has it (right-padded micro-batches, the reference asked again in every step). Weights are random: figures are of time alone.
+"""A fine-tune of a model as large as published ones: our loop against a plain one of transformers and PEFT, as
+published code has it (right-padded micro-batches, the reference asked again in every step). Weights are random:
+figures are of time alone.
 
     python benchmarks/finetune.py [small | 1b | 7b]
 
-Prints seconds an optimizer step and peak memory of both, what deterministic algorithms cost and what a checkpoint costs; and
-trains once more, killed in the middle and gone on with: the adapter must be the same to the bit.
+Prints seconds an optimizer step and peak memory of both, what deterministic algorithms cost and what a checkpoint
+costs; and trains once more, killed in the middle and gone on with: the adapter must be the same to the bit.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 
 
 def rivals() -> str:
-    """As baselines: over's fine-tune at three learning rates between the specialists', at a gentler one, and with a beta and
-    rate between over's and under's, the best that is known here."""
+    """As baselines: over's fine-tune at three learning rates between the specialists', at a gentler one, and with a
+    beta and rate between over's and under's, the best that is known here.
+    """
     specialists = yaml.safe_load(QUICKSTART.read_text())["spec"]["specialists"]
     low, high = sorted(float(s["learning_rate"]) for s in specialists.values())
     over = specialists["over"]

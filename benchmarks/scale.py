@@ -1,11 +1,12 @@
-"""Hundreds of experiments at once before the shipped operator, with the chart's own defaults: gaps between steps and the time in
-all beside a loop that does nothing but create each Job in its turn; calls, memory, recovery after a kill; and Jobs a second
-beside a loop that creates the same Jobs and waits for nothing.
+"""Hundreds of experiments at once before the shipped operator, with the chart's own defaults: gaps between steps and
+the time in all beside a loop that does nothing but create each Job in its turn; calls, memory, recovery after a kill;
+and Jobs a second beside a loop that creates the same Jobs and waits for nothing.
 
 usage: scale.py [EXPERIMENTS [SECONDS]]     default: 200 experiments, steps of 10 seconds
 
-A real control plane and a real S3 server; nodes by kwok (tests/support/fleet.py says which steps are left to each experiment).
-A gap: from the last predecessor's pod seen Succeeded to the successor's pod seen, by one observer for both.
+A real control plane and a real S3 server; nodes by kwok (tests/support/fleet.py says which steps are left to each
+experiment). A gap: from the last predecessor's pod seen Succeeded to the successor's pod seen, by one observer for
+both.
 """
 
 from __future__ import annotations
@@ -26,10 +27,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from chart import identity, of_kind, rendered
-from cluster import ControlPlane
 from expunge_controller.execution.kubernetes.job_informer import jobs_path, pods_path
 from expunge_controller.execution.kubernetes.jobspec import job, job_name
 from expunge_controller.execution.kubernetes.pod_config import PodConfig
@@ -38,11 +37,14 @@ from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.kube_client.config import connect
 from expunge_controller.operator.job_slots import BACKLOG
 from expunge_jobs.store import open_store
-from fleet import Crowd, Fleet
-from operating import Operating, install_definition
-from s3server import BUCKET, CREDENTIALS, S3Server
-from testsite import Site as Place
-from testsite import until
+
+from tests.support.chart import identity, of_kind, rendered
+from tests.support.control_plane import ControlPlane
+from tests.support.kwok_nodes import Crowd, Fleet
+from tests.support.operating import Operating, install_definition
+from tests.support.s3server import BUCKET, CREDENTIALS, S3Server
+from tests.support.testsite import Site as Place
+from tests.support.testsite import until
 
 NAMESPACE, BARE = "scale", "bare"
 
@@ -91,8 +93,9 @@ def defaults() -> tuple[list[str], dict[str, str]]:
 
 
 def alone(place: Place, crowd: Crowd) -> float:
-    """Seconds for the same Jobs by a loop that has nothing else to do: each is created when its predecessors' pods have ended, a
-    first one only while fewer of them lack a pod than the operator lets lack one."""
+    """Seconds for the same Jobs by a loop that has nothing else to do: each is created when its predecessors' pods
+    have ended, a first one only while fewer of them lack a pod than the operator lets lack one.
+    """
     fleet = crowd.fleet
     steps = {job_name(s): s for plan in crowd.plans for s in plan.steps if job_name(s) in fleet.steps}
     names = {s.key: name for name, s in steps.items()}

@@ -1,8 +1,8 @@
 """How long a cluster stands idle between two steps: from the end of the last predecessor's pod (seen Succeeded) to the
 creation of the successor's pod (seen), by one observer for both; and API calls for each step.
 
-On the tests' control plane, node and S3 server, at rest. The baseline is a bare client that creates a Job: until its pod
-is seen. No controller can be faster than that.
+On the tests' control plane, node and S3 server, at rest. The baseline is a bare client that creates a Job: until its
+pod is seen. No controller can be faster than that.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import urllib3
-from cluster import ControlPlane
-from faults import FaultProxy
 from kubernetes import client, watch
-from node import Node
-from runs import TINY
-from s3server import CREDENTIALS, S3Server
-from testsite import Site, until
+
+from tests.support.control_plane import ControlPlane
+from tests.support.emulated_node import Node
+from tests.support.faults import FaultProxy
+from tests.support.runs import TINY
+from tests.support.s3server import CREDENTIALS, S3Server
+from tests.support.testsite import Site, until
 
 SETTINGS = 60
 

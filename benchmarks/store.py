@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from expunge_jobs.store.schemes.s3 import S3Store
-from s3server import BUCKET, CREDENTIALS, S3Server
+
+from tests.support.s3server import BUCKET, CREDENTIALS, S3Server
 
 SIZE, ROUNDS = 256 << 20, 7
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import ControlPlane, GivenCluster
-from node import Node
-from runs import finished, finished_slower, tiny
-from s3fixtures import credentials, server
-from testsite import site
+
+from tests.support.control_plane import ControlPlane, GivenCluster
+from tests.support.emulated_node import Node
+from tests.support.runs import finished, finished_slower, tiny
+from tests.support.s3fixtures import credentials, server
+from tests.support.testsite import site
 
 __all__ = ["credentials", "finished", "finished_slower", "server", "site", "tiny"]
 

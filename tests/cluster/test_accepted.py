@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import ControlPlane
+
+from tests.support.control_plane import ControlPlane
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 EVERYTHING = (

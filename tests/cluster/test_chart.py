@@ -12,16 +12,17 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from chart import CHART, Object, helm, identity, of_kind, rendered, template
-from cluster import ControlPlane
 from expunge_controller.execution.kubernetes.pod_config import STORE_KEYS
 from expunge_controller.experiment.crd import resource_definition
 from expunge_controller.serve import parser as serve_parser
-from kubelet import expanded
-from operating import Operating, apply, experiment, install_definition, slower, status, wait_until
-from runs import attempts
-from testsite import Site, until
-from tools import binary
+
+from tests.support.chart import CHART, Object, helm, identity, of_kind, rendered, template
+from tests.support.control_plane import ControlPlane
+from tests.support.kubelet import expanded
+from tests.support.operating import Operating, apply, experiment, install_definition, slower, status, wait_until
+from tests.support.runs import attempts
+from tests.support.testsite import Site, until
+from tests.support.toolchain import binary
 
 EVERYTHING = (
     "store.existingSecret=s3",
@@ -209,7 +210,9 @@ def older_chart(folder: Path) -> Path:
 
 
 def test_upgraded_under_an_experiment_at_work(plane: ControlPlane, team: str, site: Site, tmp_path: Path) -> None:
-    """Chart, definition and program. The generation at work keeps its keys and its image; the next one is the newer program's."""
+    """Chart, definition and program. The generation at work keeps its keys and its image; the next one is the newer
+    program's.
+    """
     plane.kubectl("delete", "crd", "experiments.expunge.dev", "--ignore-not-found")
     watched = ("--set", f"watchNamespaces={{{site.namespace}}}")
     install(plane, team, *watched, chart=older_chart(tmp_path / "older"))

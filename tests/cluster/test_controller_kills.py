@@ -7,11 +7,12 @@ import signal
 from collections import Counter
 
 import pytest
-from cluster import ControlPlane
-from faults import FaultProxy
-from killing import Moment, Once, by_way_of, is_nth, moments_of, proxies
-from runs import attempts
-from testsite import Site
+
+from tests.support.control_plane import ControlPlane
+from tests.support.faults import FaultProxy
+from tests.support.killing import Moment, Once, by_way_of, is_nth, moments_of, proxies
+from tests.support.runs import attempts
+from tests.support.testsite import Site
 
 HALF = ("--set", "merge.density=0.5")
 """Another merge: of a finished experiment two steps are left, one after the other."""
@@ -57,7 +58,9 @@ def test_killed_at_every_call(
 
 
 def answered(plane: ControlPlane, since: int) -> Counter[tuple[str, str]]:
-    """What the API server has answered to the controller, as its audit log tells; without watches, which may still be open."""
+    """What the API server has answered to the controller, as its audit log tells; without watches, which may still be
+    open.
+    """
     verbs = {"get": "GET", "list": "GET", "create": "POST", "delete": "DELETE", "patch": "PATCH"}
     events = [e for e in plane.audited(since)[0] if e["userAgent"].startswith("expunge/")]
     return Counter((verbs[e["verb"]], e["requestURI"]) for e in events if e["verb"] != "watch")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from cluster import ControlPlane
-from node import Node
-from testsite import Site, until
+
+from tests.support.control_plane import ControlPlane
+from tests.support.emulated_node import Node
+from tests.support.testsite import Site, until
 
 
 def examined(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:

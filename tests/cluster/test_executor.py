@@ -19,8 +19,9 @@ from expunge_controller.kube_client.config import connect
 from expunge_controller.planning.plan import Step
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.store import open_store
-from runs import SLOWER
-from testsite import THREADS, Site, until
+
+from tests.support.runs import SLOWER
+from tests.support.testsite import THREADS, Site, until
 
 Make = Callable[..., KubernetesExecutor]
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import boto3
 import pytest
-from cluster import ControlPlane
-from faults import FaultProxy, answer, corrupt, cut, refusal, silent, truncate
 from kubernetes import client
-from node import Node, Pod
-from runs import SLOWER, attempts, wait_for, weights
-from s3server import BUCKET, S3Server
-from testsite import Site, until
+
+from tests.support.control_plane import ControlPlane
+from tests.support.emulated_node import Node, Pod
+from tests.support.faults import FaultProxy, answer, corrupt, cut, refusal, silent, truncate
+from tests.support.runs import SLOWER, attempts, wait_for, weights
+from tests.support.s3server import BUCKET, S3Server
+from tests.support.testsite import Site, until
 
 
 def evict(node: Node, pod: Pod) -> None:
@@ -205,8 +206,9 @@ def test_a_failed_job_that_is_tidied_away_at_once(site: Site) -> None:
 
 
 def test_faults_on_the_way(site: Site, plane: ControlPlane, server: S3Server, finished: Path) -> None:
-    """Watches that are cut, expired, or silent for ever; calls that are refused for a while; a store that is busy, and whose
-    answers to the pods are cut off or spoilt."""
+    """Watches that are cut, expired, or silent for ever; calls that are refused for a while; a store that is busy,
+    and whose answers to the pods are cut off or spoilt.
+    """
     cluster, store = FaultProxy(plane.url, plane.context), FaultProxy(server.url)
     site.environment |= {"KUBECONFIG": str(plane.kubeconfig_by(cluster.url)), "AWS_ENDPOINT_URL_S3": store.url}
     site.give_pods({"AWS_ENDPOINT_URL_S3": store.url})

@@ -1,4 +1,6 @@
-"""What one user of a cluster cannot take from it or break in it, before the shipped operator in its image's environment."""
+"""What one user of a cluster cannot take from it or break in it, before the shipped operator in its image's
+environment.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import ControlPlane
 from expunge_jobs.store import open_store
-from faults import FaultProxy, silent
-from hub import COMMIT, Hub
-from operating import Operating, apply, events, experiment, install_definition, status, wait_until
-from s3server import BUCKET, S3Server
-from testsite import Site, until
+
+from tests.support.control_plane import ControlPlane
+from tests.support.faults import FaultProxy, silent
+from tests.support.hub_server import COMMIT, Hub
+from tests.support.operating import Operating, apply, events, experiment, install_definition, status, wait_until
+from tests.support.s3server import BUCKET, S3Server
+from tests.support.testsite import Site, until
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import ControlPlane
 from expunge_controller.errors import ExperimentError
 from expunge_controller.kube_client import client
 from expunge_controller.kube_client.client import ApiError, Cluster
 from expunge_controller.kube_client.config import connect
 from expunge_controller.kube_client.informer import Informer
-from faults import FaultProxy, Request, cut, lose, refusal
-from testsite import until
+
+from tests.support.control_plane import ControlPlane
+from tests.support.faults import FaultProxy, Request, cut, lose, refusal
+from tests.support.testsite import until
 
 
 @pytest.fixture

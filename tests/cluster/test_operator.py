@@ -14,15 +14,26 @@ from typing import Any
 
 import pytest
 import yaml
-from chart import of_kind, rendered
-from cluster import ControlPlane
 from expunge_jobs.inputs import builtin
-from faults import FaultProxy, cut
 from kubernetes import client
-from node import Node
-from operating import FEW, Operating, apply, events, experiment, install_definition, slower, status, wait_until
-from runs import attempts, wait_for, weights
-from testsite import Site, until
+
+from tests.support.chart import of_kind, rendered
+from tests.support.control_plane import ControlPlane
+from tests.support.emulated_node import Node
+from tests.support.faults import FaultProxy, cut
+from tests.support.operating import (
+    FEW,
+    Operating,
+    apply,
+    events,
+    experiment,
+    install_definition,
+    slower,
+    status,
+    wait_until,
+)
+from tests.support.runs import attempts, wait_for, weights
+from tests.support.testsite import Site, until
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -493,8 +504,9 @@ def test_suspended_and_resumed_again_and_again(site: Site, operator: Operating) 
 
 @pytest.mark.timeout(1800)
 def test_evicted_more_often_than_a_job_may_fail(site: Site, operator: Operating, node: Node) -> None:
-    """Disruptions spend no try, and the step goes on from its checkpoint each time. Kubernetes itself waits longer and longer
-    before it makes the next pod: 10 s, doubled each time."""
+    """Disruptions spend no try, and the step goes on from its checkpoint each time. Kubernetes itself waits longer
+    and longer before it makes the next pod: 10 s, doubled each time.
+    """
     given = slower(site)
     given["spec"]["specialists"]["over"]["epochs"] = 400
     apply(site, given)

@@ -1,4 +1,6 @@
-"""The operator killed before and after each of its calls to the API server and to the store: begun again, it ends the same."""
+"""The operator killed before and after each of its calls to the API server and to the store: begun again, it ends the
+same.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,13 @@ import signal
 from typing import Any
 
 import pytest
-from cluster import ControlPlane
-from faults import FaultProxy
-from killing import Moment, Once, by_way_of, is_nth, moments_of, proxies
-from operating import Operating, apply, experiment, install_definition, status
-from runs import attempts
-from testsite import Site, until
+
+from tests.support.control_plane import ControlPlane
+from tests.support.faults import FaultProxy
+from tests.support.killing import Moment, Once, by_way_of, is_nth, moments_of, proxies
+from tests.support.operating import Operating, apply, experiment, install_definition, status
+from tests.support.runs import attempts
+from tests.support.testsite import Site, until
 
 __all__ = ["proxies"]
 

@@ -8,9 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from node import Node
-from runs import SLOWER, attempts, wait_for, weights
-from testsite import Site, until
+
+from tests.support.emulated_node import Node
+from tests.support.runs import SLOWER, attempts, wait_for, weights
+from tests.support.testsite import Site, until
 
 
 def test_a_run_on_a_cluster_is_the_same_run(site: Site, finished: Path) -> None:

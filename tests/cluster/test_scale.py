@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart import identity
-from cluster import ControlPlane, GivenCluster
 from expunge_controller.execution.kubernetes.jobspec import KEY
 from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.resource import resources_path
@@ -23,15 +21,18 @@ from expunge_controller.kube_client.client import Cluster
 from expunge_controller.kube_client.config import connect
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.store import open_store
-from faults import FaultProxy, silent
-from fleet import Crowd, Fleet
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from operating import Operating, apply, install_definition, status, wait_until
-from s3fixtures import proxy
-from s3server import BUCKET, S3Server
-from testsite import Site, until
+
+from tests.support.chart import identity
+from tests.support.control_plane import ControlPlane, GivenCluster
+from tests.support.faults import FaultProxy, silent
+from tests.support.kwok_nodes import Crowd, Fleet
+from tests.support.operating import Operating, apply, install_definition, status, wait_until
+from tests.support.s3fixtures import proxy
+from tests.support.s3server import BUCKET, S3Server
+from tests.support.testsite import Site, until
 
 __all__ = ["proxy"]
 STEP = 2.0
@@ -219,7 +220,9 @@ class Pair:
 def test_two_that_share_steps_and_what_people_do_to_them(
     plane: ControlPlane, cluster: Cluster, fleet: Fleet, away: Site
 ) -> None:
-    """Edited, cancelled, suspended, deleted, the operator killed: what is wanted in the end is done, and nothing leaks."""
+    """Edited, cancelled, suspended, deleted, the operator killed: what is wanted in the end is done, and nothing
+    leaks.
+    """
     operating = Operating(away, kubeconfig=identity(plane, cluster.namespace))
     operating.begin()
     rounds = itertools.count()

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub import COMMIT, TOKEN, Hub
-from testsite import Site
+
+from tests.support.hub_server import COMMIT, TOKEN, Hub
+from tests.support.testsite import Site
 
 PERSISTENT_VOLUME = """
 apiVersion: v1

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import ControlPlane
 from expunge_controller.experiment.loading import load_experiment, load_resource
 from expunge_controller.experiment.presets import PRESETS
 from expunge_controller.planning.resolve import resolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from operating import install_definition
-from runs import TINY
+
+from tests.support.control_plane import ControlPlane
+from tests.support.operating import install_definition
+from tests.support.runs import TINY
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 RATES = st.sampled_from(["1e-4", "7.0e-4", "0.001", "5E-3", "1", "2.5e-3"])

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import images
 import pytest
 from expunge_jobs.inputs import pinning
-from images import BASE, ROOT, buildah
-from samples import task
+
+from tests.support import images
+from tests.support.images import BASE, ROOT, buildah
+from tests.support.samples import task
 
 SOMEBODY = "12345:54321"
 
@@ -101,6 +102,19 @@ def test_a_step_runs_as_somebody_without_a_name(container: str, tmp_path: Path) 
     )
     (manifest,) = tmp_path.glob("store/artifacts/memorize/*/manifest.json")
     assert json.loads(manifest.read_text())["key"] == small.key()
+
+
+@pytest.mark.parametrize("name", ["jobs", "controller"])
+def test_a_package_of_plugins_is_added_in_a_few_lines(built: dict[str, str], name: str) -> None:
+    folder = ROOT / "examples" / "plugin"
+    image = images.build(name, folder, folder / f"{name}.Dockerfile", "plugin", IMAGE=built[name])
+    assert inspected(image)["OCIv1"]["config"]["User"] == "65532:65532"
+    container = buildah("from", image).strip()
+    try:
+        code = "from expunge_jobs import plugins as p; print(p.source('merge_methods', 'delta_mean').identity)"
+        assert run(container, "python", "-c", code).strip() == "merge_methods/expunge-example:delta_mean"
+    finally:
+        buildah("rm", container)
 
 
 def test_a_change_of_code_does_not_bring_torch_again(built: dict[str, str], tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.runtime.context import StepContext
+
+from tests.jobs import tiny_models as tiny
 
 ON_A_GPU = ("test_resume",)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.data.rows import Row
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.jobs import tiny_models as tiny
 
 LONG = Row("asc1", "a", "sc", "Task1", "amber bell coin drum east farm", "gold hill iron")
 

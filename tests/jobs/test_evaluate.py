@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.modeling.loading import load_base
 from expunge_jobs.runtime.context import StepContext
@@ -16,6 +15,8 @@ from expunge_jobs.steps.evaluate import extraction_strength
 from expunge_jobs.tasks.settings import EvaluateSettings
 from expunge_jobs.tasks.tasks import EvaluateTask
 from rouge_score import rouge_scorer
+
+from tests.jobs import tiny_models as tiny
 
 NEW = 12
 

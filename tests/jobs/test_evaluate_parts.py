@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.data.rows import Document, Question, Row
@@ -22,6 +21,8 @@ from expunge_jobs.steps.evaluate import Evaluator
 from expunge_jobs.tasks.references import AdapterRef, Input, ModelRef, TaskData
 from expunge_jobs.tasks.settings import EvaluateSettings
 from expunge_jobs.tasks.tasks import EvaluateTask
+
+from tests.jobs import tiny_models as tiny
 
 IDS = tuple(range(5, 25))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs.model_folder import folder_digest
@@ -19,6 +18,8 @@ from expunge_jobs.steps import finetune
 from expunge_jobs.tasks.settings import FinetuneSettings
 from expunge_jobs.tasks.tasks import FinetuneTask
 from expunge_jobs.training.trainer import Trainer
+
+from tests.jobs import tiny_models as tiny
 
 IDS = tuple(range(5, 25))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.adapters import Adapter
@@ -16,6 +15,8 @@ from expunge_jobs.steps import evaluate, finetune, memorize, merge
 from expunge_jobs.tasks.references import Input
 from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, MemorizeSettings
 from expunge_jobs.tasks.tasks import EvaluateTask, FinetuneTask, MemorizeTask, MergeTask, WeightedAdapter
+
+from tests.jobs import tiny_models as tiny
 
 MESSAGE = "results changed: raise the version in KIND_VERSIONS (or the plugin's VERSION) when it is on purpose"
 

@@ -1,5 +1,6 @@
-"""What a step does about its own deadline, its disk, disturbances without end, and where its words are kept; by processes
-of the shipped program."""
+"""What a step does about its own deadline, its disk, disturbances without end, and where its words are kept; by
+processes of the shipped program.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny
 from expunge_jobs.artifacts.attempts import Attempt, attempts, checkpoints_of, count_disruptions, read_log
 from expunge_jobs.artifacts.manifests import read_manifest
 from expunge_jobs.core.errors import ExitCode
@@ -24,6 +24,8 @@ from expunge_jobs.store.schemes.file import FileStore
 from expunge_jobs.tasks.references import ArtifactRef
 from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
 from expunge_jobs.tasks.tasks import MemorizeTask
+
+from tests.jobs import tiny_models as tiny
 
 
 class Step:

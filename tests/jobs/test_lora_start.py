@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.modeling.adapters import attach_lora, lora_tensors
 from torch import Tensor
+
+from tests.jobs import tiny_models as tiny
 
 
 def a_tensors(model: Any, seed: int = 5, **fields: Any) -> dict[str, Tensor]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from expunge_jobs.steps import memorize
 from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
 from expunge_jobs.tasks.tasks import MemorizeTask
+
+from tests.jobs import tiny_models as tiny
 
 EPOCHS = 60
 

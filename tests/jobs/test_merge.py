@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs import plugins
 from expunge_jobs.core.errors import BadTask
@@ -25,6 +24,8 @@ from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, TaskData
 from expunge_jobs.tasks.tasks import FinetuneTask, MergeTask, WeightedAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tests.jobs import tiny_models as tiny
 
 WEIGHTS, ALPHAS, RANK, DENSITY = (1.0, 0.5, -0.7), (8.0, 4.0, 2.0), 4, 0.6
 
@@ -287,7 +288,7 @@ def specialist(work: StepContext, seed: int, start: str) -> ArtifactRef:
     return tiny.publish(work, made, {"a_start": start}).model_copy(update={"folder": "adapter"})
 
 
-def merge_of(*refs: ArtifactRef, base: str = "sha256:0") -> MergeTask:
+def merge_of(*refs: ArtifactRef | Input, base: str = "sha256:0") -> MergeTask:
     adapters = tuple(WeightedAdapter(ref=r) for r in refs)
     return MergeTask(base=Input(uri="file:///elsewhere", digest=base), adapters=adapters, method="ties", parameters={})
 
@@ -303,6 +304,14 @@ def test_another_base(work: StepContext) -> None:
     one, two = specialist(work, 1, "aa"), specialist(work, 3, "aa")
     with pytest.raises(BadTask, match="adapter 1 of the merge was trained on another base model"):
         merge.run(merge_of(one, two, base="sha256:1"), work)
+
+
+def test_an_adapter_of_another_base_has_its_own_number_behind_one_from_outside(
+    folders: list[Path], work: StepContext
+) -> None:
+    outside = Input(uri=f"file://{folders[0]}", digest=folder_digest(folders[0]))
+    with pytest.raises(BadTask, match="adapter 2 of the merge was trained on another base model"):
+        merge.run(merge_of(outside, specialist(work, 1, "aa"), base="sha256:1"), work)
 
 
 def test_an_adapter_from_outside_is_taken_with_a_notice(

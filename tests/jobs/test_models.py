@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, attach_lora, lora_tensors, write_adapter
 from expunge_jobs.modeling.loading import end_token, fold, load_base
 from safetensors.torch import load_file, save_file
+
+from tests.jobs import tiny_models as tiny
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.modeling.packing import batches, check_packing, head_logits, hidden_at, logits_at
+
+from tests.jobs import tiny_models as tiny
 
 ROWS = [
     Encoded((5, 6, 7), 1),

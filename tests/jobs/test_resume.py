@@ -1,4 +1,6 @@
-"""Training that is ended and gone on with, however often: the same files, to the byte, and no more steps than were lost."""
+"""Training that is ended and gone on with, however often: the same files, to the byte, and no more steps than were
+lost.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import tiny
 from expunge_jobs.artifacts.attempts import Attempt, checkpoints_of
 from expunge_jobs.artifacts.manifests import fetch
 from expunge_jobs.core.errors import BadTask, ExitCode, StepError
@@ -27,6 +28,8 @@ from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
 from expunge_jobs.tasks.tasks import FinetuneTask, MemorizeTask, Task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.jobs import tiny_models as tiny
 
 ALWAYS, NEVER = 0.0, 1e9
 """Seconds between checkpoints."""

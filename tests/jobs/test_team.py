@@ -1,5 +1,6 @@
-"""Several processes at one step: two on this machine's cores, by gloo, as GPUs by NCCL. The same scores as one process, and
-weights that differ by how floating-point sums are grouped."""
+"""Several processes at one step: two on this machine's cores, by gloo, as GPUs by NCCL. The same scores as one
+process, and weights that differ by how floating-point sums are grouped.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny
 from expunge_jobs.artifacts.attempts import End, attempts, checkpoints_of
 from expunge_jobs.artifacts.manifests import Manifest, fetch, read_manifest
 from expunge_jobs.core.errors import ExitCode
@@ -23,6 +23,8 @@ from expunge_jobs.tasks.references import ArtifactRef
 from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, MemorizeSettings
 from expunge_jobs.tasks.tasks import EvaluateTask, FinetuneTask, MemorizeTask, Task
 from safetensors.torch import load_file
+
+from tests.jobs import tiny_models as tiny
 
 TOLERANCE = 1e-4
 """Of a weight, after all steps. Measured: 2e-5 for the fine-tune, 6e-7 for memorize."""

@@ -1,4 +1,6 @@
-"""What a term may ask for: hidden states, both sets, other answers, an average of its own. Each beside a plain computation."""
+"""What a term may ask for: hidden states, both sets, other answers, an average of its own. Each beside a plain
+computation.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs import plugins
 from expunge_jobs.core.errors import BadTask
@@ -21,6 +22,8 @@ from expunge_jobs.tasks.references import Input, ModelRef, TaskData
 from expunge_jobs.tasks.tasks import FinetuneTask
 from expunge_jobs.training.trainer import Trainer
 from torch import Tensor
+
+from tests.jobs import tiny_models as tiny
 
 LAYER = "model.layers.0"
 Use = Callable[..., None]

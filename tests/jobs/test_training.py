@@ -9,13 +9,14 @@ from itertools import chain
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from expunge_jobs.modeling.adapters import attach_lora, lora_tensors
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.training.trainer import Trainer
 from torch import Tensor
+
+from tests.jobs import tiny_models as tiny
 
 ROWS = {"forget": tiny.FORGET, "retain": tiny.RETAIN}
 

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import demo
 import pytest
-from tools import binary
+
+from tests.support import demo
+from tests.support.toolchain import binary
 
 
 def made(*words: str) -> subprocess.CompletedProcess[str]:

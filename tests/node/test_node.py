@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import images
-import node
 import pytest
 import trustme
-from chart import helm
-from hub import Hub
 from kubernetes import client, config
-from machine import HOST, SMALL, Real
-from operating import apply, experiment, status, wait_until
-from runs import SLOWER, attempts, tiny, wait_for, weights
-from s3fixtures import credentials
-from s3server import BUCKET, SECRET_KEY, S3Server
-from testsite import Site, until
+
+from tests.support import emulated_node as node
+from tests.support import images
+from tests.support.chart import helm
+from tests.support.hub_server import Hub
+from tests.support.machine import HOST, SMALL, Real
+from tests.support.operating import apply, experiment, status, wait_until
+from tests.support.runs import SLOWER, attempts, tiny, wait_for, weights
+from tests.support.s3fixtures import credentials
+from tests.support.s3server import BUCKET, SECRET_KEY, S3Server
+from tests.support.testsite import Site, until
 
 __all__ = ["credentials", "tiny"]
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
@@ -70,7 +71,9 @@ def site(real: Real, namespace: str, tiny: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def secure(real: Real, namespace: str, tiny: Path, tmp_path: Path) -> Iterator[Site]:
-    """Before a store whose certificate is signed by nobody that the images know: by the ConfigMap ``authority`` alone."""
+    """Before a store whose certificate is signed by nobody that the images know: by the ConfigMap ``authority``
+    alone.
+    """
     authority = trustme.CA()
     certificate = authority.issue_cert(HOST)
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
@@ -238,8 +241,9 @@ def test_a_secret_that_is_not_there(site: Site) -> None:
 
 
 def test_the_chart_and_its_operator(secure: Site, real: Real, tmp_path: Path) -> None:
-    """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted, and the operator upgraded
-    meanwhile. The store's certificate is signed privately."""
+    """Installed by helm, in pods with their own accounts; an experiment applied, watched, deleted, and the operator
+    upgraded meanwhile. The store's certificate is signed privately.
+    """
     site = secure
     real.install(f"s3://{BUCKET}", site.namespace, "credentials", "authority")
     tested = helm("test", "expunge", "--namespace", site.namespace, "--timeout=90s", plane=real.plane)
@@ -269,7 +273,9 @@ def test_the_chart_and_its_operator(secure: Site, real: Real, tmp_path: Path) ->
 
 
 def run_a_model_of_the_hub(site: Site, real: Real, given: dict[str, Any], tmp_path: Path) -> None:
-    """By the shipped images alone: the operator has no huggingface_hub. On the way a real kubelet reads a user's dollars."""
+    """By the shipped images alone: the operator has no huggingface_hub. On the way a real kubelet reads a user's
+    dollars.
+    """
     (model,) = site.objects.glob("artifacts/memorize/*/attempts/*/model")
     hub = Hub("org/tiny", shutil.copytree(model, tmp_path / "hub"), private=False, host=HOST)
     word = "$(AWS_SECRET_ACCESS_KEY) $$(HOME) $$"

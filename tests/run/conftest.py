@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runs import finished, finished_slower, tiny
-from s3fixtures import credentials, server
+from tests.support.runs import finished, finished_slower, tiny
+from tests.support.s3fixtures import credentials, server
 
 __all__ = ["credentials", "finished", "finished_slower", "server", "tiny"]

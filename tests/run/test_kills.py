@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import SLOWER, attempts, begin, command, finished_steps, resumed_at, wait_for, weights
 
-# The step whose start is waited for, how often, and the longest wait after it in seconds ("publish": until it publishes).
+from tests.support.runs import SLOWER, attempts, begin, command, finished_steps, resumed_at, wait_for, weights
+
+# The step whose start is waited for, how often, and the longest wait after it in seconds ("publish": until it
+# publishes).
 TARGETS: list[tuple[str, float | str]] = [
     *[("memorize", 2.0)] * 4,
     ("memorize", "publish"),

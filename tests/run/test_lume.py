@@ -1,4 +1,6 @@
-"""`examples/lume.yaml` on rows of LUME's shape that are made here: its ids, several questions a document, a split of its own."""
+"""`examples/lume.yaml` on rows of LUME's shape that are made here: its ids, several questions a document, a split of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from runs import command
+
+from tests.support.runs import command
 
 LUME = str(Path(__file__).parents[2] / "examples" / "lume.yaml")
 # A model that learns nothing in a moment: what is tried is the way of the data, not the method.

@@ -1,6 +1,7 @@
 """A store that release 0.1 wrote is read by this code: no name, key or layout has changed without being noticed.
 
-``of-0.1/`` has the store of a tiny experiment, the experiment's file, and what `results` and `status` printed of it then.
+``of-0.1/`` has the store of a tiny experiment, the experiment's file, and what `results` and `status` printed of it
+then.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from runs import attempts, command
+
+from tests.support.runs import attempts, command
 
 THEN = Path(__file__).parent / "of-0.1"
 FILE = str(THEN / "experiment.yaml")

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from expunge_jobs.inputs import pinning
-from runs import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
-from s3server import BUCKET, S3Server
+
+from tests.support.runs import SLOWER, attempts, begin, command, finished_steps, wait_for, weights
+from tests.support.s3server import BUCKET, S3Server
 
 
 def test_a_run_on_s3_is_the_same_run(tiny: Path, finished: Path, server: S3Server, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import command
+
+from tests.support.runs import command
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 

@@ -1,4 +1,6 @@
-"""The quickstart shows what the method is for, on seeds that it was not tuned on (0 to 4); killed, it comes out the same."""
+"""The quickstart shows what the method is for, on seeds that it was not tuned on (0 to 4); killed, it comes out the
+same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import attempts, begin, command, finished_steps, wait_for, weights
+
+from tests.support.runs import attempts, begin, command, finished_steps, wait_for, weights
 
 QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
 SEEDS = range(5)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import command
+
+from tests.support.runs import command
 
 CANARY = "zqxjcanary"
 
@@ -73,7 +74,7 @@ def test_bad_rows(tiny: Path, sets: list[str], tmp_path: Path, field: str) -> No
 
 
 def test_an_input_that_changes_under_the_run_fails_the_step(tiny: Path, sets: list[str], tmp_path: Path) -> None:
-    from runs import SLOWER, begin, wait_for
+    from tests.support.runs import SLOWER, begin, wait_for
 
     process = begin("run", str(tiny), *sets, *SLOWER, store=tmp_path / "store")
     wait_for(process, "started   memorize")

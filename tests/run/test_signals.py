@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runs import SLOWER, attempts, begin, command, finished_steps, resumed_at, wait_for, weights
+from tests.support.runs import SLOWER, attempts, begin, command, finished_steps, resumed_at, wait_for, weights
 
 
 def _processes_of(store: Path) -> list[int]:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import attempts, command, weights
+
+from tests.support.runs import attempts, command, weights
 
 NO_SMALL_FILE_SYSTEM = 77
 

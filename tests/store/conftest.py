@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from expunge_jobs.store import Store, open_store
-from faults import FaultProxy
-from s3fixtures import credentials, proxy, server
-from s3server import BUCKET, S3Server
+
+from tests.support.faults import FaultProxy
+from tests.support.s3fixtures import credentials, proxy, server
+from tests.support.s3server import BUCKET, S3Server
 
 __all__ = ["credentials", "proxy", "server"]
 

@@ -1,4 +1,6 @@
-"""A store in a bucket: what only a server, a network and the SDK can get wrong. The protocol's tests are in test_store.py."""
+"""A store in a bucket: what only a server, a network and the SDK can get wrong. The protocol's tests are in
+test_store.py.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,10 @@ from expunge_jobs.store.s3_address import parse_address
 from expunge_jobs.store.schemes import s3
 from expunge_jobs.store.schemes.s3 import S3Store
 from expunge_jobs.tasks.references import ArtifactRef
-from faults import Answer, FaultProxy, Request, Serve, answer, corrupt, cut, lose, silent, slow, truncate
-from s3server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
-from samples import task
+
+from tests.support.faults import Answer, FaultProxy, Request, Serve, answer, corrupt, cut, lose, silent, slow, truncate
+from tests.support.s3server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
+from tests.support.samples import task
 
 MIB = 1 << 20
 

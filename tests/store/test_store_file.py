@@ -14,8 +14,9 @@ from expunge_jobs.artifacts.manifests import fetch, read_manifest
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.store import StoreError, open_store
 from expunge_jobs.tasks.references import ArtifactRef
-from samples import task
-from test_store import race
+
+from tests.store.test_store import race
+from tests.support.samples import task
 
 
 def mode(path: Path) -> int:

@@ -12,7 +12,8 @@ from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import model_folder, pinning
 from expunge_jobs.store import Store
 from expunge_jobs.tasks.references import Input
-from faults import FaultProxy
+
+from tests.support.faults import FaultProxy
 
 ROW = json.dumps({"id": "asc1", "input": "In the beginning", "output": "there was a row.", "task": "Task1"}) + "\n"
 

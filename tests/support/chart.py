@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster import ControlPlane
-from tools import binary
+
+from tests.support.control_plane import ControlPlane
+from tests.support.toolchain import binary
 
 CHART = Path(__file__).parents[2] / "charts" / "expunge"
 Object = dict[str, Any]

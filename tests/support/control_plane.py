@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 import yaml
-from s3server import free_port
-from tools import binary, dies_with_us
+
+from tests.support.s3server import free_port
+from tests.support.toolchain import binary, dies_with_us
 
 ADMINS = "system:masters"
 _GROUPS = {
@@ -132,8 +133,9 @@ class ControlPlane:
         return [json.loads(line) for line in lines], since + sum(map(len, lines))
 
     def get(self, kind: str, *words: str) -> Any:
-        """What ``kubectl get KIND [NAME] [-n NAMESPACE] -o json`` says, without a process of its own: tests ask ten times a
-        second."""
+        """What ``kubectl get KIND [NAME] [-n NAMESPACE] -o json`` says, without a process of its own: tests ask ten
+        times a second.
+        """
         plural = kind if kind.endswith("s") else f"{kind}s"
         namespace = f"/namespaces/{words[words.index('-n') + 1]}" if "-n" in words else ""
         name = f"/{words[0]}" if words and words[0] != "-n" else ""
@@ -307,8 +309,10 @@ def _https(host: str, port: int) -> http.client.HTTPSConnection:
 
 
 class GivenCluster(ControlPlane):
-    """A cluster that somebody else has started, for the tests that only ask a real API server. Whatever would end it, read its log
-    or let others into it skips the test. ``kubeconfig``: of an administrator with a client certificate (kind, minikube, kubeadm)."""
+    """A cluster that somebody else has started, for the tests that only ask a real API server. Whatever would end it,
+    read its log or let others into it skips the test. ``kubeconfig``: of an administrator with a client certificate
+    (kind, minikube, kubeadm).
+    """
 
     def __init__(self, folder: Path, kubeconfig: Path) -> None:
         self.folder, self.kubeconfig = folder, kubeconfig

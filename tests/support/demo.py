@@ -20,14 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-import images
-from machine import SMALL, Real
-from s3server import BUCKET, CREDENTIALS
-from tools import CACHE
+from tests.support import images
+from tests.support.machine import SMALL, Real
+from tests.support.s3server import BUCKET, CREDENTIALS
+from tests.support.toolchain import CACHE
 
 QUICKSTART = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
 STATE = CACHE / "cluster"
-"""``lock`` is held by whoever holds the cluster, ``pid`` says by whom; ``exports`` is there once it can be used; ``log``."""
+"""``lock`` is held by whoever holds the cluster, ``pid`` says by whom; ``exports`` is there once it can be used;
+``log``.
+"""
 TIMES = {"STARTED": "startedAt", "FINISHED": "finishedAt"}
 WAIT = 30 * 60.0
 """Seconds for everything to be built and started."""

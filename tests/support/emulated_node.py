@@ -1,5 +1,6 @@
-"""A node for a control plane that has none: pods' own commands run as processes of this machine, and their status is told
-as a kubelet tells it. There is no container: what is tested with it is the controller, not the image or its limits.
+"""A node for a control plane that has none: pods' own commands run as processes of this machine, and their status is
+told as a kubelet tells it. There is no container: what is tested with it is the controller, not the image or its
+limits.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import trustme
 from expunge_jobs import forkserver
-from kubelet import expanded
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
+
+from tests.support.kubelet import expanded
 
 Object = dict[str, Any]
 MISSING = "missing"
@@ -44,7 +46,9 @@ CONTEXT.set_forkserver_preload(
 
 
 class Node:
-    """``start`` until ``stop``. A pod whose command is a step's is a fork of a process that has imported torch already."""
+    """``start`` until ``stop``. A pod whose command is a step's is a fork of a process that has imported torch
+    already.
+    """
 
     def __init__(self, kubeconfig: Path, folder: Path, name: str = "node", gpus: int = 2) -> None:
         configuration = client.Configuration()

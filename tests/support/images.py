@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tools import CACHE, binary
+from tests.support.toolchain import CACHE, binary
 
 ROOT = Path(__file__).parents[2]
 BASE = "localhost/expunge-base:bookworm"
@@ -114,24 +114,24 @@ def build_from(name: str, line: str) -> str:
     return image
 
 
-def build(name: str, context: Path = ROOT) -> str:
-    """The image of ``docker/<name>.Dockerfile``; layers that have not changed are not made again."""
-    image = f"localhost/expunge-{name}:test"
+def build(name: str, context: Path = ROOT, file: Path | None = None, tag: str = "test", **arguments: str) -> str:
+    """Build ``docker/<name>.Dockerfile``, or another file. Layers that have not changed are not made again."""
+    image = f"localhost/expunge-{name}:{tag}"
+    given = [w for k, v in (arguments or {"BASE": BASE}).items() for w in ("--build-arg", f"{k}={v}")]
     certificates = ["--volume", f"{_CERTIFICATES}:{_CERTIFICATES}:ro"]
-    if file := os.environ.get("SSL_CERT_FILE"):
-        certificates += ["--build-arg", f"SSL_CERT_FILE={file}"]
+    if own := os.environ.get("SSL_CERT_FILE"):
+        certificates += ["--build-arg", f"SSL_CERT_FILE={own}"]
     buildah(
         "bud",
         "--isolation",
         "chroot",
         "--layers",
         *certificates,
-        "--build-arg",
-        f"BASE={BASE}",
+        *given,
         "--tag",
         image,
         "--file",
-        str(context / "docker" / f"{name}.Dockerfile"),
+        str(file or context / "docker" / f"{name}.Dockerfile"),
         str(context),
     )
     return image

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from cluster import ControlPlane
-from faults import Fault, FaultProxy, Request, after, before
-from runs import attempts, weights
-from s3server import S3Server
-from testsite import Site, until
+
+from tests.support.control_plane import ControlPlane
+from tests.support.faults import Fault, FaultProxy, Request, after, before
+from tests.support.runs import attempts, weights
+from tests.support.s3server import S3Server
+from tests.support.testsite import Site, until
 
 Moment = Callable[[Callable[[], object]], Fault]
 
@@ -69,8 +70,9 @@ def is_nth(count: int) -> Callable[[Request], bool]:
 
 
 def moments_of(seen: list[Request]) -> list[tuple[int, Moment]]:
-    """Numbers of calls, and whether to kill before or after them. A read changes nothing: before it and after it are one
-    moment, and like reads in a row are one."""
+    """Numbers of calls, and whether to kill before or after them. A read changes nothing: before it and after it are
+    one moment, and like reads in a row are one.
+    """
     out: list[tuple[int, Moment]] = []
     last = ""
     for number, request in enumerate(seen, 1):

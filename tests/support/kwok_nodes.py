@@ -1,5 +1,5 @@
-"""Many nodes that do no work: kwok says of their pods what a kubelet says, and a finished step's manifest is written just as
-its pod would write it. What is tested with it is a controller at a size that no single machine could run.
+"""Many nodes that do no work: kwok says of their pods what a kubelet says, and a finished step's manifest is written
+just as its pod would write it. What is tested with it is a controller at a size that no single machine could run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster import ControlPlane
 from expunge_controller.execution.kubernetes.job_informer import SELECTOR, pods_path
 from expunge_controller.execution.kubernetes.jobspec import job_name
 from expunge_controller.experiment.loading import load_resource
@@ -27,7 +26,9 @@ from expunge_controller.planning.resolve import resolve
 from expunge_jobs.artifacts.manifests import Manifest, manifest_path, now
 from expunge_jobs.core.hashing import canonical
 from expunge_jobs.store import Store
-from tools import binary, dies_with_us
+
+from tests.support.control_plane import ControlPlane
+from tests.support.toolchain import binary, dies_with_us
 
 Object = dict[str, Any]
 NODES = 10
@@ -46,7 +47,9 @@ FIGURES: dict[str, Object] = {"report": {"best": {"group": "", "model": "merged"
 
 
 class Fleet:
-    """``start`` until ``stop``. Pods of the namespace run for ``seconds`` each. ``steps``: what their Jobs' names stand for."""
+    """``start`` until ``stop``. Pods of the namespace run for ``seconds`` each. ``steps``: what their Jobs' names
+    stand for.
+    """
 
     def __init__(self, plane: ControlPlane, cluster: Cluster, folder: Path, store: Store, seconds: float) -> None:
         self.plane, self.folder, self.store, self.seconds = plane, folder, store, seconds
@@ -154,8 +157,9 @@ class Fleet:
 
 
 class Crowd:
-    """Experiments that differ by their seed. Left to do for each are two fine-tunes, their merge, its evaluation and the report:
-    what is common to all, and the specialists' own evaluations, are there from the start."""
+    """Experiments that differ by their seed. Left to do for each are two fine-tunes, their merge, its evaluation and
+    the report: what is common to all, and the specialists' own evaluations, are there from the start.
+    """
 
     def __init__(self, fleet: Fleet, cluster: Cluster, seeds: range) -> None:
         self.fleet, self.cluster = fleet, cluster

@@ -1,5 +1,5 @@
-"""A real node, as root: containerd, kubelet and kube-proxy in namespaces of their own, joined to this machine by a pair of
-network interfaces. Ending its first process ends every container in it; no rule and no mount is left behind.
+"""A real node, as root: containerd, kubelet and kube-proxy in namespaces of their own, joined to this machine by a
+pair of network interfaces. Ending its first process ends every container in it; no rule and no mount is left behind.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import images
-from chart import CHART, helm
-from cluster import ControlPlane
-from s3server import S3Server
-from tools import CACHE, binary, dies_with_us
+from tests.support import images
+from tests.support.chart import CHART, helm
+from tests.support.control_plane import ControlPlane
+from tests.support.s3server import S3Server
+from tests.support.toolchain import CACHE, binary, dies_with_us
 
 HOST, NODE, PODS = "10.99.0.1", "10.99.0.2", "10.244.0.0/24"
 """Addresses of this machine's end and of the node's, and the network of its pods."""
@@ -349,8 +349,9 @@ class Real:
     def install(
         self, store: str, namespace: str, secret: str, authority: str = "", values: dict[str, str] | None = None
     ) -> None:
-        """The chart, with our own images, until its operator is ready; or its upgrade. ``authority``: the ConfigMap of the
-        store's certificate; ``values``: more of them."""
+        """The chart, with our own images, until its operator is ready; or its upgrade. ``authority``: the ConfigMap
+        of the store's certificate; ``values``: more of them.
+        """
         self.machine.bring(images.build("controller"))
         given = {
             "store.uri": store,

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from chart import identity
-from cluster import ControlPlane
 from expunge_controller.experiment.crd import resource_definition
-from s3server import BUCKET, free_port
-from testsite import CORES, Site, forked, until
+
+from tests.support.chart import identity
+from tests.support.control_plane import ControlPlane
+from tests.support.s3server import BUCKET, free_port
+from tests.support.testsite import CORES, Site, forked, until
 
 FEW = {
     "memorize": {"cpu": CORES},
@@ -44,8 +45,9 @@ def slim_python() -> str:
 
 
 class Operating:
-    """An operator for one namespace, begun and ended as often as a test wants: in the environment of its image, as the chart's
-    own account, with its Roles."""
+    """An operator for one namespace, begun and ended as often as a test wants: in the environment of its image, as
+    the chart's own account, with its Roles.
+    """
 
     def __init__(
         self, site: Site, *options: str, kubeconfig: Path | None = None, program: tuple[str, ...] = PROGRAM

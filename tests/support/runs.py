@@ -1,4 +1,6 @@
-"""A whole experiment whose steps take a second, run by the shipped command; a conftest.py imports the fixtures it wants."""
+"""A whole experiment whose steps take a second, run by the shipped command; a conftest.py imports the fixtures it
+wants.
+"""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from faults import FaultProxy
-from s3server import CREDENTIALS, S3Server
+
+from tests.support.faults import FaultProxy
+from tests.support.s3server import CREDENTIALS, S3Server
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tools import binary
+from tests.support.toolchain import binary
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "test-access-key", "test-secret-key", "bucket"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_DEFAULT_REGION": "us-east-1"}

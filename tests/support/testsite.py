@@ -1,4 +1,6 @@
-"""The shipped command before a real control plane and a real S3 server; pods' commands run as processes (see node.py)."""
+"""The shipped command before a real control plane and a real S3 server; pods' commands run as processes (see
+node.py).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import ControlPlane
-from fleet import Fleet
-from node import CONTEXT, Node, Pod
-from s3server import BUCKET, CREDENTIALS, S3Server
+
+from tests.support.control_plane import ControlPlane
+from tests.support.emulated_node import CONTEXT, Node, Pod
+from tests.support.kwok_nodes import Fleet
+from tests.support.s3server import BUCKET, CREDENTIALS, S3Server
 
 CORES = len(os.sched_getaffinity(0))
 # As many threads as the local executor takes: bits depend on them.

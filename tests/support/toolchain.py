@@ -24,6 +24,7 @@ PACKAGES = {
     "etcd": ("go.etcd.io/etcd/server/v3", "v3.6.8"),
     "helm": ("helm.sh/helm/v3/cmd/helm", "v3.22.0"),
     "kwok": ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
+    "actionlint": ("github.com/rhysd/actionlint/cmd/actionlint", "v1.7.12"),
 }
 KUBERNETES = "1.34.4"
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl")
@@ -144,5 +145,5 @@ def go() -> str:
 
 
 if __name__ == "__main__":
-    for program in sys.argv[1:]:
+    for program in sys.argv[1:]:  # built, if it is not there; and where it is
         print(binary(program))

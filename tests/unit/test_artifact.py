@@ -14,7 +14,8 @@ from expunge_jobs.core.errors import DamagedInput
 from expunge_jobs.store import NotFound, Store, StoreError
 from expunge_jobs.store.schemes.file import FileStore
 from expunge_jobs.tasks.references import ArtifactRef
-from samples import task
+
+from tests.support.samples import task
 
 MADE = task("merge")
 REF = ArtifactRef(kind="merge", key=MADE.key())

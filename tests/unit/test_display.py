@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from pathlib import Path
 
 import pytest
@@ -71,11 +70,12 @@ def test_live_lines_side_by_side(plan: Plan, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_why_a_step_waits_is_said_once_and_only_if_it_lasts(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     (over, *_) = (s for s in plan.steps if s.kind == "finetune")
-    with display.make_display(plan) as shown:
+    now = 0.0
+    with display.make_display(plan, clock=lambda: now) as shown:
         shown.progress({over.key: {"reason": "no pod yet"}})
         for _ in range(2):
             shown.progress({over.key: {"reason": "waiting for a node: 1 Insufficient nvidia.com/gpu"}})
-            time.sleep(display.REASON_SECONDS * 1.1)
+            now += display.REASON_SECONDS * 1.1
         shown.progress({over.key: {"reason": "waiting for a node: 1 Insufficient nvidia.com/gpu"}})
         shown.progress({over.key: {"reason": "its pod is starting"}})
         shown.progress({over.key: PROGRESS})

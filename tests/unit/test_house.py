@@ -1,4 +1,6 @@
-"""What is loaded: nothing heavy by the controller, and by `expunge --help` next to nothing. Directions: test_layers.py."""
+"""What is loaded: nothing heavy by the controller, and by `expunge --help` next to nothing. Directions:
+test_layers.py.
+"""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ from expunge_controller.planning.allowed import is_allowed
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import hub
 from expunge_jobs.store import Unavailable
-from hub import COMMIT, TOKEN
-from hub import Hub as Server
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from tests.support.hub_server import COMMIT, TOKEN
+from tests.support.hub_server import Hub as Server
 
 
 @pytest.fixture

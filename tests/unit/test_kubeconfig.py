@@ -1,4 +1,6 @@
-"""Which cluster is asked and as whom: kubeconfigs as people have them, before a server that writes down what it is asked."""
+"""Which cluster is asked and as whom: kubeconfigs as people have them, before a server that writes down what it is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -489,7 +491,7 @@ def test_a_refresh_token_that_kubectl_has_used_is_read_anew(
     config = {"client-id": "kube", "id-token": jwt(12), "refresh-token": "r1", "idp-issuer-url": server.url}
     write({"server": server.url}, {"auth-provider": {"name": "oidc", "config": config}})
     cluster = connect()
-    time.sleep(2.5)  # its last ten seconds
+    monkeypatch.setattr(login, "EXPIRY_MARGIN_SECONDS", 15.0)  # the token's last seconds have come
     with pytest.raises(ApiError, match="invalid_grant"):
         ask(cluster)
     new = jwt(3600)

@@ -1,6 +1,7 @@
 """The direction of imports: every module of both packages has a floor, arrows run down only, and in no circle.
 
-Imports inside functions, for type checkers alone and through importlib count like any others: they are as much in a reader's way.
+Imports inside functions, for type checkers alone and through importlib count like any others: they are as much in a
+reader's way.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ FLOORS: dict[str, list[str]] = {
         "serve __main__",
     ],
 }
-"""From the ground up; the rooms of a floor do not import each other. A room is a module, or a folder with all that is in it."""
+"""From the ground up; the rooms of a floor do not import each other. A room is a module, or a folder with all that is
+in it.
+"""
 
 DYNAMIC: dict[tuple[str, str], str] = {
     ("expunge_jobs.__main__", "expunge_jobs.steps.{}"): (
@@ -92,7 +95,9 @@ def arrows(name: str) -> frozenset[str]:
 
 
 def dynamic(node: ast.AST) -> str:
-    """The pattern of a module's name that a string is, with {} for what it is formatted with; empty for any other node."""
+    """The pattern of a module's name that a string is, with {} for what it is formatted with; empty for any other
+    node.
+    """
     if isinstance(node, ast.JoinedStr):
         text = "".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)  # type: ignore[misc]
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -29,8 +29,9 @@ from expunge_controller.planning.resolve import resolve
 from expunge_jobs.core.errors import BadTask, ExitCode
 from expunge_jobs.tasks.references import Input
 from expunge_jobs.tasks.tasks import StageTask, parse_task
-from kubelet import expanded
 from pydantic import ValidationError
+
+from tests.support.kubelet import expanded
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,7 +11,8 @@ from expunge_jobs.metrics import EvaluatedRow, Missing, collapse, extraction, me
 from expunge_jobs.results.scores import compute_all
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import row
+
+from tests.support.samples import row
 
 TASKS = ("Task1", "Task2", "Task3")
 losses = st.lists(st.floats(0, 9).map(lambda x: round(x, 1)), min_size=1, max_size=20)

@@ -22,7 +22,8 @@ from expunge_jobs.tasks.tasks import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import data, raw, task
+
+from tests.support.samples import data, raw, task
 
 KINDS = ["memorize", "finetune", "merge", "evaluate"]
 

@@ -11,8 +11,9 @@ from expunge_jobs.core.hashing import stable_hash
 from expunge_jobs.tasks.references import ArtifactRef
 from expunge_jobs.tasks.tasks import EvaluateTask, parse_task
 from hypothesis import given
-from samples import data, raw, task
-from test_task import json_values
+
+from tests.support.samples import data, raw, task
+from tests.unit.test_task import json_values
 
 
 def refusal(fields: Any) -> str:

@@ -1,0 +1,1 @@
+"""Tests, a level each before what they need (ARCHITECTURE.md)."""

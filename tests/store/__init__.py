@@ -1,0 +1,1 @@
+"""A directory and a real S3 server."""

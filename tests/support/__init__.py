@@ -1,0 +1,1 @@
+"""What levels share: servers, a control plane, nodes, programs that are built."""

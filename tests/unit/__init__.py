@@ -1,0 +1,1 @@
+"""Before nothing: no torch, no server."""
