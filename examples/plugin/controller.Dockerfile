@@ -2,6 +2,8 @@
 ARG IMAGE=expunge-controller
 FROM ${IMAGE}
 USER 0
+# For machines whose certificates are their own; stays out of the image.
+ARG SSL_CERT_FILE
 COPY . /tmp/plugin
 RUN pip install --no-cache-dir --no-deps /tmp/plugin && rm -r /tmp/plugin
-USER 65532
+USER 65532:65532

@@ -10,7 +10,7 @@ COLUMNS = (Column("length F", "answer_length/forget"), Column("length R", "answe
 
 
 def compute(rows: Rows) -> Scores:
-    """A mean for each set."""
+    """Return the mean of each set."""
     out: Scores = {}
     for name in ("forget", "retain"):
         shares = [
