@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.resolve import resolve
-from expunge_jobs.__main__ import _prepare_torch
 from expunge_jobs.artifacts.attempts import Attempt
 from expunge_jobs.data.rows import Row
 from expunge_jobs.data.selection import load
@@ -37,6 +36,7 @@ from expunge_jobs.objectives import RowOutput
 from expunge_jobs.runtime import distributed
 from expunge_jobs.runtime.checkpoints import Checkpoints
 from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, StepContext
+from expunge_jobs.step_runner import prepare_torch
 from expunge_jobs.steps import memorize
 from expunge_jobs.store import open_store
 from expunge_jobs.tasks.references import ArtifactRef
@@ -242,7 +242,7 @@ def main() -> None:
     size = sys.argv[1] if len(sys.argv) > 1 else ("1b" if torch.cuda.is_available() else "small")
     warnings.filterwarnings("ignore")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as a step has it
-    device = _prepare_torch(torch.get_num_threads())
+    device = prepare_torch(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as name:
         lab = Lab(size, Path(name))
         parameters = sum(p.numel() for p in lab.base.parameters())

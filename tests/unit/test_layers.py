@@ -31,6 +31,7 @@ FLOORS: dict[str, list[str]] = {
         "modeling",
         "training",
         "steps",
+        "step_runner",
         "__main__",
         "forkserver",
     ],
@@ -49,7 +50,7 @@ in it.
 """
 
 DYNAMIC: dict[tuple[str, str], str] = {
-    ("expunge_jobs.__main__", "expunge_jobs.steps.{}"): (
+    ("expunge_jobs.step_runner", "expunge_jobs.steps.{}"): (
         "steps.stage steps.memorize steps.finetune steps.merge steps.evaluate steps.report"
     ),
     ("expunge_jobs.plugins", "expunge_jobs.{}"): "objectives merge_methods metrics",

@@ -20,7 +20,7 @@ class Refuse:
             raise ImportError(f"{name} was imported")
 
 sys.meta_path.insert(0, Refuse())
-from expunge_jobs import __main__, plugins, store
+from expunge_jobs import __main__, plugins, step_runner, store
 from expunge_jobs.artifacts import attempts
 from expunge_jobs.core import errors
 from expunge_jobs.data import rows

@@ -18,6 +18,7 @@ DOCUMENTS = sorted(
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("examples/**/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
         ROOT / "charts" / "expunge" / "README.md",
     ]
 )

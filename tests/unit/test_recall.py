@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from expunge_controller.experiment.loading import Loaded, load_experiment
 from expunge_controller.planning.plan import make_plan
-from expunge_controller.planning.resolve import Resolved, load_recorded, resolve, write_record
+from expunge_controller.planning.records import write_record
+from expunge_controller.planning.resolve import Resolved, load_recorded, resolve
 from expunge_jobs.store import Store, open_store
 from expunge_jobs.tasks import tasks
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from expunge_controller.execution import runner
 from expunge_controller.execution.executor import Ended, Progress, Start
-from expunge_controller.execution.runner import Runner, mark_cancelled
+from expunge_controller.execution.runner import Runner
 from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.plan import Step
+from expunge_controller.planning.records import mark_cancelled
 from expunge_controller.planning.resolve import Resolved, resolve
 from expunge_jobs.store import Unavailable
 from expunge_jobs.store.schemes.file import FileStore

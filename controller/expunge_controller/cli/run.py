@@ -58,7 +58,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _retry(arguments: argparse.Namespace) -> int:
     from expunge_controller.client import experiments
-    from expunge_controller.execution.runner import drop_damaged
 
     request = request_of(arguments)
     if name := request.name_on_cluster:
@@ -66,7 +65,7 @@ def _retry(arguments: argparse.Namespace) -> int:
         say(f"asked; `kubectl get {arguments.file}` shows how it goes")
         return DONE
     opened = open_shown(arguments)
-    for line in drop_damaged(opened.store, opened.resolved):
+    for line in opened.drop_damaged():
         say(line)
     return _execute(arguments, opened)
 

@@ -8,10 +8,10 @@ from expunge_jobs.core.errors import suggestion
 
 from expunge_controller.client.opening import Opened
 from expunge_controller.errors import ExperimentError
-from expunge_controller.execution.runner import read_failures
 from expunge_controller.execution.step_log import line_words
 from expunge_controller.execution.stored_logs import stored_lines
 from expunge_controller.planning.plan import Plan, Step
+from expunge_controller.planning.records import read_failures
 
 
 def select_steps(plan: Plan, wanted: str | None) -> list[Step]:

@@ -6,9 +6,11 @@ The experiment comes from a file or from a cluster. The experiment has a plan, a
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from expunge_jobs.artifacts.damage import find_damaged, give_up_damaged, mark_damaged
 from expunge_jobs.results.summary import EvaluatedModel, collect
 from expunge_jobs.store import Store, check_conditional_writes, open_store
 
@@ -17,12 +19,12 @@ from expunge_controller.errors import ExperimentError
 from expunge_controller.execution.backends import DEFAULT, Backend, backend, names
 from expunge_controller.execution.executor import Executor
 from expunge_controller.execution.options import Where
-from expunge_controller.execution.runner import mark_cancelled, read_failures
 from expunge_controller.experiment.loading import load_experiment, load_resource
 from expunge_controller.experiment.resource import PREFIX
 from expunge_controller.experiment.schema import Spec
 from expunge_controller.planning.plan import Plan
-from expunge_controller.planning.resolve import Resolved, load_recorded, resolve, write_record
+from expunge_controller.planning.records import mark_cancelled, read_failures, write_record
+from expunge_controller.planning.resolve import Resolved, load_recorded, resolve
 from expunge_controller.planning.step_states import StepStatus, done_keys, statuses
 
 DEFAULT_STORE = ".expunge"
@@ -91,6 +93,19 @@ class Opened:
         states = self.observe().items()
         waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states}
         return collect(self.store, self.plan.models, waiting)
+
+    def drop_damaged(self) -> Iterator[str]:
+        """Give up finished steps whose bytes differ from their manifests.
+
+        The next run creates these artifacts again. The method yields one line for each.
+        Every finished artifact is read, unless steps have failed, because a failed step has marked the damage itself.
+        """
+        if not read_failures(self.store, self.resolved):
+            done = done_keys(self.store, self.plan.steps)
+            for step in [s for s in self.plan.steps if s.key in done]:
+                for error in find_damaged(self.store, [step.ref]):
+                    mark_damaged(self.store, error)
+                    yield f"{step.name} is made again: {give_up_damaged(self.store, step.ref)}"
 
     def begin(self, parallel: int | None = None) -> Executor:
         """Record the experiment in its store, and return its executor.

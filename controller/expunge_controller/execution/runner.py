@@ -6,20 +6,19 @@ A run can be killed at any point and restarted, because finished steps are read 
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from expunge_jobs.artifacts.damage import find_damaged, give_up_damaged, mark_damaged
-from expunge_jobs.artifacts.manifests import now
-from expunge_jobs.store import SMALL, Store, Unavailable
+from expunge_jobs.artifacts.damage import give_up_damaged
+from expunge_jobs.store import Store, Unavailable
 
 from expunge_controller.execution.executor import Ended, Executor, Start
 from expunge_controller.execution.step_log import Progress
+from expunge_controller.planning import records
 from expunge_controller.planning.plan import Plan, Step
-from expunge_controller.planning.resolve import Resolved, folder
+from expunge_controller.planning.resolve import Resolved
 from expunge_controller.planning.step_states import done_keys, is_done, wanted_keys
 
 ATTEMPTS = 3
@@ -28,13 +27,6 @@ STORE_RETRY_SECONDS = 5.0
 """Delay before retrying an unreachable store, in seconds."""
 TICK_SECONDS = 0.25
 """Interval between two checks of other runners' steps, and between two progress reports, in seconds."""
-
-
-REASON_CHARACTERS = 4000
-"""Maximum length of a failure reason read from the store, in characters.
-
-Any writer to the store decides the length of the record; therefore the length is limited.
-"""
 
 
 class Observer(Protocol):
@@ -99,7 +91,7 @@ class Runner:
         self.done: set[str] = set()
         self.paused = False
         """Whether the runner starts no new step and only waits for steps that run already."""
-        self._cancelled = cancelled or (lambda: is_cancelled(store, resolved))
+        self._cancelled = cancelled or (lambda: records.is_cancelled(store, resolved))
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._began: dict[str, float] = {}
@@ -145,7 +137,7 @@ class Runner:
         if retry_failed:
             self._forget_failures()
         else:
-            self.outcome.failed = read_failures(self.store, self.resolved)
+            self.outcome.failed = records.read_failures(self.store, self.resolved)
         self.done = done_keys(self.store, self.plan.steps)
 
     def tick(self, seconds: float = 0.0) -> bool:
@@ -243,7 +235,7 @@ class Runner:
         if again:
             self._not_before[ended.key] = time.monotonic() + RETRY_SECONDS[tries - 1]
         else:
-            self._record_failure(ended, reason)
+            records.write_failure(self.store, self.resolved, ended.key, reason, ended.pod)
             self.outcome.failed[ended.key] = reason
             self.executor.failure_recorded(step)
         self.observer.failed(step, reason, again)
@@ -266,64 +258,14 @@ class Runner:
             self.done.add(key)
             self.observer.finished(self.plan.by_key[key], 0.0)
 
-    def _record_failure(self, ended: Ended, reason: str) -> None:
-        record = {"key": ended.key, "reason": reason, "failed": now(), **({"pod": ended.pod} if ended.pod else {})}
-        self.store.put(_failure(self.resolved, ended.key), json.dumps(record).encode())
-
     def _forget_failures(self) -> None:
         """Delete the recorded failures, damaged artifacts and cancellation mark.
 
         A failure belongs to the run that met the failure; therefore a new run retries the step.
         """
-        paths = [e.path for e in self.store.list(folder(self.resolved))]
-        failed = [s for s in self.plan.steps if _failure(self.resolved, s.key) in paths]
+        paths, failed = records.left_by_last_run(self.store, self.resolved)
         for key in {k: None for s in failed for k in s.needs}:
             if why := give_up_damaged(self.store, self.plan.by_key[key].ref):
                 self.observer.notice(f"{self.plan.by_key[key].name} is made again: {why}")
+        # Last: killed before, the next run finds the failures and looks at the same artifacts.
         self.store.delete(paths)
-
-
-def _failure(resolved: Resolved, key: str) -> str:
-    return f"{folder(resolved)}/failed/{key}.json"
-
-
-def _cancelled(resolved: Resolved) -> str:
-    return f"{folder(resolved)}/cancelled.json"
-
-
-def mark_cancelled(store: Store, resolved: Resolved) -> None:
-    """Write the cancellation mark of a run.
-
-    The current runner ends when its steps vanish. The next run deletes the mark.
-    """
-    store.put(_cancelled(resolved), json.dumps({"cancelled": now()}).encode())
-
-
-def is_cancelled(store: Store, resolved: Resolved) -> bool:
-    """Return whether the run's cancellation mark exists."""
-    return bool(store.present([_cancelled(resolved)]))
-
-
-def read_failures(store: Store, resolved: Resolved) -> dict[str, str]:
-    """Return the failures that this generation's last run recorded, by key."""
-    out: dict[str, str] = {}
-    paths = {_failure(resolved, key) for key in resolved.plan.by_key}  # ignore all other objects there
-    for entry in list(store.list(f"{folder(resolved)}/failed")):
-        if entry.path in paths:
-            record = json.loads(store.get(entry.path, SMALL)[0])
-            out[str(record["key"])] = str(record["reason"])[:REASON_CHARACTERS]
-    return out
-
-
-def drop_damaged(store: Store, resolved: Resolved) -> Iterator[str]:
-    """Give up finished steps whose bytes differ from their manifests.
-
-    The next run creates these artifacts again. The function yields one line for each.
-    Every finished artifact is read, unless steps have failed, because a failed step has marked the damage itself.
-    """
-    if not read_failures(store, resolved):
-        done = done_keys(store, resolved.plan.steps)
-        for step in [s for s in resolved.plan.steps if s.key in done]:
-            for error in find_damaged(store, [step.ref]):
-                mark_damaged(store, error)
-                yield f"{step.name} is made again: {give_up_damaged(store, step.ref)}"

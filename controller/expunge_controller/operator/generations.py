@@ -32,7 +32,8 @@ from expunge_controller.operator.job_slots import ExperimentSlots, JobSlots
 from expunge_controller.operator.metrics import Metrics
 from expunge_controller.operator.work_queue import NamespacedName, WorkQueue
 from expunge_controller.planning.plan import Step
-from expunge_controller.planning.resolve import load_recorded, resolve, write_record
+from expunge_controller.planning.records import write_record
+from expunge_controller.planning.resolve import load_recorded, resolve
 
 LOOK_SECONDS = 30.0
 """Interval between two reconciles of an Experiment without changes."""

@@ -45,6 +45,11 @@ class Resolved:
     namespace: str = "local"
 
     @property
+    def folder(self) -> str:
+        """The folder of this generation's own objects in the store."""
+        return f"experiments/{self.namespace}/{self.plan.experiment}/{self.digest}"
+
+    @property
     def run(self) -> str:
         """The label of the run's Jobs if no Experiment owns the Jobs."""
         return self.digest[:16]
@@ -105,7 +110,7 @@ def resolve(
     }
     digest = _digest(record)
     resolved = Resolved(plan, resolver.pins, resolver.notices, digest, record, namespace)
-    return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json")) if report else resolved
+    return replace(resolved, plan=with_report(plan, f"{resolved.folder}.json")) if report else resolved
 
 
 def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolved | None:
@@ -129,28 +134,11 @@ def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> 
     if sorted(s.key for s in plan.steps if s.kind != "stage") != record["steps"]:
         return None
     resolved = Resolved(plan, pins, [], digest, record, namespace)
-    return replace(resolved, plan=with_report(plan, f"{folder(resolved)}.json"))
+    return replace(resolved, plan=with_report(plan, f"{resolved.folder}.json"))
 
 
 def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(record).encode()).hexdigest()
-
-
-def write_record(store: Store, resolved: Resolved) -> None:
-    """Write ``experiments/<namespace>/<name>/<digest>.json``.
-
-    The record keeps the request for results and for people.
-    """
-    rows = [
-        {"trial": m.trial, "group": m.group, "seed": m.seed, "model": m.model, "step": m.step}
-        for m in resolved.plan.models
-    ]
-    store.put(f"{folder(resolved)}.json", canonical({**resolved.record, "models": rows}).encode())
-
-
-def folder(resolved: Resolved) -> str:
-    """Return the folder of a generation's own objects in the store."""
-    return f"experiments/{resolved.namespace}/{resolved.plan.experiment}/{resolved.digest}"
 
 
 BYTES_A_ROW = 256
