@@ -40,7 +40,7 @@ def write_failure(store: Store, resolved: Resolved, key: str, reason: str, pod: 
 
 
 def left_by_last_run(store: Store, resolved: Resolved) -> tuple[list[str], list[Step]]:
-    """Return the paths of the last run's failures and cancellation mark, and the steps that failed."""
+    """Return what the last run left: all paths, and the steps that failed."""
     paths = [e.path for e in store.list(resolved.folder)]
     return paths, [s for s in resolved.plan.steps if _failure(resolved, s.key) in paths]
 
