@@ -20,7 +20,6 @@ import builtins
 import contextlib
 import math
 import random
-import re
 import threading
 import time
 import uuid
@@ -34,17 +33,15 @@ from urllib.parse import urlsplit
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.proxies import proxy_for
 from expunge_jobs.store.protocol import (
-    Conflict,
     Entry,
-    NotFound,
-    StoreError,
     TooLarge,
     Unavailable,
     checked_path,
     smaller,
     too_large,
 )
-from expunge_jobs.store.s3_address import ALLOWED, parse_address
+from expunge_jobs.store.s3_address import parse_address
+from expunge_jobs.store.s3_errors import Denied, refused, status_of, unreached
 from expunge_jobs.store.schemes import Opening
 
 T = TypeVar("T")
@@ -137,7 +134,7 @@ class S3Store:
                     return
                 except _client_error() as error:
                     # 409: another conditional write is in progress, and its outcome is unknown; therefore retry.
-                    if _status(error) != 409 or not condition or not left:
+                    if status_of(error) != 409 or not condition or not left:
                         raise
                     time.sleep(random.uniform(0.02, 0.2))
 
@@ -359,104 +356,9 @@ class S3Store:
         try:
             yield
         except ClientError as error:
-            raise self._refused(path, error, conditional) from None
+            raise refused(self.name, lambda: self.checksums, path, error, conditional) from None
         except (BotoCoreError, RetriesExceededError, OSError, ValueError) as error:
-            raise self._unreached(path, error) from None
-
-    def _refused(self, path: str, error: Any, conditional: bool) -> StoreError:
-        """Return the error for the server's answer."""
-        code, status = str(error.response.get("Error", {}).get("Code", "")), _status(error)
-        said = str(error.response.get("Error", {}).get("Message", "")) or code
-        at = f" ({error.operation_name} {path})" if path else ""
-        if status == 412 or (conditional and status == 404 and code == "NoSuchKey"):
-            return Conflict(f"{path} is there already, or has changed")
-        if code == "SlowDown":
-            return Unavailable(f"the store {self.name}: the server is too busy, after several tries{at}: {said}")
-        if code in _EXPIRED:
-            return Expired(f"the store {self.name}: the credentials have expired; log in again{at}: {said}")
-        if code in _WORDS:
-            hint = ""
-            if code == "SignatureDoesNotMatch" and self.checksums == "when_supported":
-                hint = "; some servers read no signature with checksums: try checksums=when_required"
-            return Denied(f"the store {self.name}: {_WORDS[code]}{hint}{at}: {said}")
-        if code == "NoSuchBucket":
-            return StoreError(f"the store {self.name}: there is no such bucket; create it, or correct --store")
-        if code in ("NoSuchKey", "404"):  # without a body (HEAD), the SDK uses the status as the code
-            return NotFound(f"{self.name} has no {path}")
-        if status in (301, 307) or code in _REGION:
-            region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
-            right = f"it is in {region}: add ?region={region}" if region else "add its own as ?region=NAME"
-            return StoreError(f"the store {self.name}: the bucket is in another region; {right} ({said})")
-        if status == 403:
-            return StoreError(f"the store {self.name}: access denied{at}: {said}")
-        if status == 501 or code == "NotImplemented":
-            what = "conditional writes, which keep two attempts apart" if conditional else f"this request{at}"
-            return StoreError(f"the store {self.name}: the server does not know {what}: {said}")
-        if re.search(
-            "checksum|content-md5", said, re.IGNORECASE
-        ):  # a bucket with Object Lock requires what others refuse
-            other = next(v for v in ALLOWED["checksums"] if v != self.checksums)
-            return StoreError(f"the store {self.name}: {said}{at}; checksums={other} may help with this server")
-        kind = Unavailable if status >= 500 else StoreError
-        return kind(f"the store {self.name} failed{at}: {said or status}")
-
-    def _unreached(self, path: str, error: Exception) -> StoreError:
-        """Return the error for a request without an answer."""
-        from botocore import exceptions as sdk
-        from s3transfer.exceptions import RetriesExceededError
-
-        at = f" ({path})" if path else ""
-        if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
-            return StoreError(
-                f"the store {self.name}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, "
-                "or whatever else the AWS SDK reads"
-            )
-        if isinstance(
-            error, sdk.SSOError | sdk.TokenRetrievalError | sdk.CredentialRetrievalError | sdk.MetadataRetrievalError
-        ):
-            return Expired(f"the store {self.name}: the login gives no credentials: {error}")
-        if isinstance(error, sdk.SSLError):
-            return StoreError(
-                f"the store {self.name}: the server's certificate is not trusted; ?ca_bundle=FILE (or AWS_CA_BUNDLE) "
-                f"names those that are: {error}"
-            )
-        cause = getattr(error, "kwargs", {}).get("error", error)
-        if isinstance(cause, ValueError):  # the message may hold a session token that ends in a newline
-            return StoreError(
-                f"the store {self.name}: a request cannot be made{at}: is there a newline in the credentials?"
-            )
-        if isinstance(error, sdk.ConnectionError | sdk.HTTPClientError | RetriesExceededError):
-            return Unavailable(f"the store {self.name} is not reachable{at}: {error}")
-        if isinstance(error, OSError):
-            what = f"{error.strerror or error} ({error.filename or 'here'})"
-            return StoreError(f"copying {path} of the store {self.name}: {what}")
-        return StoreError(f"the store {self.name} failed{at}: {error}")
-
-
-class Denied(StoreError):
-    """Credentials that the server refuses."""
-
-
-class Expired(Denied, Unavailable):
-    """Expired credentials.
-
-    The same call may succeed after a renewal.
-    """
-
-
-_WORDS = {
-    "InvalidAccessKeyId": "the server does not know this access key",
-    "XAdminUserNotFound": "the server does not know this access key",
-    "SignatureDoesNotMatch": "the secret key is wrong, or the request was changed on its way",
-    "InvalidToken": "the session token is not valid",
-    "RequestTimeTooSkewed": "this machine's clock differs too much from the server's",
-}
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
-_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            raise unreached(self.name, path, error) from None
 
 
 def _client_error() -> type[Exception]:
