@@ -35,7 +35,7 @@ from expunge_controller.execution.kubernetes.pod_config import PodConfig
 from expunge_controller.experiment.loading import load_resource
 from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 from expunge_controller.kube_client.config import connect
-from expunge_controller.operator.job_slots import BACKLOG
+from expunge_controller.operator.job_slots import MOST_PODLESS_JOBS
 from expunge_jobs.store import open_store
 
 from tests.support.chart import identity, of_kind, rendered
@@ -108,7 +108,7 @@ def alone(place: Place, crowd: Crowd) -> float:
         for need in needs:
             after.setdefault(need, []).append(name)
     first = [name for name, needs in left.items() if not needs]
-    podless, room = set(first), threading.Semaphore(BACKLOG)
+    podless, room = set(first), threading.Semaphore(MOST_PODLESS_JOBS)
     with ThreadPoolExecutor(8) as pool:
 
         def create(name: str) -> None:

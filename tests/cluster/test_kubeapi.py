@@ -102,7 +102,7 @@ def test_an_object_is_deleted_only_if_it_is_that_one(cluster: Cluster) -> None:
 
 
 def test_lists_come_whole_over_pages(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PAGE", 3)
+    monkeypatch.setattr(client, "PAGE_OBJECTS", 3)
     for n in range(7):
         make(cluster, f"c{n}", of="test")
     items, version = cluster.list(configmaps(cluster), "of=test")
@@ -253,7 +253,7 @@ def test_a_watch_that_is_refused_begins_again(
 def test_a_watch_that_the_server_ends_goes_on_where_it_was(
     cluster: Cluster, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "WATCH", 1)
+    monkeypatch.setattr(client, "WATCH_SECONDS", 1)
     make(cluster, "one", of="test")
     watched = Watched(cluster)
     try:

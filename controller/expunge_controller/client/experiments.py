@@ -28,7 +28,7 @@ from expunge_controller.planning.trial_plan import inputs_of
 
 BACKEND = "kubernetes"
 """The backend on which the operator runs steps."""
-POLL, UNSEEN = 2.0, 30.0
+POLL_SECONDS, UNSEEN_SECONDS = 2.0, 30.0
 """Seconds between two reads of an Experiment, and seconds before reporting that no operator has begun it."""
 
 
@@ -148,7 +148,7 @@ def follow(cluster: Cluster, name: str) -> Iterator[tuple[str, str]]:
         ApiError: the cluster refuses, or does not answer.
     """
     told = ("", "")
-    late = time.monotonic() + UNSEEN
+    late = time.monotonic() + UNSEEN_SECONDS
     while True:
         found = read(cluster, name)
         status = found.get("status") or {}
@@ -161,7 +161,7 @@ def follow(cluster: Cluster, name: str) -> Iterator[tuple[str, str]]:
             told = now
         if now[0] in FINAL:
             return
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
 def cancel(cluster: Cluster, name: str) -> None:

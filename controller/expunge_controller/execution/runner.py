@@ -21,7 +21,7 @@ from expunge_controller.planning.plan import Plan, Step
 from expunge_controller.planning.resolve import Resolved
 from expunge_controller.planning.step_states import done_keys, is_done, wanted_keys
 
-ATTEMPTS = 3
+MOST_TRIES = 3
 RETRY_SECONDS = (1.0, 4.0)
 STORE_RETRY_SECONDS = 5.0
 """Delay before retrying an unreachable store, in seconds."""
@@ -231,7 +231,7 @@ class Runner:
             return
         reason = ended.reason or "ended well, but without an artifact"
         tries = self._tries[ended.key] = self._tries.get(ended.key, 0) + 1
-        again = not ended.final and tries < ATTEMPTS
+        again = not ended.final and tries < MOST_TRIES
         if again:
             self._not_before[ended.key] = time.monotonic() + RETRY_SECONDS[tries - 1]
         else:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from urllib3 import PoolManager
 
 TRIES = 4
-CONNECT, READ = 5.0, 30.0
+CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
 """Timeouts of a call, in seconds: for the connection, and for the answer."""
-WATCH = 60
+WATCH_SECONDS = 60
 """Seconds after which the server ends a watch. The timeout of a silent connection is a little longer."""
-SILENCE = 600.0
+LOG_SILENCE_SECONDS = 600.0
 """Timeout of a followed log without new lines, in seconds."""
-PAGE = 250
+PAGE_OBJECTS = 250
 
 METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 """Media type of a list that contains only the metadata of its objects."""
@@ -129,7 +129,7 @@ class Cluster:
         """
         for turn in range(1, tries + 1):
             try:
-                with self._open(method, path, READ, query or {}, body, accept) as response:
+                with self._open(method, path, READ_SECONDS, query or {}, body, accept) as response:
                     answer: Object = json.loads(response.read())
                     self.counted(method, response.status)
                 return answer
@@ -158,7 +158,12 @@ class Cluster:
         items: list[Object] = []
         more = ""
         while True:
-            query = {"labelSelector": selector, "fieldSelector": fields, "limit": limit or PAGE, "continue": more}
+            query = {
+                "labelSelector": selector,
+                "fieldSelector": fields,
+                "limit": limit or PAGE_OBJECTS,
+                "continue": more,
+            }
             try:
                 page = self.request("GET", path, query=query)
             except TooDeep:
@@ -197,10 +202,10 @@ class Cluster:
             "watch": "true",
             "labelSelector": selector,
             "resourceVersion": version,
-            "timeoutSeconds": WATCH,
+            "timeoutSeconds": WATCH_SECONDS,
             "allowWatchBookmarks": "true",
         }
-        with self._open("GET", path, WATCH + CONNECT, query) as response:
+        with self._open("GET", path, WATCH_SECONDS + CONNECT_SECONDS, query) as response:
             for line in _lines(response):
                 try:
                     event = json.loads(line)
@@ -238,7 +243,7 @@ class Cluster:
         """
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
         query = {"container": container, "tailLines": tail, "follow": "true" if follow else None}
-        with self._open("GET", path, SILENCE if follow else READ, query) as response:
+        with self._open("GET", path, LOG_SILENCE_SECONDS if follow else READ_SECONDS, query) as response:
             for line in _lines(response):
                 yield line.decode(errors="replace")
 
@@ -272,7 +277,7 @@ class Cluster:
                     body=data,
                     headers=headers,
                     preload_content=False,
-                    timeout=Timeout(connect=CONNECT, read=read),
+                    timeout=Timeout(connect=CONNECT_SECONDS, read=read),
                 )
                 # The token may have been replaced, or have expired, since it was read; therefore renew it once.
                 if last or response.status != 401 or not self._login.renew(authorization):

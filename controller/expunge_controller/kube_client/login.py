@@ -35,7 +35,7 @@ from expunge_controller.kube_client.client import ApiError
 if TYPE_CHECKING:
     from urllib3 import PoolManager
 
-POOL = 32
+POOL_CONNECTIONS = 32
 """Connections that are kept for the next call. Each worker and each watch of the operator has one."""
 EXPIRY_MARGIN_SECONDS = 10.0
 """Seconds before its end at which a token counts as expired, because the call has yet to arrive."""
@@ -379,7 +379,7 @@ def _expiry(token: str) -> float:
 
 
 def _pool(server: Server, certificate: tuple[str, str] | None) -> PoolManager:
-    options: dict[str, Any] = {"maxsize": POOL, "retries": False}
+    options: dict[str, Any] = {"maxsize": POOL_CONNECTIONS, "retries": False}
     if server.address.startswith("https:"):
         import urllib3
         from urllib3.util.ssl_ import create_urllib3_context

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-DEATHS = 2
+DEATHS_UNTIL_HELD = 2
 """Consecutive crashes after which an Experiment is held.
 
 A single crash may be the fault of another Experiment that was begun at the same time.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from expunge_controller.operator.work_queue import NamespacedName
 
-BACKLOG = 8
+MOST_PODLESS_JOBS = 8
 """Number of Jobs without a pod at which no further Experiment is admitted."""
 
 
@@ -133,7 +133,7 @@ class JobSlots:
     def _is_behind(self) -> bool:
         stuck = time.monotonic() - STUCK_SECONDS
         self._podless = {job: made for job, made in self._podless.items() if made > stuck}
-        return len(self._podless) >= BACKLOG or len(self._beginning) >= self.most_beginning
+        return len(self._podless) >= MOST_PODLESS_JOBS or len(self._beginning) >= self.most_beginning
 
     def _is_next(self, who: NamespacedName, since: str) -> bool:
         others = [w for w in self._waiting if w != who]

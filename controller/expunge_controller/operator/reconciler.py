@@ -21,7 +21,7 @@ from expunge_controller.experiment.resource import FINAL, Phase
 from expunge_controller.kube_client.client import Object
 from expunge_controller.kube_client.informer import Informer
 from expunge_controller.operator.active_experiment import REPORT_SECONDS, ActiveExperiment
-from expunge_controller.operator.beginnings import DEATHS, Beginnings
+from expunge_controller.operator.beginnings import DEATHS_UNTIL_HELD, Beginnings
 from expunge_controller.operator.events import Event
 from expunge_controller.operator.experiments import is_asked, is_observed, read_spec
 from expunge_controller.operator.generations import LOOK_SECONDS, Generations
@@ -104,7 +104,7 @@ class Reconciler:
             meta = found["metadata"]
             mark = f"{meta['generation']} {meta['retry']}"
             deaths = self.beginnings.deaths(meta["uid"], mark)
-            if deaths >= DEATHS:
+            if deaths >= DEATHS_UNTIL_HELD:
                 return self._hold(name, deaths, events)
             try:
                 with (

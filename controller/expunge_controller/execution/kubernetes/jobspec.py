@@ -24,7 +24,7 @@ NAME = {"app.kubernetes.io/name": "expunge", "app.kubernetes.io/component": "ste
 CONTAINER = "step"
 CA = "/etc/expunge/ca"
 """Mount path of the CA certificate that signs the store's certificate."""
-WORK = "/scratch"
+WORK_FOLDER = "/scratch"
 """Mount path of the scratch volume, which holds HOME and the libraries' caches.
 
 Elsewhere a step may only write to /dev/shm and to the experiment's writable volumes.
@@ -140,7 +140,10 @@ def trial_job(name: str, site: PodConfig) -> dict[str, Any]:
     The Job resembles a step's Job without a GPU. Its pod only opens and checks the store.
     """
     asked = DEFAULTS["merge"].model_copy(update={"cpu": 1, "memory": "1Gi", "disk": "1Gi", "deadline": 60})
-    environment = [*_literal({"EXPUNGE_STORE": site.store, "HOME": WORK}), *_from_secret(site.secret, STORE_KEYS)]
+    environment = [
+        *_literal({"EXPUNGE_STORE": site.store, "HOME": WORK_FOLDER}),
+        *_from_secret(site.secret, STORE_KEYS),
+    ]
     pod = _pod(site, asked, Kubernetes(), environment)
     pod["containers"][0]["command"] = [site.command[0], "-c", TRIAL]
     return {
@@ -238,7 +241,7 @@ def _pod(
                 # The log's last lines give the reason of a failure even if nothing reached the store.
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "volumeMounts": [
-                    {"name": "work", "mountPath": WORK},
+                    {"name": "work", "mountPath": WORK_FOLDER},
                     {"name": "shm", "mountPath": "/dev/shm"},
                     *mounts,
                 ],
@@ -255,12 +258,12 @@ def _environment(step: Step, site: PodConfig, asked: Resources, kubernetes: Kube
         "EXPUNGE_LOG_SECONDS": str(LOG_SECONDS),
         "EXPUNGE_DEADLINE": str(asked.deadline),
         "EXPUNGE_DISK": str(bytes_of(asked.disk or "0Gi")),
-        "HOME": WORK,
-        "TMPDIR": WORK,
-        "HF_HOME": f"{WORK}/hf",
-        "XDG_CACHE_HOME": f"{WORK}/cache",
-        "TRITON_CACHE_DIR": f"{WORK}/cache/triton",
-        "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/cache/inductor",
+        "HOME": WORK_FOLDER,
+        "TMPDIR": WORK_FOLDER,
+        "HF_HOME": f"{WORK_FOLDER}/hf",
+        "XDG_CACHE_HOME": f"{WORK_FOLDER}/cache",
+        "TRITON_CACHE_DIR": f"{WORK_FOLDER}/cache/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{WORK_FOLDER}/cache/inductor",
     }
     if (asked.gpu or 0) > 1 and step.kind in TOGETHER:
         values["EXPUNGE_PROCESSES"] = str(asked.gpu)

@@ -47,7 +47,7 @@ from expunge_jobs.store.schemes import Opening
 T = TypeVar("T")
 THREADS = 8
 """Parts of one file, or small requests, in parallel."""
-SOON = 0.1
+LISTING_SECONDS = 0.1
 """Seconds of small requests that do not justify threads."""
 _MIB = 1 << 20
 _PATIENT, _BRIEF = 10, 2
@@ -173,7 +173,7 @@ class S3Store:
             if self._is_there(path):
                 found.add(path)
             # With a nearby server, threads take a third more CPU time and save no time; therefore use one.
-            if (time.monotonic() - began) * len(asked) > SOON:
+            if (time.monotonic() - began) * len(asked) > LISTING_SECONDS:
                 break
         with ThreadPoolExecutor(THREADS) as pool:
             return found | {p for p, there in zip(asked, pool.map(self._is_there, asked), strict=True) if there}

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from expunge_controller.operator.job_slots import BACKLOG, JobSlots
+from expunge_controller.operator.job_slots import MOST_PODLESS_JOBS, JobSlots
 from expunge_controller.operator.work_queue import NamespacedName, WorkQueue
 
 A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
@@ -141,7 +141,7 @@ def test_jobs_that_are_there_after_a_restart_have_their_places() -> None:
 def test_nobody_begins_while_jobs_wait_for_their_pods() -> None:
     room, woken = places(100)
     assert room.try_admit(A, "1")
-    for number in range(BACKLOG):
+    for number in range(MOST_PODLESS_JOBS):
         assert room.acquire(A, "1", f"job-{number}", there=False), "whoever has begun goes on"
     assert not room.try_admit(C, "3")
     assert not room.try_admit(B, "2")
@@ -167,10 +167,10 @@ def test_so_many_begin_at_once_and_then_the_oldest() -> None:
 
 def test_jobs_that_were_there_or_wait_for_a_quota_are_no_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     room, _ = places(100)
-    for number in range(BACKLOG):
+    for number in range(MOST_PODLESS_JOBS):
         room.acquire(A, "1", f"job-{number}", there=True)
     assert room.try_admit(B, "2")
-    for number in range(BACKLOG):
+    for number in range(MOST_PODLESS_JOBS):
         room.acquire(B, "2", f"stuck-{number}", there=False)
     assert not room.try_admit(C, "3")
     monkeypatch.setattr("expunge_controller.operator.job_slots.STUCK_SECONDS", -1.0)
