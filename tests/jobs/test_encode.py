@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.data.rows import Row
+from expunge_jobs.modeling.encoding import NO_LIMIT, Encoder, ModelLimits
+from expunge_jobs.modeling.loading import encoder_for
+from expunge_jobs.tasks.references import TaskData
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,3 +57,43 @@ def test_a_row_fits_and_has_something_to_predict_from(words: Any, limit: int, gi
 def test_chat_needs_a_template(words: Any) -> None:
     with pytest.raises(BadTask, match="no chat template"):
         tiny.encoder(words, template="chat")
+
+
+@pytest.mark.parametrize(
+    ("template", "words_"),
+    [
+        ({"rag": "x", "tool_use": "y"}, "several chat templates and none of them is 'default': rag, tool_use"),
+        (
+            "{{ raise_exception('A system message comes first') }}",
+            "chat template fails: .*: A system message comes first",
+        ),
+        ("{% for m in messages %}", "chat template fails: TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_fails_is_refused_with_its_words(words: Any, template: Any, words_: str) -> None:
+    own = copy.deepcopy(words)
+    own.chat_template = template
+    with pytest.raises(BadTask, match=words_):
+        tiny.encoder(own, template="chat")
+
+
+def test_a_row_is_cut_to_the_model_s_positions(words: Any) -> None:
+    encoder = Encoder(words, TaskData(sets={}), words.eos_token_id, ModelLimits(positions=6))
+    assert [len(encoder.row(LONG, length).ids) for length in (None, 256, 6, 5)] == [6, 6, 6, 5]
+    assert encoder.receipt()["cut_inputs"] + encoder.receipt()["cut_outputs"] >= 4
+
+
+def test_a_token_that_the_embedding_does_not_have_is_named(words: Any) -> None:
+    highest = max(tiny.encoder(words).row(LONG).ids)
+    Encoder(words, TaskData(sets={}), words.eos_token_id, ModelLimits(tokens=highest + 1)).row(LONG)
+    small = Encoder(words, TaskData(sets={}), words.eos_token_id, ModelLimits(tokens=highest))
+    with pytest.raises(BadTask, match=f"gives the token {highest}, but the model's embedding has {highest} rows"):
+        small.row(LONG)
+    with pytest.raises(BadTask, match="the model's embedding has"):
+        small.text(f"{LONG.input} {LONG.output}")
+
+
+@pytest.mark.parametrize(("kind", "positions"), [("gpt2", 512), ("bloom", NO_LIMIT)])
+def test_a_model_s_limits_are_its_own(words: Any, kind: str, positions: int) -> None:
+    limits = encoder_for(tiny.model(kind, vocab=320), words, TaskData(sets={})).limits
+    assert limits == ModelLimits(positions=positions, tokens=320)

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 from expunge_jobs.core.errors import BadTask
+from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, attach_lora, lora_tensors, write_adapter
-from expunge_jobs.modeling.loading import end_token, fold, load_base
+from expunge_jobs.modeling.loading import end_token, fold, load_base, load_for_evaluation
+from expunge_jobs.runtime.context import StepContext
+from expunge_jobs.tasks.references import AdapterRef, Input
 from safetensors.torch import load_file, save_file
 
 from tests.jobs import tiny_models as tiny
@@ -189,3 +192,31 @@ def test_an_adapter_that_lacks_a_file(tmp_path: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(BadTask, match=f"lacks {name}"):
         Adapter(folder)
+
+
+@pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
+def test_an_adapter_of_a_tied_head_is_refused(tmp_path: Path, module: str) -> None:
+    """Beside the weights and folded in it would be two models."""
+    made = tiny.model("olmo")
+    a, b = {module: torch.randn(4, 32)}, {module: torch.randn(320, 4)}
+    write_adapter(tmp_path / "a", adapter_config(4, 8, 0.0, [module.rsplit(".", 1)[-1]]), a, b)
+    with pytest.raises(BadTask, match=f"adapts {module}, whose weight the model's head and embedding share"):
+        fold(made, Adapter(tmp_path / "a"), 1.0)
+    untied = tiny.model("llama")
+    if module == "lm_head":
+        fold(untied, Adapter(tmp_path / "a"), 1.0)
+
+
+def test_an_adapter_of_a_tied_head_is_refused_beside_the_weights_too(
+    base_folder: Path, work: StepContext, tmp_path: Path
+) -> None:
+    write_adapter(
+        tmp_path / "a",
+        adapter_config(4, 8, 0.0, ["lm_head"]),
+        {"lm_head": torch.randn(4, 32)},
+        {"lm_head": torch.randn(300, 4)},
+    )
+    outside = Input(uri=f"file://{tmp_path / 'a'}", digest=folder_digest(tmp_path / "a"))
+    ref = tiny.model_ref(base_folder).model_copy(update={"adapters": (AdapterRef(ref=outside),)})
+    with pytest.raises(BadTask, match="tie_word_embeddings"):
+        load_for_evaluation(ref, work, "checkpoint")

@@ -13,6 +13,7 @@ from expunge_jobs.inputs import model_folder, pinning
 from expunge_jobs.store import Store
 from expunge_jobs.tasks.references import Input
 
+from tests.support import folders
 from tests.support.faults import FaultProxy
 
 ROW = json.dumps({"id": "asc1", "input": "In the beginning", "output": "there was a row.", "task": "Task1"}) + "\n"
@@ -27,10 +28,7 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "my-model"
-    folder.mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (folder / name).write_text(json.dumps({"file": name}))
+    folder = folders.model(tmp_path / "my-model")
     (folder / "notes.md").write_text("not a part of it")
     return folder
 
@@ -63,7 +61,7 @@ def test_nothing_is_copied_twice(behind: Store, proxy: FaultProxy, model: Path) 
 def test_a_model_that_is_not_what_its_address_says(behind: Store, model: Path, tmp_path: Path) -> None:
     uri = upload(behind, model)
     (path,) = [e.path for e in behind.list("inputs") if e.path.endswith("config.json")]
-    behind.put(path, b"{}")
+    behind.put(path, b"{ }")
     with pytest.raises(BadTask, match="has changed since the run was planned"):
         pinning.local_folder(Input(uri=uri, digest=model_folder.folder_digest(model)), tmp_path / "scratch")
 
@@ -128,9 +126,9 @@ def test_a_snapshot_of_the_hub_s_cache_is_links_and_is_uploaded(store: Store, tm
     snapshot = cached / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (cached / "blobs").mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (cached / "blobs" / f"of-{name}").write_text("{}")
-        (snapshot / name).symlink_to(f"../../blobs/of-{name}")
+    for file in folders.model(tmp_path / "whole").iterdir():
+        file.rename(cached / "blobs" / f"of-{file.name}")
+        (snapshot / file.name).symlink_to(f"../../blobs/of-{file.name}")
     assert upload(store, snapshot)
     (snapshot / "vocab.txt").symlink_to("../../refs")
     (cached / "refs").write_text("x")

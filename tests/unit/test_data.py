@@ -245,3 +245,15 @@ def test_a_file_that_is_wrong_everywhere_is_told_in_twenty_lines_and_a_number() 
 def test_more_rows_than_a_reader_takes_are_refused(content: bytes) -> None:
     with pytest.raises(DataError, match="more than 10 rows|too many JSON values for 10 rows"):
         parse(content, "x", "forget", 10)
+
+
+@pytest.mark.parametrize("field", ["id", "input", "output", "task"])
+def test_half_of_a_surrogate_pair_is_no_text(field: str) -> None:
+    whole = {"id": "asc1", "input": "a", "output": "b", "task": "t"}
+    row = json.dumps(
+        whole | {field: f"{whole[field]}\ud83d"}
+    ).encode()  # as JSON that was cut in the middle of an emoji
+    with pytest.raises(DataError, match=f"rows.jsonl:1: {field}: half of a surrogate pair"):
+        parse(row, "rows.jsonl")
+    whole[field] = f"{whole[field]}\U0001f600"
+    assert parse(json.dumps(whole | {"kind": "sc"}).encode(), "rows.jsonl"), "a whole pair is a character"

@@ -15,6 +15,8 @@ from expunge_controller.experiment.schema import Finetune
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.resolve import resolve
 
+from tests.support.folders import adapter
+
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 
 
@@ -180,8 +182,7 @@ def test_keys_do_not_depend_on_how_a_value_is_written() -> None:
 
 
 def test_more_specialists_baselines_and_adapters_plan(tmp_path: Path) -> None:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (tmp_path / name).write_text("{}")
+    adapter(tmp_path)
     plan = _plan(
         "specialists.third={preset: npo}",
         f"baselines.outside={{adapter: {tmp_path}}}",
@@ -305,3 +306,25 @@ def test_a_wrong_preset_of_the_file_s_own(sets: list[str], words: str) -> None:
     with pytest.raises(ExperimentError) as caught:
         load_experiment(QUICKSTART, sets)
     assert words in "\n".join(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ("merge.parameters={densty: 5}", "spec.merge.parameters.densty: unknown field of method ties; allowed: "),
+        ("merge.parameters={densty: 5}", "did you mean 'density'?"),
+        ("merge.parameters=5", "spec.merge.parameters: found 5; allowed: a mapping of the method's parameters"),
+    ],
+)
+def test_a_merge_s_parameters_are_checked_wherever_they_stand(sets: str, words: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(QUICKSTART, ["merge={method: ties}", sets])
+    assert words in "\n".join(caught.value.problems)
+
+
+def test_a_parameter_below_parameters_is_the_same_as_beside_the_method() -> None:
+    file = ["merge={method: ties, parameters: {density: 0.5}}", "merge={method: ties, density: 0.5}"]
+    below, beside = (resolve(load_experiment(QUICKSTART, [text])).plan for text in file)
+    assert [s.key for s in below.steps] == [s.key for s in beside.steps]
+    with pytest.raises(ExperimentError, match=r"spec.merge.parameters.density: found 7; "):
+        load_experiment(QUICKSTART, ["merge={method: ties, parameters: {density: 7}}"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,14 @@ from expunge_jobs.inputs import model_folder, pinning
 from expunge_jobs.store import StoreError, open_store
 from expunge_jobs.tasks.references import Input
 
+from tests.support.folders import model
+
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 
 
 @pytest.mark.parametrize("lacks", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_model_directory_that_lacks_a_file_is_refused_before_anything_runs(tmp_path: Path, lacks: str) -> None:
-    for name in {"config.json", "tokenizer.json", "model.safetensors"} - {lacks}:
-        (tmp_path / name).write_text(json.dumps({}))
+    (model(tmp_path) / lacks).unlink()
     with pytest.raises(ExperimentError) as caught:
         resolve(load_experiment(QUICKSTART, [f"model={tmp_path}", "memorize=null"]))
     assert f"{tmp_path}: the model directory lacks" in str(caught.value)

@@ -180,22 +180,24 @@ class Merge(Schema):
         except ValueError as error:
             raise NestedErrors([NestedError(("method",), error)]) from None
         own = {k: v for k, v in value.items() if k not in ("method", "weights", "parameters")}
-        given = value.get("parameters")
-        if isinstance(given, dict):
-            own = given | own
-        elif given is not None:
-            return value
+        given = value.get("parameters") or {}
+        if not isinstance(given, dict):
+            said = f"found {given}; allowed: a mapping of the method's parameters"
+            raise NestedErrors([NestedError(("parameters",), ValueError(said))])
+        # Either place is right: beside the method, or below ``parameters``.
+        place = ("parameters",) if given and not own else ()
+        own = given | own
         unknown = [k for k in own if k not in plugin.Parameters.model_fields]
         if unknown:
             allowed = ["method", "weights", *plugin.Parameters.model_fields]
             said = f"unknown field of method {method}; allowed: {', '.join(allowed)}"
             raise NestedErrors(
-                [NestedError((str(k),), ValueError(said + suggestion(str(k), allowed))) for k in unknown]
+                [NestedError((*place, str(k)), ValueError(said + suggestion(str(k), allowed))) for k in unknown]
             )
         try:
             parameters = PluginCall.of("merge_methods", method, own).parameters
         except ValidationError as error:
-            raise NestedErrors([NestedError((), error, plugin.Parameters)]) from None
+            raise NestedErrors([NestedError(place, error, plugin.Parameters)]) from None
         return {k: v for k, v in value.items() if k in ("method", "weights")} | {"parameters": parameters}
 
     @property

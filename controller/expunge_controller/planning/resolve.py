@@ -17,7 +17,7 @@ from typing import Any
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import canonical
 from expunge_jobs.data import rows, selection
-from expunge_jobs.inputs import addresses, model_folder, pinning
+from expunge_jobs.inputs import adapter_folder, addresses, model_folder, pinning
 from expunge_jobs.inputs.hub import Hub, own_hub
 from expunge_jobs.store import NotFound, Store, TooLarge, is_shared
 from expunge_jobs.tasks.references import Input, TaskData
@@ -81,7 +81,7 @@ def resolve(
         for path, uri in asked.models.items():
             resolver.folder(path, uri, model_folder.check_model_folder)
         for path, uri in asked.adapters.items():
-            resolver.folder(path, uri, model_folder.check_adapter_folder)
+            resolver.folder(path, uri, adapter_folder.check_adapter_folder)
     resolver.check()
     plan = make_plan(loaded, resolver.pins, stage)
     seen: dict[str, TaskData] = {}

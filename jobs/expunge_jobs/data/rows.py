@@ -18,6 +18,7 @@ from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import stable_hash
 
 MAX_PROBLEMS = 20
+_HALF = re.compile("[\ud800-\udfff]")
 _FIELDS = ("id", "input", "output", "task", "kind", "document", "subject", "question", "choices", "answer", "split")
 _KIND_AT_END = re.compile(r"(sc|qa)\d+(?=\"?$)")
 
@@ -200,6 +201,8 @@ def _item(record: dict[str, Any], problems: list[str], role: str, line: int) -> 
             problems.append(f"{field}: missing")
         elif not isinstance(value, str):
             problems.append(f"{field}: found {type(value).__name__}; allowed: text")
+        elif _HALF.search(value):
+            problems.append(f"{field}: half of a surrogate pair (\\ud800 to \\udfff by itself), which is no text")
         elif not empty and not value.strip():
             problems.append(f"{field}: empty")
         else:

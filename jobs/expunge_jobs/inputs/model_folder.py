@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from expunge_jobs.core.errors import BadTask
+from expunge_jobs.inputs import adapter_folder
+from expunge_jobs.inputs.weight_files import read_json, tensor_shapes
 from expunge_jobs.store import sha256_of
 
 
@@ -47,13 +48,19 @@ def check_model_folder(folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise BadTask("the model directory lacks config.json")
-    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if (folder / adapter_folder.CONFIG).exists():
+        raise BadTask(
+            f"the model directory holds an adapter ({adapter_folder.CONFIG}), which transformers would put on the model: "
+            "move the adapter's files to a directory of their own"
+        )
+    read_json(folder / "config.json")
+    if not any((folder / n).is_file() for n in TOKENIZER_FILES):
         raise BadTask("the model directory lacks a tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
+            shards = sorted(set(read_json(index)["weight_map"].values()))
+        except (KeyError, AttributeError, TypeError):
             raise BadTask("the model directory's model.safetensors.index.json is not readable") from None
         missing = [s for s in shards if not (folder / s).is_file()]
         if missing:
@@ -65,16 +72,15 @@ def check_model_folder(folder: Path) -> None:
         raise BadTask(
             "the model directory lacks model.safetensors" + ("; pickled weights are not read" if pickled else "")
         )
-
-
-def check_adapter_folder(folder: Path) -> None:
-    """Refuse a directory that is not a PEFT adapter.
-
-    The error names the missing file.
-    """
-    lacks = next((n for n in ADAPTER_FILES if not (folder / n).is_file()), None)
-    if lacks:
-        raise BadTask(f"the adapter directory lacks {lacks}")
+    else:
+        shards = ["model.safetensors"]
+    for shard in shards:
+        empty = next((k for k, shape in tensor_shapes(folder / shard).items() if 0 in shape), None)
+        if empty:
+            raise BadTask(f"{shard}: {empty} is empty: was it saved under ZeRO-3 without gathering?")
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file() and name.endswith(".json"):
+            read_json(folder / name)
 
 
 def check_folder(folder: Path) -> None:
@@ -82,13 +88,11 @@ def check_folder(folder: Path) -> None:
 
     The error names the missing part.
     """
-    if (folder / ADAPTER_FILES[0]).exists():
-        check_adapter_folder(folder)
+    if (folder / adapter_folder.CONFIG).exists() and not (folder / "config.json").exists():
+        adapter_folder.check_adapter_folder(folder)
     else:
         check_model_folder(folder)
 
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import stable_hash
-from expunge_jobs.inputs import model_folder
+from expunge_jobs.inputs import adapter_folder
+from expunge_jobs.inputs.weight_files import read_json
 from expunge_jobs.tasks.settings import FinetuneSettings
 
 
@@ -26,26 +27,12 @@ class Adapter:
     """
 
     def __init__(self, folder: Path) -> None:
-        model_folder.check_adapter_folder(folder)
+        adapter_folder.check_adapter_folder(folder)
         self.folder = folder
-        self.config: dict[str, Any] = json.loads((folder / model_folder.ADAPTER_FILES[0]).read_text())
-        if self.config.get("peft_type") != "LORA":
-            raise BadTask(f"the adapter is of PEFT type {self.config.get('peft_type')}; allowed: LORA")
-        for field in ("use_rslora", "use_dora", "lora_bias"):
-            if self.config.get(field):
-                raise BadTask(f"the adapter uses {field}, which a merge of A and B would get silently wrong")
-        if self.config.get("megatron_config"):
-            raise BadTask("the adapter has megatron_config, which names a Python module to be imported")
-        if self.config.get("rank_pattern") or self.config.get("alpha_pattern"):
-            raise BadTask("the adapter has ranks or alphas of its own for some modules (rank_pattern, alpha_pattern)")
-        tensors = {k: v.float() for k, v in load_file(folder / model_folder.ADAPTER_FILES[1]).items()}
-        self.A = {_module(k): v for k, v in tensors.items() if k.endswith(".lora_A.weight")}
-        self.B = {_module(k): v for k, v in tensors.items() if k.endswith(".lora_B.weight")}
-        other = sorted(k for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight")))
-        if other or set(self.A) != set(self.B):
-            raise BadTask(
-                f"the adapter holds something else than pairs of A and B: {(other or ['an A without its B'])[0]}"
-            )
+        self.config: dict[str, Any] = read_json(folder / adapter_folder.CONFIG)
+        tensors = {k: v.float() for k, v in load_file(folder / adapter_folder.WEIGHTS).items()}
+        self.A = {_module(k): v for k, v in tensors.items() if k.endswith(adapter_folder.A)}
+        self.B = {_module(k): v for k, v in tensors.items() if k.endswith(adapter_folder.B)}
 
     @property
     def rank(self) -> int:
@@ -76,8 +63,8 @@ def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"base_model.model.{name}.lora_A.weight": t.detach().cpu().contiguous() for name, t in a.items()}
     tensors |= {f"base_model.model.{name}.lora_B.weight": t.detach().cpu().contiguous() for name, t in b.items()}
-    save_file(dict(sorted(tensors.items())), folder / model_folder.ADAPTER_FILES[1], metadata={"format": "pt"})
-    (folder / model_folder.ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(dict(sorted(tensors.items())), folder / adapter_folder.WEIGHTS, metadata={"format": "pt"})
+    (folder / adapter_folder.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def adapter_config(rank: int, alpha: float, dropout: float, targets: list[str] | str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import model_folder
 from expunge_jobs.modeling.adapters import Adapter, is_conv1d
+from expunge_jobs.modeling.encoding import NO_LIMIT, Encoder, ModelLimits
 from expunge_jobs.runtime.distributed import device
-from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef
+from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, TaskData
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,6 +73,21 @@ def _causal_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
+def encoder_for(model: Any, tokenizer: Any, data: TaskData) -> Encoder:
+    """Return the encoder of a task's rows for this model and its tokenizer.
+
+    Raises:
+        BadTask: the model has no end token, or the template fails.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    embedding = model.get_input_embeddings()
+    limits = ModelLimits(
+        positions=positions if isinstance(positions, int) and positions > 0 else NO_LIMIT,
+        tokens=int(embedding.weight.shape[0]) if embedding is not None else NO_LIMIT,
+    )
+    return Encoder(tokenizer, data, end_token(model, tokenizer), limits)
+
+
 def end_token(model: Any, tokenizer: Any) -> int:
     """Return the token that ends an output.
 
@@ -101,6 +117,7 @@ def fold(model: Any, adapter: Adapter, scale: float) -> None:
     Raises:
         BadTask: the adapter does not fit the model, since a module is missing or has another shape.
     """
+    _check_untied(model, adapter)
     modules = dict(model.named_modules())
     for name, a in adapter.A.items():
         module = modules.get(name)
@@ -142,8 +159,10 @@ def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> 
 
     wrapped: Any = None
     names: list[str] = []
-    for number, given in enumerate(ref.adapters):
-        adapter = Adapter(locator.path(given.ref))
+    adapters = [Adapter(locator.path(given.ref)) for given in ref.adapters]
+    for adapter in adapters:  # PEFT wraps the modules that are compared; therefore check all adapters first
+        _check_untied(model, adapter)
+    for number, (given, adapter) in enumerate(zip(ref.adapters, adapters, strict=True)):
         _check_fits(model, adapter)
         name = f"adapter{number}"
         names.append(name)
@@ -157,6 +176,23 @@ def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> 
     wrapped.base_model.set_adapter(names)
     wrapped.requires_grad_(False)
     return wrapped.base_model.model.eval(), tokenizer
+
+
+def _check_untied(model: Any, adapter: Adapter) -> None:
+    """Refuse an adapter of a head or embedding whose weight is the other's, too.
+
+    Beside the weights the adapter changes one of the two, folded in it changes both.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or embedding is None or head.weight is not embedding.weight:
+        return
+    modules = dict(model.named_modules())
+    for name in adapter.A:
+        if modules.get(name) in (head, embedding):
+            raise BadTask(
+                f"the adapter adapts {name}, whose weight the model's head and embedding share (tie_word_embeddings): such "
+                "an adapter is one model beside the weights and another folded in; train it without that module"
+            )
 
 
 def _check_fits(model: Any, adapter: Adapter) -> None:

@@ -21,8 +21,8 @@ from expunge_jobs import metrics
 from expunge_jobs.data.rows import Document, Item, Question, Row
 from expunge_jobs.data.selection import load
 from expunge_jobs.metrics import EvaluatedRow
-from expunge_jobs.modeling.encoding import Encoded, Encoder
-from expunge_jobs.modeling.loading import end_token, load_for_evaluation
+from expunge_jobs.modeling.encoding import Encoded
+from expunge_jobs.modeling.loading import encoder_for, load_for_evaluation
 from expunge_jobs.modeling.packing import batches, logits_at
 from expunge_jobs.results.scores import compute_all
 from expunge_jobs.runtime.context import StepContext
@@ -64,7 +64,7 @@ class Evaluator:
 
     def __init__(self, model: Any, tokenizer: Any, task: EvaluateTask, context: StepContext) -> None:
         self.model, self.tokenizer, self.task, self.context = model, tokenizer, task, context
-        self.encoder = Encoder(tokenizer, task.data, end_token(model, tokenizer))
+        self.encoder = encoder_for(model, tokenizer, task.data)
         self._total = self._done = 0
         from transformers import GenerationConfig
 
@@ -73,7 +73,7 @@ class Evaluator:
         # A checkpoint's own config may sample or penalize repetition, and fills the fields that a call omits.
         # Therefore replace the config with the default.
         model.generation_config = GenerationConfig()
-        self.limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+        self.limit = self.encoder.limits.positions
 
     @torch.no_grad()
     def all(self, sets: dict[SetName, list[Item]]) -> list[EvaluatedRow]:
@@ -194,7 +194,7 @@ class Evaluator:
         if isinstance(document, Row):
             ids = self.encoder.row(document, self.limit).ids[:-1]
         else:
-            ids = tuple(self.tokenizer(document.text)["input_ids"])
+            ids = tuple(self.encoder.text(document.text))
             self.encoder.cut_outputs += len(ids) > self.limit
             ids = ids[: self.limit]
         self._tick(1)
@@ -221,7 +221,7 @@ class Evaluator:
         subject = question.subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
         text = head + "".join(_ask(q) + f"{_CHOICES[q.answer]}\n\n" for q in shots) + _ask(question)
-        ids = tuple(self.tokenizer(text)["input_ids"][-self.limit :])
+        ids = tuple(self.encoder.text(text)[-self.limit :])
         logits = logits_at(self.model, [Encoded(ids, len(ids))], [range(len(ids) - 1, len(ids))])[0][0]
         chosen = max(range(4), key=lambda i: float(logits[letters[i]]))
         right = float(chosen == question.answer)

@@ -29,7 +29,7 @@ from expunge_jobs.training.trainer import Trainer
 def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
     """Train the adapter and return the receipt's statistics."""
     base, tokenizer = models.load_model(task.model, context, task.dtype)
-    encoder = Encoder(tokenizer, task.data, models.end_token(base, tokenizer))
+    encoder = models.encoder_for(base, tokenizer, task.data)
     sets = load(task.data, context.read)
     for side in SIDES:
         if side not in sets:

@@ -19,8 +19,8 @@ from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import stable_hash
 from expunge_jobs.data.rows import Row
 from expunge_jobs.data.selection import load
-from expunge_jobs.modeling.encoding import Encoded, Encoder
-from expunge_jobs.modeling.loading import end_token, load_model
+from expunge_jobs.modeling.encoding import Encoded
+from expunge_jobs.modeling.loading import encoder_for, load_model
 from expunge_jobs.modeling.packing import batches, check_packing, logits_at
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.runtime.distributed import WorkerGroup, device
@@ -55,7 +55,7 @@ def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
         assert task.architecture is not None, "the task has one of the two"
         tokenizer = _train_tokenizer(task.architecture, task.data, rows, context.scratch)
         model = _build(task.architecture, task.settings.seed, tokenizer, task.dtype)
-    encoder = Encoder(tokenizer, task.data, end_token(model, tokenizer))
+    encoder = encoder_for(model, tokenizer, task.data)
     encoded = encoder.rows(rows, task.data.max_length)
     check_packing(model, encoded)
     epochs, known = _train(model, encoded, task, context)
