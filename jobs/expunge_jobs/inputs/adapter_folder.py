@@ -1,6 +1,6 @@
-"""A LoRA adapter in PEFT's format as a directory, checked without loading any weight.
+"""A LoRA adapter in PEFT's format as a directory.
 
-An adapter is judged, merged, scaled and pulled by its pairs of A and B alone. Therefore a configuration under which the
+The checks load no weight. An adapter is judged, merged, scaled and pulled by its pairs of A and B alone. Therefore a configuration under which the
 adapter is more than these pairs is refused by name.
 """
 
@@ -76,7 +76,7 @@ def check_adapter_folder(folder: Path) -> None:
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Refuse a configuration under which the adapter is more than pairs of A and B.
+    """Refuse a configuration that means more than pairs of A and B.
 
     Raises:
         BadTask: the field, its value and the reason.

@@ -60,7 +60,7 @@ class Encoder:
             self._try_template()
 
     def _try_template(self) -> None:
-        """Use the chat template once: a template is a program of the model's author."""
+        """Use the chat template once, since a template is a program."""
         template = self.tokenizer.chat_template
         if not template:
             raise BadTask("data.template is chat, but the model's tokenizer has no chat template; allowed: none")

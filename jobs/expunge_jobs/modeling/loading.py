@@ -179,7 +179,7 @@ def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> 
 
 
 def _check_untied(model: Any, adapter: Adapter) -> None:
-    """Refuse an adapter of a head or embedding whose weight is the other's, too.
+    """Refuse an adapter of a head or embedding with a shared weight.
 
     Beside the weights the adapter changes one of the two, folded in it changes both.
     """
