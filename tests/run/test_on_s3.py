@@ -60,7 +60,7 @@ def test_a_store_that_cannot_be_used_is_told_at_once(tiny: Path, server: S3Serve
         assert done.stderr.splitlines()[-1].startswith("error: the store s3://nothing-here/x: there is no such bucket")
         assert done.stdout == ""
     done = command("run", str(tiny), "--store", "s3://bucket/x?endpoint_url=http://127.0.0.1:9", store=tmp_path)
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "s3://bucket/x is not reachable" in done.stderr
     assert "Traceback" not in done.stderr
 

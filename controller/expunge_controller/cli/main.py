@@ -10,7 +10,7 @@ import os
 import sys
 
 from expunge_controller.cli import cluster, files, run, show
-from expunge_controller.cli.parser import BAD_INPUT, DONE, STOPPED, Command, Parser
+from expunge_controller.cli.parser import BAD_INPUT, DONE, NO_ANSWER, STOPPED, Command, Parser
 from expunge_controller.execution.backends import names
 from expunge_controller.text import say
 
@@ -20,6 +20,7 @@ COMMANDS: tuple[Command, ...] = (*run.COMMANDS, *show.COMMANDS, *files.COMMANDS,
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code (see ``parser``)."""
     from expunge_jobs.core.errors import StepError
+    from expunge_jobs.store import Unavailable
 
     arguments = parse(argv)
     # Import after parsing; therefore --help does not load these modules.
@@ -35,10 +36,10 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_INPUT
     except StepError as error:
         say(f"error: {error}")
-        return BAD_INPUT
+        return NO_ANSWER if isinstance(error, Unavailable) else BAD_INPUT
     except ApiError as error:
         say(f"error: the cluster: {error}")
-        return BAD_INPUT
+        return NO_ANSWER if error.passing else BAD_INPUT
     except KeyboardInterrupt:
         return STOPPED
     except BrokenPipeError:

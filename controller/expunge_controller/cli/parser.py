@@ -17,8 +17,8 @@ from expunge_controller.execution.options import Where
 if TYPE_CHECKING:
     from expunge_controller.client.opening import Request
 
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
-"""Exit codes: done, a step failed, the user's input is wrong, stopped by the user."""
+DONE, FAILED, BAD_INPUT, NO_ANSWER, STOPPED = 0, 1, 2, 3, 130
+"""Exit codes: done, a step failed, wrong input, a store or cluster without an answer, stopped by the user."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A LoRA adapter in PEFT's format as a directory.
 
-The checks load no weight. An adapter is judged, merged, scaled and pulled by its pairs of A and B alone. Therefore a configuration under which the
-adapter is more than these pairs is refused by name.
+The checks load no weight. An adapter is judged, merged, scaled and pulled by its pairs of A and B alone. Therefore a
+configuration that means more than these pairs is refused by name.
 """
 
 from __future__ import annotations
