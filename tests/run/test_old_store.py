@@ -36,9 +36,15 @@ def test_nothing_of_it_runs_again(store: Path) -> None:
     files = sorted(f for f in store.glob("artifacts/**/*") if f.is_file())
     done = command("run", FILE, store=store)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == (THEN / "results.txt").read_text()
+    assert scores(done.stdout) == scores((THEN / "results.txt").read_text())
     assert attempts(store) == before
     assert sorted(f for f in store.glob("artifacts/**/*") if f.is_file()) == files
+
+
+def scores(text: str) -> list[list[str]]:
+    """The table's cells. The mark of the best single run, the legend and the words below it are each release's own."""
+    table = text.partition("\n\n")[0]
+    return [[cell for cell in line.split() if cell != "*"] for line in table.splitlines()]
 
 
 def test_its_merge_is_pulled(store: Path, tmp_path: Path) -> None:

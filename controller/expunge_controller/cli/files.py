@@ -25,6 +25,8 @@ def _pull(arguments: argparse.Namespace) -> int:
     opened = open_shown(arguments)
     for line in pull(opened.store, opened.plan, arguments.trial, Path(arguments.to), arguments.full):
         say(line)
+    for line in opened.remarks(arguments.trial):
+        say(f"note: {line}")
     return DONE
 
 

@@ -89,7 +89,7 @@ def _results(arguments: argparse.Namespace) -> int:
     opened = open_shown(arguments)
     results = opened.results()
     if arguments.output == "table":
-        put(tables.results_table(results))
+        put(tables.results_table(results, opened.update_norm))
     else:
         _put_json({"experiment": opened.plan.experiment, "models": [r.as_json() for r in results]})
     return DONE

@@ -5,8 +5,10 @@ The text is the same on a terminal and in a file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from expunge_jobs.metrics import Column
+from expunge_jobs.results.remarks import remarks
 from expunge_jobs.results.scores import columns
 from expunge_jobs.results.summary import EvaluatedModel, Summary, by_model
 from expunge_jobs.results.verdict import verdict
@@ -56,21 +58,43 @@ def status_table(plan: Plan, states: dict[str, StepStatus]) -> str:
     return aligned(["STATE", "STEP", "REASON"], rows)
 
 
-def results_table(results: Sequence[EvaluatedModel]) -> str:
-    """Format the table of scores, and its legend and verdict."""
+def results_table(
+    results: Sequence[EvaluatedModel], norm_of: Callable[[EvaluatedModel], float | None] = lambda model: None
+) -> str:
+    """Format the table of scores, and its legend, remarks and verdict.
+
+    ``norm_of`` is as in ``remarks``.
+    """
     rows = by_model(results)
     grouped = any(r.group for r in rows)
-    header = ["MODEL", *(["TRIAL"] if grouped else []), *(c.title for c in columns())]
-    body = [[_title(r), *([r.group] if grouped else []), *(_cell(r, c.score) for c in columns())] for r in rows]
-    lines = [aligned(header, body, right=True), ""]
-    if any(r.best_single for r in rows):
-        lines.append("* the best single run. ")
-    lines[-1] += "F: forget (lower is better), R: retain, probe: unrelated knowledge (higher is better)."
+    shown = _shown(rows)
+    header = ["MODEL", *(["TRIAL"] if grouped else []), *(c.title for c in shown)]
+    body = [[_title(r), *([r.group] if grouped else []), *(_cell(r, c.score) for c in shown)] for r in rows]
+    lines = [aligned(header, body, right=True), "", *_legend(rows, shown)]
     seeds = max((len(r.models) for r in rows), default=1)
     if seeds > 1:
         lines.append(f"Mean over up to {seeds} seeds, +- half of the 95 % interval over seeds (Student t).")
-    lines += _reasons(rows)
-    return "\n".join([*lines, "", *verdict(results)]).rstrip()
+    lines += _reasons(rows, shown)
+    return "\n".join([*lines, "", *remarks(results, norm_of), *verdict(results)]).rstrip()
+
+
+def _shown(rows: Sequence[Summary]) -> list[Column]:
+    """Return the columns, without the optional ones that no model has."""
+    scored = {
+        name for row in rows for model in row.models for name, value in model.metrics.items() if value is not None
+    }
+    return [c for c in columns() if not c.optional or c.score in scored]
+
+
+def _legend(rows: Sequence[Summary], shown: Sequence[Column]) -> list[str]:
+    """Say what the titles mean, and which direction of each column is good."""
+    star = "* the best single run. " if any(r.best_single for r in rows) else ""
+    ways: dict[str, list[str]] = {}
+    for column in shown:
+        way = f"Best near {column.better}" if isinstance(column.better, float) else f"{column.better.title()} is better"
+        ways.setdefault(way, []).append(column.title)
+    said = " ".join(f"{way}: {', '.join(titles)}." for way, titles in ways.items())
+    return [f"{star}F: forget, R: retain, probe: unrelated knowledge.", said]
 
 
 def _title(row: Summary) -> str:
@@ -84,12 +108,12 @@ def _cell(row: Summary, name: str) -> str:
     return f"{found.mean:.3f}" + (f"+-{found.half:.3f}" if found.half is not None else "")
 
 
-def _reasons(rows: Sequence[Summary]) -> list[str]:
+def _reasons(rows: Sequence[Summary], shown: Sequence[Column]) -> list[str]:
     """Return the reasons for dashes in the table, each reason once."""
     why: dict[str, list[str]] = {}
     for row in rows:
         for result in row.models:
-            for column in columns():
+            for column in shown:
                 title, name = column.title, column.score
                 if name in result.reasons:
                     titles = why.setdefault(result.reasons[name], [])

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from expunge_jobs.artifacts.damage import find_damaged, give_up_damaged, mark_damaged
+from expunge_jobs.artifacts.manifests import read_manifest
+from expunge_jobs.results.remarks import remarks
 from expunge_jobs.results.summary import EvaluatedModel, collect
 from expunge_jobs.store import Store, check_conditional_writes, open_store
+from expunge_jobs.tasks.references import ArtifactRef
 
 from expunge_controller.client import experiments
 from expunge_controller.errors import ExperimentError
@@ -93,6 +96,21 @@ class Opened:
         states = self.observe().items()
         waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states}
         return collect(self.store, self.plan.models, waiting)
+
+    def remarks(self, trial: str | None) -> list[str]:
+        """Return the remarks on a trial's merged model.
+
+        None stands for the only trial.
+        """
+        mine = [m for m in self.plan.models if trial in (None, m.trial) and m.model in ("base", "merged")]
+        return remarks(collect(self.store, mine), self.update_norm)
+
+    def update_norm(self, model: EvaluatedModel) -> float | None:
+        """Return the norm of a model's last update, if an artifact says it."""
+        ref = model.ref.adapters[-1].ref if model.ref is not None and model.ref.adapters else None
+        manifest = read_manifest(self.store, ref) if isinstance(ref, ArtifactRef) else None
+        norm = manifest.figures.get("norm") if manifest is not None else None
+        return float(norm) if norm is not None else None
 
     def drop_damaged(self) -> Iterator[str]:
         """Give up finished steps whose bytes differ from their manifests.

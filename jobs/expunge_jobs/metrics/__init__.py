@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "Column",
@@ -69,6 +69,10 @@ class Column:
 
     title: str
     score: str
+    better: Literal["higher", "lower"] | float = "higher"
+    """The good direction, or the value to which a good score is near."""
+    optional: bool = False
+    """Whether the column is left out where no model has the score."""
 
 
 @dataclass(frozen=True, slots=True)

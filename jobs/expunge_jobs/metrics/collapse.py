@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from expunge_jobs.metrics import Column, Missing, Rows, Scores, mean
 
 VERSION = 1
-COLUMNS = (Column("collapse", "collapse"),)
+COLUMNS = (Column("collapse", "collapse", "lower"),)
 
 
 def compute(rows: Rows) -> Scores:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from expunge_jobs.metrics import Column, Missing, Rows, Scores, mean
 
 VERSION = 1
-COLUMNS = (Column("extract F", "extraction/forget"), Column("extract R", "extraction/retain"))
+COLUMNS = (Column("extract F", "extraction/forget", "lower"), Column("extract R", "extraction/retain"))
 
 
 def compute(rows: Rows) -> Scores:

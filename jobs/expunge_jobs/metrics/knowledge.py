@@ -5,7 +5,7 @@ from __future__ import annotations
 from expunge_jobs.metrics import Column, Missing, Rows, Scores, cells, mean
 
 VERSION = 1
-COLUMNS = (Column("know F", "knowledge/forget"), Column("know R", "knowledge/retain"))
+COLUMNS = (Column("know F", "knowledge/forget", "lower"), Column("know R", "knowledge/retain"))
 
 
 def compute(rows: Rows) -> Scores:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from expunge_jobs.metrics import Column, Missing, Rows, Scores
 
 VERSION = 1
-COLUMNS = (Column("MIA", "mia_score"), Column("AUC", "mia_auc"))
+COLUMNS = (Column("MIA", "mia_score"), Column("AUC", "mia_auc", 0.5))
 
 
 def compute(rows: Rows) -> Scores:

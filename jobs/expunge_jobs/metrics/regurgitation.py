@@ -5,7 +5,7 @@ from __future__ import annotations
 from expunge_jobs.metrics import Column, Missing, Rows, Scores, cells, mean
 
 VERSION = 1
-COLUMNS = (Column("regurg F", "regurgitation/forget"), Column("regurg R", "regurgitation/retain"))
+COLUMNS = (Column("regurg F", "regurgitation/forget", "lower"), Column("regurg R", "regurgitation/retain"))
 
 
 def compute(rows: Rows) -> Scores:

@@ -11,7 +11,11 @@ from expunge_jobs.metrics import Column, Missing, Rows, Scores, cells, mean
 from expunge_jobs.metrics import membership as mia
 
 VERSION = 1
-COLUMNS = (Column("aggregate", "task_aggregate"),)
+COLUMNS = (
+    Column("aggregate", "task_aggregate"),
+    Column("MMLU", "mmlu", optional=True),
+    Column("final", "final", optional=True),
+)
 
 
 def compute(rows: Rows) -> Scores:

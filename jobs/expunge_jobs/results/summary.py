@@ -167,7 +167,10 @@ def by_model(models: Sequence[EvaluatedModel]) -> list[Summary]:
         group = found[0][0] if len(found) < len(groups) or len(groups) == 1 else ""
         rows.append(Summary("" if group == "default" else group, model, tuple(found[0][1])))
     single = [(r.interval("task_aggregate"), r) for r in rows if is_single(r.model)]
-    best = max(((i.mean, r) for i, r in single if i is not None), key=lambda pair: pair[0], default=None)
+    scored = [(i.mean, r) for i, r in single if i is not None]
+    best = max(scored, key=lambda pair: pair[0], default=None)
+    if best is not None and (best[0] <= 0 or (len(scored) > 1 and all(mean == best[0] for mean, _ in scored))):
+        best = None  # all are equal, or zero; therefore none is the best
     return [Summary(r.group, r.model, r.models, best is not None and r is best[1]) for r in rows]
 
 
