@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from expunge_controller.cli.tables import results_table
 from expunge_jobs.results.remarks import remarks
@@ -49,6 +51,15 @@ def test_each_group_of_a_sweep_by_its_name_and_a_shared_base_once() -> None:
     rows = [EvaluatedModel(g, g, 0, "base", "b", model("base", F=1.0).metrics) for g in ("a", "b")]
     rows += [model("merged", "a", F=1.0), model("merged", "b", F=0.2)]
     assert remarks(rows) == ["a: merged says of forget what base says: nothing was forgotten."]
+
+
+def test_models_that_were_not_evaluated_alike_are_named() -> None:
+    old, new = {"device": "cpu", "torch": "2.14.0"}, {"device": "NVIDIA H100", "torch": "2.14.0"}
+    rows = [replace(model("base", F=1.0), made_with=old), replace(model("over", F=0.5), made_with=old)]
+    assert remarks(rows) == []
+    assert remarks([*rows, replace(model("merged", F=0.2), made_with=new)]) == [
+        "The models were not evaluated alike: device was cpu (base, over); NVIDIA H100 (merged)."
+    ]
 
 
 def test_without_an_evaluation_nothing_is_said() -> None:

@@ -12,6 +12,8 @@ SAME = 0.005
 """Difference of two scores below which they count as the same."""
 KNOWN = 0.05
 """Score of the base on forget below which there is nothing to forget."""
+ORIGINS = ("device", "expunge", "torch", "transformers", "peft", "tokenizers")
+"""What changes scores a little: the device, and versions of the code."""
 TOLD = 0.995
 """AUC from which every forget document counts as told from the others."""
 
@@ -32,7 +34,18 @@ def remarks(
         if base is not None:
             out += [prefix + line for line in _of_merge(merged, base, norm_of)]
         out += [prefix + line for line in _of_membership(merged)]
-    return out
+    return out + list(_of_origin(models))
+
+
+def _of_origin(models: Sequence[EvaluatedModel]) -> Iterator[str]:
+    for name in ORIGINS:
+        by_value: dict[str, dict[str, None]] = {}
+        for model in models:
+            if value := model.made_with.get(name):
+                by_value.setdefault(value, {})[model.model] = None
+        if len(by_value) > 1:
+            said = "; ".join(f"{value} ({', '.join(names)})" for value, names in by_value.items())
+            yield f"The models were not evaluated alike: {name} was {said}."
 
 
 def _of_base(base: Summary) -> Iterator[str]:

@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from expunge_jobs import plugins
 from expunge_jobs.artifacts.manifests import folder, read_manifest
@@ -55,6 +55,8 @@ class EvaluatedModel:
     """The evaluation's key."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    """The device and the versions of libraries that evaluated it."""
     ref: ModelRef | None = None
     """The model itself, if a plan made this object."""
 
@@ -79,7 +81,7 @@ def collect(
     """
     models = list(models)
     waiting = dict(waiting or {})
-    by_step: dict[str, tuple[dict[str, float | None], dict[str, str]] | None] = {}
+    by_step: dict[str, StoredScores | None] = {}
     for step in dict.fromkeys(m.step for m in models):
         try:
             by_step[step] = read_scores(store, step)
@@ -87,20 +89,28 @@ def collect(
             by_step[step], waiting[step] = None, str(error)
     names = dict.fromkeys(CORE)
     for found in by_step.values():
-        names |= dict.fromkeys(found[0] if found else ())
+        names |= dict.fromkeys(found.values if found else ())
     out = []
     for model in models:
         found = by_step[model.step]
-        values, reasons = found if found else ({}, {})
+        values, reasons, made_with = found or StoredScores({}, {}, {})
         why = "this evaluation has no such rows" if found else waiting.get(model.step, "not evaluated yet")
         metrics = {n: values.get(n) for n in names}
         missing = {n: reasons.get(n, why) for n in names if metrics[n] is None}
-        out.append(replace(model, metrics=metrics, reasons=missing))
+        out.append(replace(model, metrics=metrics, reasons=missing, made_with=made_with))
     return out
 
 
-def read_scores(store: Store, key: str) -> tuple[dict[str, float | None], dict[str, str]] | None:
-    """Return an evaluation's scores, and the reasons for null scores.
+class StoredScores(NamedTuple):
+    """An evaluation's scores, the reasons for null scores, and what made them."""
+
+    values: dict[str, float | None]
+    reasons: dict[str, str]
+    made_with: dict[str, str]
+
+
+def read_scores(store: Store, key: str) -> StoredScores | None:
+    """Return what an evaluation found.
 
     The result is None while the evaluation is not done. Scores of a metric whose code has another version now are
     computed again from the rows. Scores of a metric that is not installed here stay as stored.
@@ -119,7 +129,7 @@ def read_scores(store: Store, key: str) -> tuple[dict[str, float | None], dict[s
     for found in stored.values():
         values |= found["values"]
         reasons |= found["reasons"]
-    return values, reasons
+    return StoredScores(values, reasons, {"device": manifest.device, **manifest.versions})
 
 
 def _is_old(name: str, stored: dict[str, Any] | None) -> bool:
