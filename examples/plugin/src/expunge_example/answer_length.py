@@ -6,7 +6,7 @@ from expunge_jobs.metrics import Column, Missing, Rows, Scores, mean
 
 VERSION = 1
 READS_TEXT = True
-COLUMNS = (Column("length F", "answer_length/forget"), Column("length R", "answer_length/retain"))
+COLUMNS = (Column("length F", "answer_length/forget", "lower"), Column("length R", "answer_length/retain", 1.0))
 
 
 def compute(rows: Rows) -> Scores:
