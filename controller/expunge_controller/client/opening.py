@@ -183,6 +183,7 @@ def cancel(request: Request) -> int:
         others = " or ".join(n for n in names() if backend(n).DETACHES)
         raise ExperimentError([f"cancel is for --executor {others}; Ctrl-C ends a run on this machine"])
     opened = open_experiment(request)
+    opened.backend.connect()  # before the mark: whatever cannot be reached must not end a run that can
     mark_cancelled(opened.store, opened.resolved)  # mark first: a runner looks for the mark after it starts a step
     return opened.backend.cancel(opened.resolved)
 

@@ -67,6 +67,14 @@ class Backend(Protocol):
         """Yield a step's log lines as they appear, until the step stops running."""
         ...
 
+    def connect(self) -> None:
+        """Find the place where steps run.
+
+        Raises:
+            ExperimentError: it is not named, or nothing says how to reach it.
+        """
+        ...
+
     def cancel(self, resolved: Resolved) -> int:
         """End a detached run and return the number of steps ended.
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from expunge_controller.errors import ExperimentError
 from expunge_controller.execution.kubernetes.observe import cancel
@@ -29,6 +30,15 @@ from expunge_controller.operator.job_slots import STUCK_SECONDS, JobSlots
 from expunge_controller.operator.metrics import Metrics
 from expunge_controller.operator.reporting import StatusReporter, Update
 from expunge_controller.operator.work_queue import NamespacedName
+
+
+class Look(NamedTuple):
+    """What a look at an Experiment came to."""
+
+    again: float | None
+    """Seconds until the next look if nothing changes before; None: no further look."""
+    refused: bool = False
+    """The Experiment had to wait for its turn, so this look proves nothing."""
 
 
 class Reconciler:
@@ -62,11 +72,10 @@ class Reconciler:
             total = {state: count + here[state] for state, count in total.items()}
         return total
 
-    def reconcile(self, name: NamespacedName, retrying: bool) -> float | None:
+    def reconcile(self, name: NamespacedName, retrying: bool) -> Look:
         """Reconcile an Experiment once.
 
-        Returns the seconds until the next reconcile if nothing changes before, or None. ``retrying`` says that the last
-        reconcile failed.
+        ``retrying`` says that the last reconcile failed.
 
         Raises:
             Unavailable, StoreError, ApiError: it is to be tried again later.
@@ -75,18 +84,20 @@ class Reconciler:
         if found is None or found["metadata"]["deletionTimestamp"]:
             self._drop(name)
             self.reporter.forget(name)
-            return None
+            return Look(None)
         update = self._look(name, found, retrying)
         written = self.reporter.report(name, found, update, len(self._active))
         if not written:
-            return None  # The Experiment was edited or deleted; that change triggers a reconcile.
+            if update.starts is not None:
+                update.starts.executor.stop(0)
+            return Look(None)  # The Experiment was edited or deleted; that change triggers a reconcile.
         if update.starts is not None:
             # A restart finds this generation at work only from here on; therefore register it only now.
             self._active[name] = update.starts
             return self.reconcile(name, retrying=False)
         if update.ends:
             self._drop(name)
-        return update.again
+        return Look(update.again, update.refused)
 
     def _look(self, name: NamespacedName, found: Object, retrying: bool) -> Update:
         observed = is_observed(found)
@@ -100,24 +111,25 @@ class Reconciler:
             return self._cancel(name, found)
         active = self._active.get(name)
         if active is None or not active.is_of(found):
-            events = self._drop(name)
+            # What follows may raise, and the buffer is gone by then; therefore record these events first.
+            self.reporter.record_events(name, found, self._drop(name))
             meta = found["metadata"]
             mark = f"{meta['generation']} {meta['retry']}"
             deaths = self.beginnings.deaths(meta["uid"], mark)
             if deaths >= DEATHS_UNTIL_HELD:
-                return self._hold(name, deaths, events)
+                return self._hold(name, deaths)
             try:
                 with (
                     self._turn_to_start(name, found, retrying) as now,
                     self.beginnings.turn(meta["uid"], mark) as alone,
                 ):
                     if not (now and alone):
-                        return Update(events=events, again=STUCK_SECONDS)
+                        return Update(again=STUCK_SECONDS, refused=True)
                     active = self.generations.take_up(name, found, spec)
             except ExperimentError as error:
-                return _invalid("; ".join(error.problems), events)
+                return _invalid("; ".join(error.problems))
             if not observed:
-                return _planned(active, events)
+                return _planned(active)
             self._active[name] = active
         return self._go_on(name, active, is_asked(spec, "suspend"))
 
@@ -153,31 +165,31 @@ class Reconciler:
         if going and not active.is_time_to_report():
             # A step that waits for its start comes first; therefore report later.
             return Update(again=min(REPORT_SECONDS, runner.next_retry_in()))
-        events = active.events.take()
         if not going:
-            return _ended(active, events)
+            return _ended(active)
+        problem = active.executor.problem()
+        events = active.events.take()  # last: whatever raises before leaves the events in the buffer
         if suspended and not active.executor.active_keys():
             message = "nothing runs; spec.suspend: false goes on"
             return Update("Suspended", message, status=active.status, events=events)
-        problem = active.executor.problem()
         phase: Phase = "Suspended" if suspended else "Running"
         reason = "Unavailable" if problem else ""
         again = min(LOOK_SECONDS, runner.next_retry_in())
         return Update(phase, problem, reason=reason, status=active.status, events=events, again=again)
 
-    def _hold(self, name: NamespacedName, deaths: int, events: list[Event]) -> Update:
+    def _hold(self, name: NamespacedName, deaths: int) -> Update:
         message = (
             f"the operator ended {deaths} times in a row while it began this experiment, perhaps for want of memory: "
             "make it smaller, or give the operator more memory and `expunge retry`"
         )
         self.log("error", name, message)
-        return Update("Held", message, events=[*events, Event("Warning", "Held", message)])
+        return Update("Held", message, events=[Event("Warning", "Held", message)])
 
     def _cancel(self, name: NamespacedName, found: Object) -> Update:
-        events = self._drop(name)
+        self.reporter.record_events(name, found, self._drop(name))
         count = cancel(self.generations.cluster, name[0], found["metadata"]["uid"])
         message = f"{count} Jobs ended; what is finished is kept"
-        events.append(Event("Normal", "Cancelled", message))
+        events = [Event("Normal", "Cancelled", message)]
         return Update("Cancelled", message, status=lambda: {"reasons": []}, events=events)
 
     def _drop(self, name: NamespacedName) -> list[Event]:
@@ -193,23 +205,24 @@ class Reconciler:
         return active.events.take() if active is not None else []
 
 
-def _invalid(why: str, events: list[Event] | None = None) -> Update:
-    told = [*(events or []), Event("Warning", "Invalid", why)]
-    return Update("Invalid", why, status=lambda: {"counts": {}, "reasons": []}, events=told)
+def _invalid(why: str) -> Update:
+    events = [Event("Warning", "Invalid", why)]
+    return Update("Invalid", why, status=lambda: {"counts": {}, "reasons": []}, events=events)
 
 
-def _planned(active: ActiveExperiment, events: list[Event]) -> Update:
+def _planned(active: ActiveExperiment) -> Update:
     plan, done = active.resolved.plan, len(active.runner.done)
     said = f"{len(plan.steps)} steps, {done} done already; {active.resolved.digest[:12]}"
-    events = [*events, Event("Normal", "Planned", said)]
+    events = [Event("Normal", "Planned", said)]
     return Update("Running", "planned", status=active.status, events=events, starts=active)
 
 
-def _ended(active: ActiveExperiment, events: list[Event]) -> Update:
+def _ended(active: ActiveExperiment) -> Update:
     failed, plan = active.runner.outcome.failed, active.resolved.plan
     phase: Phase = "Failed" if failed else "Complete"
     words = [f"{plan.by_key[k].name}: {reason}" for k, reason in failed.items()]
     best = active.best()
     message = f"{len(failed)} failed: {'; '.join(words)}" if failed else f"every model is evaluated; best: {best}"
-    events = [*events, Event("Warning" if failed else "Normal", phase, message)]
+    # Last: whatever raises before leaves the events in the buffer.
+    events = [*active.events.take(), Event("Warning" if failed else "Normal", phase, message)]
     return Update(phase, message, status=lambda: active.status() | {"best": best}, events=events, ends=True)

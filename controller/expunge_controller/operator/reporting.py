@@ -51,6 +51,8 @@ class Update:
     """The Experiment that is at work once the status is written."""
     unseen: bool = False
     """Whether the informer may not show the status, which is then written only once."""
+    refused: bool = False
+    """The Experiment waits for its turn to start."""
     ends: bool = False
     """Whether the Experiment is no longer at work once the status is written."""
 
@@ -92,8 +94,7 @@ class StatusReporter:
         said = (meta["uid"], meta["generation"], meta["retry"], update.message)
         if update.unseen and self._unseen.get(name) == said:
             return True
-        for event in update.events:
-            self.record_event(name, found, event)
+        self.record_events(name, found, update.events)
         written = update.phase is None or self.update_status(name, found, update, active)
         if written and update.unseen:
             self._unseen[name] = said
@@ -156,6 +157,11 @@ class StatusReporter:
             self.record_event(name, found, Event("Normal", "Suspended", "starts nothing until spec.suspend is false"))
         elif earlier and earlier not in FINAL:
             self.record_event(name, found, Event("Normal", "Resumed", f"after {earlier}"))
+
+    def record_events(self, name: NamespacedName, found: Object, events: Iterable[Event]) -> None:
+        """Create Events."""
+        for event in events:
+            self.record_event(name, found, event)
 
     def record_event(self, name: NamespacedName, found: Object, event: Event) -> None:
         """Create an Event.

@@ -127,7 +127,7 @@ class Operator:
 
     def _reconcile(self, name: NamespacedName) -> float | None:
         try:
-            again = self.reconciler.reconcile(name, retrying=name in self._failures)
+            look = self.reconciler.reconcile(name, retrying=name in self._failures)
         except (Unavailable, ApiError, StoreError) as error:
             return self._back_off(name, "Unavailable", str(error))
         except Exception as error:
@@ -135,8 +135,9 @@ class Operator:
             self.log("error", name, traceback.format_exc())
             return self._back_off(name, "InternalError", f"{type(error).__name__}: {error}")
         self.metrics.reconciles.labels("ok").inc()
-        self._failures.pop(name, None)
-        return again
+        if not look.refused:
+            self._failures.pop(name, None)
+        return look.again
 
     def _back_off(self, name: NamespacedName, reason: str, message: str) -> float:
         self.metrics.reconciles.labels(reason).inc()

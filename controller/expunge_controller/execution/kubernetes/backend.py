@@ -90,6 +90,9 @@ class Backend:
         if not live:  # the pods are deleted; therefore read the store
             yield from stored_lines(store, step)
 
+    def connect(self) -> None:
+        _ = self.cluster
+
     def cancel(self, resolved: Resolved) -> int:
         from expunge_controller.execution.kubernetes.observe import cancel
 

@@ -103,10 +103,11 @@ class KubernetesExecutor:
         self._blocked: dict[str, tuple[float, float]] = {}
         """Steps whose earlier Job is being deleted: key -> (time of the first refusal, time of the next retry)."""
         self._next_look = 0.0
-        self._progress = PodProgress(self.cluster, site.namespace, self._running_pods)
+        self._progress: PodProgress | None = None
 
     def read_logs(self) -> None:
         """Start to read the pods' logs for the progress in ``running``."""
+        self._progress = PodProgress(self.cluster, self.site.namespace, self._running_pods)
         self._progress.start()
 
     def start(self, step: Step) -> Start:
@@ -162,11 +163,12 @@ class KubernetesExecutor:
         return min((then - now for then in put_off if then > now), default=math.inf)
 
     def active_keys(self) -> set[str]:
-        return {*(s.key for tracked in self._tracked.values() for s in tracked.steps), *(e.key for e in self._ended)}
+        tracked = list(self._tracked.values())  # another thread may ask, and the dictionary change meanwhile
+        return {*(s.key for t in tracked for s in t.steps), *(e.key for e in list(self._ended))}
 
     def running(self) -> dict[str, Progress]:
-        tracked = {s.key: self._how(t, s) for t in self._tracked.values() for s in t.steps}
-        return tracked | {e.key: {} for e in self._ended}
+        tracked = {s.key: self._how(t, s) for t in list(self._tracked.values()) for s in t.steps}
+        return tracked | {e.key: {} for e in list(self._ended)}
 
     def problem(self) -> str:
         return self._silence() or self._does_not_go()
@@ -223,7 +225,9 @@ class KubernetesExecutor:
 
     def stop(self, grace: float) -> None:
         """Stop the observation and leave all Jobs running."""
-        self._progress.stop()
+        if self._progress:
+            self._progress.stop()
+        self.wake = lambda: None  # it may refer to this executor, which is then a cycle that only a collection frees
         for tracked in self._tracked.values():
             self._untrack(tracked)
 
@@ -341,7 +345,8 @@ class KubernetesExecutor:
         for step in tracked.steps:
             if final:
                 self._judged[step.key] = tracked.uid
-            self._progress.forget(step.key)
+            if self._progress:
+                self._progress.forget(step.key)
             self._ended.append(Ended(step.key, ok=ok, reason=reason, final=final, vanished=vanished, pod=pod or {}))
 
     def _why(self, tracked: TrackedJob, found: Object, pods: list[Object]) -> str:
@@ -376,7 +381,7 @@ class KubernetesExecutor:
         if found is None:
             return {}
         words = diagnosis.waiting_words(found, pods, tracked.events)
-        return {"reason": words} if words else self._progress.of(step.key)
+        return {"reason": words} if words else (self._progress.of(step.key) if self._progress else {})
 
     def _running_pods(self) -> dict[str, Object]:
         out: dict[str, Object] = {}

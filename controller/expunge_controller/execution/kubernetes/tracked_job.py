@@ -80,12 +80,13 @@ class TrackedJob:
         ``age``: seconds since ``since``.
         ``start_timeout``: seconds that a pod may take to start once it has a node.
         """
+        ended = diagnosis.newest(p for p in pods if diagnosis.has_ended(p))
         if job is None:
             if self.seen:
                 return Outcome("vanished", evidence="gone")
-            return Outcome("ask cluster" if age > UNSEEN_AFTER_SECONDS else "wait")
+            evidence = f"{ended['metadata']['uid']}" if ended else ""
+            return Outcome("ask cluster" if age > UNSEEN_AFTER_SECONDS else "wait", evidence=evidence)
         self.seen = True
-        ended = diagnosis.newest(p for p in pods if diagnosis.has_ended(p))
         final = diagnosis.condition(job, "Failed", "Complete")
         evidence = f"{ended and ended['metadata']['uid']} {final and final['type']}" if ended or final else ""
         # A step that exceeded its own limit exceeds the limit again; therefore do not wait for the Job's other tries.

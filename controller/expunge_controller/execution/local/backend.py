@@ -57,5 +57,8 @@ class Backend:
                 return
             time.sleep(FOLLOW_SECONDS)
 
+    def connect(self) -> None:
+        pass
+
     def cancel(self, resolved: Resolved) -> int:
         return 0
