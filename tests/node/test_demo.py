@@ -13,9 +13,12 @@ import pytest
 from tests.support import demo
 from tests.support.toolchain import binary
 
+ROOT = Path(__file__).parents[2]
+
 
 def made(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, demo.__file__, *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.support.demo", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.mark.timeout(2400)

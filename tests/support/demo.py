@@ -1,8 +1,8 @@
 """A real cluster of one node with two GPUs that are none, an S3 server and our images; as root.
 
-demo.py          start it, install the chart, hand the quickstart to its operator, end it
-demo.py up       start it in the background and print how to use it
-demo.py down     end what ``up`` started
+python -m tests.support.demo          start it, install the chart, hand the quickstart to its operator, end it
+python -m tests.support.demo up       start it in the background and print how to use it
+python -m tests.support.demo down     end what ``up`` started
 """
 
 from __future__ import annotations
@@ -113,11 +113,12 @@ def up() -> int:
             (STATE / name).unlink(missing_ok=True)
         with (STATE / "log").open("wb") as log:
             held = subprocess.Popen(
-                [sys.executable, __file__, "hold"],
+                [sys.executable, "-m", "tests.support.demo", "hold"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                cwd=Path(__file__).parents[2],
             )
     end = time.monotonic() + WAIT
     try:
