@@ -26,9 +26,11 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from expunge_jobs.core.errors import suggestion
+from expunge_jobs.metrics import Column
+from expunge_jobs.objectives import TermParameters
 
 __all__ = [
     "PluginCall",
@@ -88,18 +90,42 @@ class Source:
                 found: Any = importlib.import_module(f"expunge_jobs.{self.family}.{self.name}")
             else:
                 found = self.entry_point.load()
-        except Exception as error:  # foreign code may raise anything, and the other plugins must still work
-            raise PluginError(f"{self._words} cannot be imported: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:  # foreign code may raise anything; the other plugins must still work
+            raise PluginError(f"{self.words} cannot be imported: {type(error).__name__}: {error}") from error
         if not isinstance(found, ModuleType):
-            raise PluginError(f"{self._words} is a {type(found).__name__}; an entry point of ours names a module")
+            raise PluginError(f"{self.words} is a {type(found).__name__}; an entry point of ours names a module")
         missing = [word for word in STATES[self.family] if not hasattr(found, word)]
         if missing:
-            raise PluginError(f"{self._words} lacks {', '.join(missing)}; see the package expunge_jobs.{self.family}")
+            raise PluginError(f"{self.words} lacks {', '.join(missing)}; see the package expunge_jobs.{self.family}")
+        if problem := _problem(self.family, found):
+            raise PluginError(f"{self.words}: {problem}")
         return found
 
     @property
-    def _words(self) -> str:
+    def words(self) -> str:
+        """How messages name the plugin."""
         return f"{FAMILIES[self.family]} '{self.name}' of the distribution {self.distribution}"
+
+
+def _problem(family: str, found: Any) -> str:
+    """Return what is wrong with a plugin's attributes; empty if nothing is."""
+    if type(found.VERSION) is not int or found.VERSION < 0:
+        return f"VERSION is {found.VERSION!r}; allowed: a whole number, raised by one when results change"
+    if family == "metrics":
+        columns = found.COLUMNS
+        if not isinstance(columns, tuple | list) or not all(isinstance(c, Column) for c in columns):
+            return "COLUMNS is no sequence of Column"
+        return next((f"COLUMNS: {c} is not valid" for c in columns if not c.is_valid()), "")
+    base = TermParameters if family == "objectives" else BaseModel
+    if not (isinstance(found.Parameters, type) and issubclass(found.Parameters, base)):
+        return f"Parameters is no subclass of {base.__name__}"
+    if family == "merge_methods":
+        taken = sorted({"method", "weights", "parameters"} & set(found.Parameters.model_fields))
+        if taken:
+            return f"Parameters has a field '{taken[0]}', which is a merge's own"
+        if found.ACTS_ON not in ("factors", "deltas"):
+            return f"ACTS_ON is {found.ACTS_ON!r}; allowed: factors, deltas"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +151,17 @@ class PluginCall:
             ValidationError: wrong parameters.
         """
         kind = load(family, name).Parameters
-        return cls(family, name, given if isinstance(given, kind) else kind.model_validate(given))
+        if isinstance(given, kind):
+            return cls(family, name, given)
+        try:
+            return cls(family, name, kind.model_validate(given))
+        except ValidationError:
+            raise
+        except Exception as error:  # a validator of foreign code
+            found = source(family, name)
+            if found.distribution == OWN:
+                raise
+            raise PluginError(f"{found.words}: its Parameters fail: {type(error).__name__}: {error}") from error
 
     @property
     def plugin(self) -> ModuleType:
@@ -146,15 +182,18 @@ def _sources(family: str) -> dict[str, tuple[Source, ...]]:
     if family not in FAMILIES:
         raise PluginError(f"unknown family of plugins '{family}'; one of: {', '.join(FAMILIES)}")
     package = importlib.import_module(f"expunge_jobs.{family}")
-    found: dict[str, dict[str, Source]] = defaultdict(dict)
+    found: dict[str, list[Source]] = defaultdict(list)
     for module in pkgutil.iter_modules(package.__path__):
         if not module.name.startswith("_"):
-            found[module.name][OWN] = Source(family, module.name)
+            found[module.name].append(Source(family, module.name))
     for entry in entry_points(group=f"expunge.{family}"):
-        owner = entry.dist.name if entry.dist is not None else "unknown"
-        if _NAME.fullmatch(entry.name):
-            found[entry.name][owner] = Source(family, entry.name, owner, entry)
-    return {name: tuple(by_owner.values()) for name, by_owner in sorted(found.items())}
+        given = entry.dist.name if entry.dist is not None else None
+        owner = re.sub(r"[-_.]+", "-", given or "unknown").lower()  # PEP 503: one name for one distribution
+        claim = Source(family, entry.name, owner, entry)
+        # An installer may leave the same entry twice; two different ones are two claims.
+        if all(c.entry_point is None or c.entry_point.value != entry.value for c in found[entry.name]):
+            found[entry.name].append(claim)
+    return {name: tuple(claims) for name, claims in sorted(found.items())}
 
 
 @cache
@@ -174,6 +213,8 @@ def source(family: str, name: str) -> Source:
     if not claims:
         known = names(family)
         raise PluginError(f"unknown {kind} '{name}'; one of: {', '.join(known)}{suggestion(name, known)}")
+    if not _NAME.fullmatch(name):
+        raise PluginError(f"{claims[0].words}: a name is of small letters, digits and _; allowed: {_NAME.pattern}")
     if len(claims) > 1:
         owners = " and ".join(sorted(c.distribution for c in claims))
         raise PluginError(f"the name of {kind} '{name}' is claimed by {owners}: remove one of these distributions")

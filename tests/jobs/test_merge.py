@@ -393,6 +393,29 @@ def test_a_method_on_deltas_that_gives_nonsense_is_named(
         merge.run(merge_task(folders, "mine"), work)
 
 
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (lambda given, _: given.tensors[0] / 0, "gave values that are not finite"),
+        (lambda given, _: given.tensors[0].T, "gave a matrix of"),
+        (lambda given, _: given.tensors[0].tolist(), "gave a list, not a tensor"),
+    ],
+)
+def test_a_method_on_factors_that_gives_nonsense_is_named(
+    folders: list[Path], work: StepContext, on_deltas: SimpleNamespace, result: Any, words: str
+) -> None:
+    on_deltas.ACTS_ON, on_deltas.merge = "factors", result
+    with pytest.raises(BadTask, match=f"the merge method 'mine' {words}"):
+        merge.run(merge_task(folders, "mine"), work)
+
+
+def test_norms_are_those_of_before_a_method_in_place(
+    folders: list[Path], work: StepContext, on_deltas: SimpleNamespace
+) -> None:
+    on_deltas.ACTS_ON, on_deltas.merge = "factors", lambda given, _: given.tensors[0].mul_(3)
+    assert merge.run(merge_task(folders, "mine"), work)["norms"] == [Adapter(f).norm() for f in folders]
+
+
 def test_a_method_on_deltas_has_the_base_s_own_weight_at_hand(
     folders: list[Path], base_folder: Path, on_deltas: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, attach_lora, lora_tensors, write_adapter
 from expunge_jobs.modeling.loading import end_token, fold, load_base, load_for_evaluation
 from expunge_jobs.runtime.context import StepContext
-from expunge_jobs.tasks.references import AdapterRef, Input
+from expunge_jobs.tasks.references import AdapterRef, Input, ModelRef
 from safetensors.torch import load_file, save_file
 
 from tests.jobs import tiny_models as tiny
@@ -70,8 +70,17 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     assert f"lacks {shard.name}" in refusal(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 1}', "\x00"])
+def test_an_index_beside_the_whole_file_is_not_read(folder: Path) -> None:
+    """transformers does the same."""
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "gone.safetensors"}}')
+    assert load_base(folder, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"weight_map": {"w": "../one.safetensors"}}', "", "[]", "{}", '{"weight_map": 1}', "\x00"]
+)
 def test_an_index_that_is_none(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
     (folder / "model.safetensors.index.json").write_text(text)
     assert "model.safetensors.index.json" in refusal(folder)
 
@@ -194,6 +203,11 @@ def test_an_adapter_that_lacks_a_file(tmp_path: Path, name: str) -> None:
         Adapter(folder)
 
 
+def adapted(base_folder: Path, adapter: Path) -> ModelRef:
+    outside = Input(uri=f"file://{adapter}", digest=folder_digest(adapter))
+    return tiny.model_ref(base_folder).model_copy(update={"adapters": (AdapterRef(ref=outside),)})
+
+
 @pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
 def test_an_adapter_of_a_tied_head_is_refused(tmp_path: Path, module: str) -> None:
     """Beside the weights and folded in it would be two models."""
@@ -216,7 +230,31 @@ def test_an_adapter_of_a_tied_head_is_refused_beside_the_weights_too(
         {"lm_head": torch.randn(4, 32)},
         {"lm_head": torch.randn(300, 4)},
     )
-    outside = Input(uri=f"file://{tmp_path / 'a'}", digest=folder_digest(tmp_path / "a"))
-    ref = tiny.model_ref(base_folder).model_copy(update={"adapters": (AdapterRef(ref=outside),)})
     with pytest.raises(BadTask, match="tie_word_embeddings"):
-        load_for_evaluation(ref, work, "checkpoint")
+        load_for_evaluation(adapted(base_folder, tmp_path / "a"), work, "checkpoint")
+
+
+def test_an_adapter_of_nan_is_refused_folded_and_beside(base_folder: Path, work: StepContext, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "a", tiny.model("olmo"), scale=float("nan"))
+    with pytest.raises(BadTask, match="not finite"):
+        fold(tiny.model("olmo"), Adapter(folder), 1.0)
+    with pytest.raises(BadTask, match="not finite"):
+        load_for_evaluation(adapted(base_folder, folder), work, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target_modules": ["q_proj"]}, "has tensors, but is not put on the model"),
+        ({"layers_to_transform": [0]}, "has tensors, but is not put on the model"),
+    ],
+)
+def test_a_configuration_and_tensors_of_other_modules(
+    base_folder: Path, work: StepContext, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    """PEFT drops what its configuration does not name, and says so in a warning that nobody reads."""
+    folder = adapter_folder(tmp_path / "a", tiny.model("olmo"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(BadTask, match=said):
+        load_for_evaluation(adapted(base_folder, folder), work, "checkpoint")

@@ -162,6 +162,59 @@ def test_other_answers_beside_the_rows_own(base: Any, words: Any, work: StepCont
     assert line["mine"] == pytest.approx(float(torch.stack(plain).mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (lambda _, rows: torch.stack([r.nll.mean() for r in rows]).mean(), r"a tensor of \[\], not one value for each"),
+        (
+            lambda _, rows: torch.cat([r.nll for r in rows]),
+            r"a tensor of \[\d+\], not one value for each of the \d+ rows",
+        ),
+        (lambda _, rows: torch.ones(len(rows)), "values without a gradient"),
+        (lambda _, rows: [r.nll.mean() for r in rows], "a list, not a tensor"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(
+    base: Any, words: Any, work: StepContext, use: Use, values: Any, said: str
+) -> None:
+    use(Needs(sets=("forget",)), values)
+    with pytest.raises(BadTask, match=f"the objective 'mine': values gives {said}"):
+        trainer(copy.deepcopy(base), words, work).step(0)
+
+
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        (lambda _: {"sets": ("forget",)}, "needs gives a dict, not Needs"),
+        (lambda _: Needs(sets=("forget", "forgt")), r"needs fails: ValueError: Needs.sets has 'forgt'; allowed"),  # type: ignore[arg-type]
+        (lambda _: Needs(sets=("forget",), reference="nll"), "Needs.reference has"),  # type: ignore[arg-type]
+        (lambda _: Needs(sets=("forget",), alternative=True), "needs alternatives, but has no function alternative"),
+        (lambda p: p.gain, "needs fails: AttributeError"),
+    ],
+)
+def test_needs_that_are_none_are_named(
+    base: Any, words: Any, work: StepContext, monkeypatch: pytest.MonkeyPatch, needs: Any, said: str
+) -> None:
+    plugin = SimpleNamespace(VERSION=1, Parameters=TermParameters, needs=needs, values=None)
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda family, name: plugin if name == "mine" else load(family, name))
+    with pytest.raises(BadTask, match=f"the objective 'mine'.*{said}"):
+        trainer(base, words, work)
+
+
+@pytest.mark.parametrize(("answer", "said"), [("  ", "an empty text"), (None, "a NoneType")])
+def test_an_alternative_that_is_none_names_the_row(words: Any, use: Use, answer: Any, said: str) -> None:
+    use(Needs(sets=("forget",), alternative=True), lambda _, rows: torch.zeros(0), alternative=lambda _, row: answer)
+    task = FinetuneTask(
+        model=ModelRef(base=Input(uri="file:///not-read", digest="sha256:0")),
+        data=TaskData(sets={}),
+        settings=tiny.settings(objective={"mine": 1.0}),
+        seed=5,
+    )
+    with pytest.raises(BadTask, match=f"the objective 'mine': alternative gives {said} for the row in line"):
+        finetune.alternatives(task, {"forget": tiny.FORGET, "retain": tiny.RETAIN}, tiny.encoder(words))
+
+
 def nll(model: Any, words: Any, row: Any) -> Tensor:
     """[labels]: -log p of a row's label tokens, from a plain forward pass."""
     encoded = tiny.encode(words, row)

@@ -9,7 +9,8 @@ from typing import Any
 from expunge_jobs.inputs import adapter_folder
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
-SHAPES = {"m.q_proj.lora_A.weight": [4, 32], "m.q_proj.lora_B.weight": [16, 4]}
+MODULE = "base_model.model.m.q_proj"
+SHAPES = {f"{MODULE}.lora_A.weight": [4, 32], f"{MODULE}.lora_B.weight": [16, 4]}
 
 
 def safetensors(shapes: dict[str, list[int]]) -> bytes:

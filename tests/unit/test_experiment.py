@@ -145,6 +145,11 @@ def test_alias_bomb_is_refused(tmp_path: Path) -> None:
     assert "aliases" in _problems(file=file)
 
 
+def test_a_sweep_below_a_plain_value_says_so() -> None:
+    with pytest.raises(ExperimentError, match=r"'forget' has a plain value in the file: nothing below it can be swept"):
+        load_experiment(QUICKSTART, ["data={forget: rows.jsonl, retain: rows.jsonl}", "sweep.data.forget.path=[a, b]"])
+
+
 def test_a_sweep_is_counted_before_it_is_built() -> None:
     began = time.monotonic()
     with pytest.raises(ExperimentError, match=r"spec.sweep: 1,048,576 trials \(1024 x 1024\); allowed: at most 5,000"):

@@ -11,7 +11,7 @@ import pytest
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import adapter_folder, model_folder, weight_files
 
-from tests.support.folders import CONFIG, SHAPES, adapter, model, safetensors
+from tests.support.folders import CONFIG, MODULE, SHAPES, adapter, model, safetensors
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
@@ -47,9 +47,11 @@ def test_a_plain_adapter_and_a_whole_model_are_taken(tmp_path: Path) -> None:
         (b"PK\x03\x04 an archive of pickles", "is no safetensors file"),
         ((9).to_bytes(8, "little") + b"{} broken", "header cannot be read"),
         (safetensors({k: [0] for k in SHAPES}), "is empty ([0]): was it saved under ZeRO-3"),
-        (safetensors({**SHAPES, "m.q_proj.lora_A.weight": [8, 32]}), "is [8, 32], which does not fit r 4"),
-        (safetensors({"m.q_proj.lora_A.weight": [4, 32]}), "an A without its B"),
+        (safetensors({**SHAPES, f"{MODULE}.lora_A.weight": [8, 32]}), "is [8, 32], which does not fit r 4"),
+        (safetensors({f"{MODULE}.lora_A.weight": [4, 32]}), "an A without its B"),
         (safetensors({**SHAPES, "m.lm_head.weight": [3, 3]}), "something else than pairs of A and B: m.lm_head.weight"),
+        (safetensors({k.removeprefix("base_model."): v for k, v in SHAPES.items()}), "does not begin with base_model"),
+        (safetensors(SHAPES) + b"more", "has bytes behind its tensors"),
         (safetensors({}), "pairs of A and B: nothing"),
     ],
 )
@@ -67,6 +69,7 @@ def test_weights_that_are_no_adapter_s(tmp_path: Path, weights: bytes, words: st
         ({"peft_type": "LOHA"}, "of PEFT type LOHA; allowed: LORA"),
         ({"r": None}, "r is None; allowed: a whole number"),
         ({"r": 0}, "r is 0"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'; allowed: a number above 0"),
         ({"target_modules": None}, "target_modules is None"),
         ({"bias": "lora_only"}, "bias is 'lora_only'"),

@@ -16,6 +16,8 @@ from expunge_jobs.core.errors import BadTask
 from expunge_jobs.results import scores
 from expunge_jobs.tasks.tasks import parse_task
 
+from tests.unit.test_metrics import twelve
+
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 OBJECTIVE = '''
 """Louder forgetting."""
@@ -135,3 +137,81 @@ def test_a_metric_that_fails_spoils_no_other(install: Install, code: str, reason
     assert reason in found["counted"]["reasons"]["counted"]
     assert found["semeval"]["version"] == 1
     assert next(c.title for c in scores.columns()) == "aggregate"
+
+
+METHOD = """
+from pydantic import BaseModel
+VERSION, RANDOM, ACTS_ON = 1, False, "factors"
+class Parameters(BaseModel):
+    gain: float = 1.0
+def merge(given, parameters): return given.tensors[0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "code", "words"),
+    [
+        ("merge_methods", METHOD.replace("= 1,", "= 1.9,"), "VERSION is 1.9; allowed: a whole number"),
+        ("merge_methods", METHOD.replace('"factors"', '"both"'), "ACTS_ON is 'both'; allowed: factors, deltas"),
+        ("merge_methods", METHOD.replace("gain", "weights"), "a field 'weights', which is a merge's own"),
+        ("merge_methods", METHOD.replace("(BaseModel)", ""), "Parameters is no subclass of BaseModel"),
+        ("merge_methods", "raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
+        ("objectives", OBJECTIVE.replace("= TermParameters", "= dict"), "Parameters is no subclass of TermParameters"),
+        ("metrics", METRIC.replace('(Column("rows", "count"),)', '"count"'), "COLUMNS is no sequence of Column"),
+        ("metrics", METRIC.replace('"count"),', '"count", "up"),'), "better='up'"),
+    ],
+)
+def test_a_plugin_with_a_wrong_attribute_is_not_usable(install: Install, family: str, code: str, words: str) -> None:
+    install("acme", family, "mine", code)
+    with pytest.raises(plugins.PluginError, match="of the distribution acme") as refused:
+        plugins.load(family, "mine")
+    assert words in str(refused.value)
+    assert plugins.description(family, "mine").startswith("NOT USABLE")
+
+
+def test_a_name_that_no_file_could_have_is_said(install: Install) -> None:
+    install("acme", "objectives", "Louder", OBJECTIVE)
+    assert "a name is of small letters, digits and _" in plugins.description("objectives", "Louder")
+
+
+def test_a_validator_that_breaks_is_named(install: Install) -> None:
+    code = METHOD.replace("    gain", "    def model_post_init(self, _): raise KeyError('x')\n    gain")
+    install("acme", "merge_methods", "mine", code)
+    with pytest.raises(ExperimentError, match="of the distribution acme: its Parameters fail: KeyError: 'x'"):
+        load_experiment(QUICKSTART, ["merge={method: mine}"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "rows.clear(); return {}",
+        "rows[0].score = 0.0; return {}",
+        "return {'task_aggregate': 1.0}",
+        "raise SystemExit(2)",
+        "return [1]",
+    ],
+)
+def test_a_metric_that_meddles_moves_no_own_score(install: Install, body: str) -> None:
+    before = scores.compute_all(twelve())
+    install("acme", "metrics", "aaa", METRIC.replace('return {"count": float(len(rows))}', body))
+    found = scores.compute_all(twelve())
+    assert {k: v for k, v in found.items() if k != "aaa"} == before
+    assert found["aaa"]["values"].get("task_aggregate") is None
+    if "task_aggregate" in body:
+        assert "gives the score 'task_aggregate', which is 'semeval's" in found["aaa"]["reasons"]["aaa"]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("float('nan')", "the number nan"),
+        ("'high'", "no number, but a str"),
+        ("True", "but a bool"),
+        ("10**400", "large"),
+    ],
+)
+def test_what_is_no_number_is_no_score(install: Install, value: str, reason: str) -> None:
+    install("acme", "metrics", "counted", METRIC.replace("float(len(rows))", value))
+    found = scores.compute_all([])["counted"]
+    assert found["values"] == {"count": None}
+    assert reason in found["reasons"]["count"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 from expunge_controller.cli.parser import (
@@ -138,8 +137,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _put_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, allow_nan=False)
-    print()
+    text = json.dumps(value, indent=2, allow_nan=False)  # whole, before anything is written
+    print(text)
 
 
 COMMANDS = (

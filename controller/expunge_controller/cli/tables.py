@@ -91,7 +91,7 @@ def _legend(rows: Sequence[Summary], shown: Sequence[Column]) -> list[str]:
     star = "* the best single run. " if any(r.best_single for r in rows) else ""
     ways: dict[str, list[str]] = {}
     for column in shown:
-        way = f"Best near {column.better}" if isinstance(column.better, float) else f"{column.better.title()} is better"
+        way = f"{column.better.title()} is better" if isinstance(column.better, str) else f"Best near {column.better}"
         ways.setdefault(way, []).append(column.title)
     said = " ".join(f"{way}: {', '.join(titles)}." for way, titles in ways.items())
     return [f"{star}F: forget, R: retain, probe: unrelated knowledge.", said]

@@ -69,7 +69,13 @@ class Document:
         raw = dict(self.raw)
         raw["spec"] = {k: v for k, v in self.raw["spec"].items() if k != "sweep"}
         for path, value in values.items():
-            _set(raw, ("spec", *path.split(".")), value)
+            try:
+                _set(raw, ("spec", *path.split(".")), value)
+            except TypeError as error:
+                said = (
+                    f"'{error}' has a plain value in the file: nothing below it can be swept; write it out as a mapping"
+                )
+                raise ExperimentError([self.at(("spec", "sweep", path), said)]) from None
         _absolute(raw, Path(os.path.abspath(self.file)).parent)
         return Document(self.file, raw, self.lines)
 

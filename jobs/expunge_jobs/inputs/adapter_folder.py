@@ -14,10 +14,17 @@ from expunge_jobs.inputs.weight_files import read_json, tensor_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 A, B = ".lora_A.weight", ".lora_B.weight"
+PREFIX = "base_model.model."
+"""How PEFT begins the names of tensors."""
 _NO_EFFECT = frozenset(
     {
         "alora_invocation_string",
         "auto_mapping",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "loftq_config",
+        "lora_ga_config",
         "base_model_name_or_path",
         "exclude_modules",
         "fan_in_fan_out",
@@ -86,7 +93,7 @@ def check_config(config: dict[str, Any]) -> None:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise BadTask(f"{CONFIG}: r is {_shown(config, 'r')}; allowed: a whole number of at least 1")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or alpha <= 0:
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < 1e30:
         raise BadTask(f"{CONFIG}: lora_alpha is {_shown(config, 'lora_alpha')}; allowed: a number above 0")
     if not config.get("target_modules"):
         raise BadTask(f"{CONFIG}: target_modules is {_shown(config, 'target_modules')}; allowed: names of modules")
@@ -103,6 +110,8 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def _check_tensors(shapes: dict[str, tuple[int, ...]], rank: int) -> None:
+    if unprefixed := sorted(k for k in shapes if k.endswith((A, B)) and not k.startswith(PREFIX)):
+        raise BadTask(f"{WEIGHTS}: {unprefixed[0]} does not begin with {PREFIX}, without which PEFT reads no tensor")
     other = sorted(k for k in shapes if not k.endswith((A, B)))
     pairs = {k.removesuffix(A) for k in shapes if k.endswith(A)}
     if other or pairs != {k.removesuffix(B) for k in shapes if k.endswith(B)} or not pairs:

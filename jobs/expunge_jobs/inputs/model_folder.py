@@ -57,23 +57,25 @@ def check_model_folder(folder: Path) -> None:
     if not any((folder / n).is_file() for n in TOKENIZER_FILES):
         raise BadTask("the model directory lacks a tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if (folder / "model.safetensors").is_file():  # transformers takes this file, whatever an index beside it says
+        shards = ["model.safetensors"]
+    elif index.is_file():
         try:
             shards = sorted(set(read_json(index)["weight_map"].values()))
         except (KeyError, AttributeError, TypeError):
             raise BadTask("the model directory's model.safetensors.index.json is not readable") from None
+        if not shards or not all(isinstance(s, str) and "/" not in s and "\\" not in s for s in shards):
+            raise BadTask("the model directory's model.safetensors.index.json names no files beside it")
         missing = [s for s in shards if not (folder / s).is_file()]
         if missing:
             raise BadTask(
                 f"the model directory lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
             )
-    elif not (folder / "model.safetensors").is_file():
+    else:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise BadTask(
             "the model directory lacks model.safetensors" + ("; pickled weights are not read" if pickled else "")
         )
-    else:
-        shards = ["model.safetensors"]
     for shard in shards:
         empty = next((k for k, shape in tensor_shapes(folder / shard).items() if 0 in shape), None)
         if empty:
@@ -88,7 +90,8 @@ def check_folder(folder: Path) -> None:
 
     The error names the missing part.
     """
-    if (folder / adapter_folder.CONFIG).exists() and not (folder / "config.json").exists():
+    weights = (folder / "model.safetensors", folder / "model.safetensors.index.json")
+    if (folder / adapter_folder.CONFIG).exists() and not any(w.exists() for w in weights):
         adapter_folder.check_adapter_folder(folder)
     else:
         check_model_folder(folder)

@@ -57,8 +57,9 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             end = max((int(v["data_offsets"][1]) for v in entries.values()), default=0)
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError):
             raise BadTask(f"{file.name} is no safetensors file: its header cannot be read") from None
-    if size < 8 + length + end:
-        raise BadTask(f"{file.name} is cut short: {8 + length + end:,} bytes belong to it, the file has {size:,}")
+    if size != 8 + length + end:
+        said = "is cut short" if size < 8 + length + end else "has bytes behind its tensors"
+        raise BadTask(f"{file.name} {said}: {8 + length + end:,} bytes belong to it, the file has {size:,}")
     return shapes
 
 

@@ -74,6 +74,13 @@ class Column:
     optional: bool = False
     """Whether the column is left out where no model has the score."""
 
+    def is_valid(self) -> bool:
+        """Return whether the fields have their types; a plugin may pass anything."""
+        better = self.better in ("higher", "lower") or (
+            isinstance(self.better, int | float) and not isinstance(self.better, bool)
+        )
+        return isinstance(self.title, str) and isinstance(self.score, str) and better
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:

@@ -16,6 +16,7 @@ from torch import Tensor
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import stable_hash
 from expunge_jobs.inputs import adapter_folder
+from expunge_jobs.inputs.adapter_folder import PREFIX, A, B
 from expunge_jobs.inputs.weight_files import read_json
 from expunge_jobs.tasks.settings import FinetuneSettings
 
@@ -61,8 +62,8 @@ class Adapter:
 def write_adapter(folder: Path, config: dict[str, Any], a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     """Write a PEFT directory, with the same bytes for the same tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"base_model.model.{name}.lora_A.weight": t.detach().cpu().contiguous() for name, t in a.items()}
-    tensors |= {f"base_model.model.{name}.lora_B.weight": t.detach().cpu().contiguous() for name, t in b.items()}
+    tensors = {f"{PREFIX}{name}{A}": t.detach().cpu().contiguous() for name, t in a.items()}
+    tensors |= {f"{PREFIX}{name}{B}": t.detach().cpu().contiguous() for name, t in b.items()}
     save_file(dict(sorted(tensors.items())), folder / adapter_folder.WEIGHTS, metadata={"format": "pt"})
     (folder / adapter_folder.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -103,7 +104,7 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def _module(key: str) -> str:
-    return key.removeprefix("base_model.model.").removesuffix(".lora_A.weight").removesuffix(".lora_B.weight")
+    return key.removeprefix(PREFIX).removesuffix(A).removesuffix(B)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def attach_lora(model: Any, settings: FinetuneSettings, seed: int) -> Lora:
     starts: dict[str, Tensor] = {}
     for name, parameter in wrapped.named_parameters():
         if ".lora_A." in name:
-            module = name.removeprefix("base_model.model.").replace(".lora_A.default.weight", "")
+            module = name.removeprefix(PREFIX).replace(".lora_A.default.weight", "")
             generator = torch.Generator().manual_seed(stable_hash("lora_A", seed, module))
             bound = 1 / math.sqrt(parameter.shape[1])
             start = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
@@ -158,7 +159,7 @@ def lora_tensors(wrapped: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
     for name, parameter in wrapped.named_parameters():
-        module = name.removeprefix("base_model.model.")
+        module = name.removeprefix(PREFIX)
         if ".lora_A." in name:
             a[module.replace(".lora_A.default.weight", "")] = parameter.detach()
         elif ".lora_B." in name:

@@ -9,10 +9,11 @@ import torch
 
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.inputs import model_folder
+from expunge_jobs.inputs.adapter_folder import PREFIX
 from expunge_jobs.modeling.adapters import Adapter, is_conv1d
 from expunge_jobs.modeling.encoding import NO_LIMIT, Encoder, ModelLimits
 from expunge_jobs.runtime.distributed import device
-from expunge_jobs.tasks.references import ArtifactRef, Input, ModelRef, TaskData
+from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, TaskData
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -118,6 +119,7 @@ def fold(model: Any, adapter: Adapter, scale: float) -> None:
         BadTask: the adapter does not fit the model, since a module is missing or has another shape.
     """
     _check_untied(model, adapter)
+    _check_finite(adapter)
     modules = dict(model.named_modules())
     for name, a in adapter.A.items():
         module = modules.get(name)
@@ -141,9 +143,24 @@ def load_model(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> tuple[Any
     A fine-tune or a memorize step starts from this model.
     """
     model, tokenizer = load_base(locator.path(ref.base), dtype)
-    for adapter in ref.adapters:
-        fold(model, Adapter(locator.path(adapter.ref)), adapter.scale)
+    for given in ref.adapters:
+        adapter = Adapter(locator.path(given.ref))
+        fold(model, adapter, scale_of(given, adapter, locator))
     return model, tokenizer
+
+
+def scale_of(given: AdapterRef, adapter: Adapter, locator: ArtifactLocator) -> float:
+    """Return the factor of an adapter's update.
+
+    Raises:
+        BadTask: the factor is another adapter's norm, and this update is zero.
+    """
+    if not isinstance(given.scale, ArtifactRef):
+        return given.scale
+    own = adapter.norm()
+    if own == 0:
+        raise BadTask("the adapter's update is zero: no factor gives it another adapter's norm")
+    return Adapter(locator.path(given.scale)).norm() / own
 
 
 def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> tuple[Any, Any]:
@@ -160,6 +177,8 @@ def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> 
     wrapped: Any = None
     names: list[str] = []
     adapters = [Adapter(locator.path(given.ref)) for given in ref.adapters]
+    for adapter in adapters:
+        _check_finite(adapter)
     for adapter in adapters:  # PEFT wraps the modules that are compared; therefore check all adapters first
         _check_untied(model, adapter)
     for number, (given, adapter) in enumerate(zip(ref.adapters, adapters, strict=True)):
@@ -170,12 +189,36 @@ def load_for_evaluation(ref: ModelRef, locator: ArtifactLocator, dtype: str) -> 
             wrapped = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name)
         else:
             wrapped.load_adapter(adapter.folder, adapter_name=name)
+        _check_whole(wrapped, adapter, name)
+        scale = scale_of(given, adapter, locator)
         for module in wrapped.modules():
             if isinstance(module, LoraLayer) and name in module.scaling:
-                module.set_scale(name, given.scale)  # in units of alpha / r
+                module.set_scale(name, scale)  # in units of alpha / r
     wrapped.base_model.set_adapter(names)
     wrapped.requires_grad_(False)
     return wrapped.base_model.model.eval(), tokenizer
+
+
+def _check_finite(adapter: Adapter) -> None:
+    if not adapter.finite():
+        raise BadTask("the adapter holds values that are not finite")
+
+
+def _check_whole(wrapped: Any, adapter: Adapter, name: str) -> None:
+    """Refuse an adapter whose configuration and tensors name other modules."""
+    from peft.tuners.lora import LoraLayer
+
+    put = {
+        module.removeprefix(PREFIX)
+        for module, layer in wrapped.named_modules()
+        if isinstance(layer, LoraLayer) and name in layer.lora_A
+    }
+    if other := sorted(put ^ set(adapter.A)):
+        place = "on the model, but has no tensors" if other[0] in put else "has tensors, but is not put on the model"
+        raise BadTask(
+            f"adapter_config.json and the adapter's tensors name different modules: {other[0]} is {place} "
+            "(target_modules, exclude_modules, layers_to_transform)"
+        )
 
 
 def _check_untied(model: Any, adapter: Adapter) -> None:

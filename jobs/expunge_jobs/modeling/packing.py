@@ -90,13 +90,19 @@ def captured(
             raise BadTask(f"the model has no module '{name}'{suggestion(name, list(modules))}")
 
         def keep(module: Any, given: Any, out: Any, name: str = name) -> None:
-            states = (out[0] if isinstance(out, tuple) else out)[0]
+            states = out[0] if isinstance(out, tuple) else getattr(out, "last_hidden_state", out)
+            total = sum(len(r.ids) for r in rows)
+            if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[:2] != (1, total):
+                raise BadTask(f"the module '{name}' gives no state for each token, so no term can read it")
+            states = states[0]
             starts = itertools.accumulate([0, *(len(r.ids) for r in rows)])
             found[name] = [states[s + p.start : s + p.stop] for s, p in zip(starts, positions, strict=False)]
 
         handles.append(modules[name].register_forward_hook(keep))
     try:
         yield found
+        if unseen := [name for name in names if name not in found]:
+            raise BadTask(f"the module '{unseen[0]}' gives nothing when the model runs, so no term can read it")
     finally:
         for handle in handles:
             handle.remove()

@@ -65,6 +65,23 @@ class Needs:
     averaged_over: Literal["rows", "labels", "micro_batches"] = "rows"
     """Unit of one value of ``values``."""
 
+    def __post_init__(self) -> None:
+        """Refuse words that are not allowed.
+
+        Raises:
+            ValueError: the field, its value and the allowed words.
+        """
+        for field_name, found, allowed in (
+            ("sets", self.sets, ("forget", "retain")),
+            ("positions", (self.positions,), ("output", "all")),
+            ("reference", tuple(self.reference), ("nll", "logits", "hidden")),
+            ("averaged_over", (self.averaged_over,), ("rows", "labels", "micro_batches")),
+        ):
+            if wrong := [w for w in found if w not in allowed]:
+                raise ValueError(f"Needs.{field_name} has {wrong[0]!r}; allowed: {', '.join(allowed)}")
+        if not self.sets:
+            raise ValueError("Needs.sets is empty; allowed: forget, retain")
+
 
 @dataclass(slots=True)
 class RowOutput:

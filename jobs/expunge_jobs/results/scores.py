@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,26 +24,46 @@ def compute_all(rows: Rows, only: frozenset[str] | None = None) -> dict[str, Any
     A metric of another distribution may be unusable or fail. Such a metric gives null and one reason under its own
     name, and does not affect the other metrics. An own metric's exception is raised.
     """
-    out = {}
-    for name in plugins.names("metrics"):
-        if only is not None and name not in only:
-            continue
-        version = None
-        try:
-            version = plugins.version("metrics", name)
-            scores: Scores = plugins.load("metrics", name).compute(rows)
-        except Exception as error:  # foreign code may raise anything
-            if plugins.is_own("metrics", name):
-                raise
-            scores = {
-                name: Missing(str(error) if version is None else f"{type(error).__name__} in the metric '{name}'")
-            }
+    out: dict[str, Any] = {}
+    taken: dict[str, str] = {}
+    known = [n for n in plugins.names("metrics") if only is None or n in only]
+    for name in sorted(known, key=lambda n: not plugins.is_own("metrics", n)):  # own metrics first
+        version, scores = _computed(name, rows)
+        for score in [s for s in scores if s in taken]:
+            scores = {name: Missing(f"the metric '{name}' gives the score '{score}', which is '{taken[score]}'s")}
+        taken |= dict.fromkeys(scores, name)
         out[name] = {
             "version": version,
             "values": {k: None if isinstance(v, Missing) else v for k, v in scores.items()},
             "reasons": {k: v.reason for k, v in scores.items() if isinstance(v, Missing)},
         }
-    return out
+    return dict(sorted(out.items()))
+
+
+def _computed(name: str, rows: Rows) -> tuple[int | None, Scores]:
+    """Return a metric's version and its scores, or why there are none."""
+    if plugins.is_own("metrics", name):
+        return plugins.version("metrics", name), plugins.load("metrics", name).compute(rows)
+    version = None
+    try:
+        version = plugins.version("metrics", name)
+        found = plugins.load("metrics", name).compute([replace(r) for r in rows])  # its own copies
+        return version, {str(k): _number(v) for k, v in found.items()}
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
+        reason = str(error) if version is None else f"{type(error).__name__} in the metric '{name}'"
+        return version, {name: Missing(reason)}
+
+
+def _number(value: Any) -> float | Missing:
+    if isinstance(value, Missing):
+        return Missing(str(value.reason))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return Missing(f"no number, but a {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        return Missing("a number too large")
+    return number if math.isfinite(number) else Missing(f"the number {number}")
 
 
 @cache

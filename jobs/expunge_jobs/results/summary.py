@@ -126,9 +126,10 @@ def read_scores(store: Store, key: str) -> StoredScores | None:
         stored |= compute_all([EvaluatedRow(**json.loads(line)) for line in data.decode().splitlines()], only=old)
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
-    for found in stored.values():
-        values |= found["values"]
-        reasons |= found["reasons"]
+    # Own metrics last: what another distribution's metric has stored under their names does not count.
+    for name in sorted(stored, key=lambda n: plugins.is_own("metrics", n)):
+        values |= stored[name]["values"]
+        reasons = {k: v for k, v in reasons.items() if k not in stored[name]["values"]} | stored[name]["reasons"]
     return StoredScores(values, reasons, {"device": manifest.device, **manifest.versions})
 
 

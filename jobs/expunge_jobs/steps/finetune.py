@@ -19,6 +19,7 @@ from expunge_jobs.modeling import adapters, packing
 from expunge_jobs.modeling import loading as models
 from expunge_jobs.modeling.encoding import Encoded, Encoder
 from expunge_jobs.objectives import Side
+from expunge_jobs.plugins import PluginCall
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.tasks import FinetuneTask
 from expunge_jobs.training.sampling import SIDES
@@ -86,6 +87,14 @@ def alternatives(task: FinetuneTask, rows: dict[Side, list[Row]], encoder: Encod
             )
         if giving:
             call = giving[0].call
-            other = [replace(r, output=call.plugin.alternative(call.parameters, r)) for r in rows[side]]
+            other = [replace(r, output=_alternative(call, r)) for r in rows[side]]
             out[side] = encoder.rows(other, task.data.max_length)
     return out
+
+
+def _alternative(call: PluginCall, row: Row) -> str:
+    found = call.plugin.alternative(call.parameters, row)
+    if not isinstance(found, str) or not found.strip():
+        what = "an empty text" if isinstance(found, str) else f"a {type(found).__name__}"
+        raise BadTask(f"the objective '{call.name}': alternative gives {what} for the row in line {row.line}")
+    return found

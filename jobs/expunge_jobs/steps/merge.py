@@ -39,6 +39,7 @@ def run(task: MergeTask, context: StepContext) -> dict[str, Any]:
     check_base(task, receipts)
     check_modules(adapters)
     seed, more = task.seed or 0, {}
+    norms = [x.norm() for x in adapters]  # before the merge: a method may work in place
     if task.call.plugin.ACTS_ON == "factors":
         check_factors(adapters, [r.figures.get("a_start") if r else None for r in receipts])
         if None in receipts:
@@ -55,7 +56,7 @@ def run(task: MergeTask, context: StepContext) -> dict[str, Any]:
     # PEFT also accepts a pattern as targets; therefore use the modules' own names in that case.
     targets = first.config["target_modules"] if isinstance(first.config["target_modules"], list) else sorted(first.A)
     write_adapter(context.out / "adapter", adapter_config(rank, rank, 0.0, targets), a, b)
-    return {"norm": Adapter(context.out / "adapter").norm(), "norms": [x.norm() for x in adapters], **more}
+    return {"norm": Adapter(context.out / "adapter").norm(), "norms": norms, **more}
 
 
 def check_base(task: MergeTask, receipts: list[Manifest | None]) -> None:
@@ -127,8 +128,13 @@ def merge_factors(
     a, b = {}, {}
     for name in sorted(adapters[0].A):
         generator = _generator(seed, name)
-        a[name] = merge(Factors(name, "A", [x.A[name] for x in adapters], root_a, weights, generator), given)
-        b[name] = merge(Factors(name, "B", [x.B[name] for x in adapters], root_b, weights, generator), given)
+        mine = [x.A[name] for x in adapters], [x.B[name] for x in adapters]
+        a[name] = _checked(
+            merge(Factors(name, "A", mine[0], root_a, weights, generator), given), mine[0][0], call, name
+        )
+        b[name] = _checked(
+            merge(Factors(name, "B", mine[1], root_b, weights, generator), given), mine[1][0], call, name
+        )
     return a, b
 
 
@@ -154,15 +160,25 @@ def merge_deltas(
     for name in sorted(adapters[0].A):
         deltas = [x.scaling * (x.B[name] @ x.A[name]) for x in adapters]
         given = Deltas(name, deltas, weights, base(name) if base else None, _generator(seed, name))
-        merged: Tensor = call.plugin.merge(given, call.parameters)
-        if merged.shape != deltas[0].shape or not bool(torch.isfinite(merged).all()):
-            what = f"a matrix of {tuple(merged.shape)}, not {tuple(deltas[0].shape)}"
-            said = what if merged.shape != deltas[0].shape else "values that are not finite"
-            raise BadTask(f"the merge method '{call.name}' gave {said} for {name}")
+        merged = _checked(call.plugin.merge(given, call.parameters), deltas[0], call, name)
         a[name], b[name] = factorize(merged, rank)
         lost += float((merged - b[name] @ a[name]).double().square().sum())
         total += float(merged.double().square().sum())
     return a, b, math.sqrt(lost / total) if total else 0.0
+
+
+def _checked(found: Any, like: Tensor, call: PluginCall, module: str) -> Tensor:
+    """Return what a method gave, in float32, if it is finite and fits."""
+    said = ""
+    if not isinstance(found, Tensor):
+        said = f"a {type(found).__name__}, not a tensor"
+    elif found.shape != like.shape:
+        said = f"a matrix of {tuple(found.shape)}, not {tuple(like.shape)}"
+    elif not bool(torch.isfinite(found).all()):
+        said = "values that are not finite"
+    if said:
+        raise BadTask(f"the merge method '{call.name}' gave {said} for {module}")
+    return found.float()  # type: ignore[no-any-return]
 
 
 def factorize(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:

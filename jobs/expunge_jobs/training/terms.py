@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from expunge_jobs.core.errors import BadTask
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.objectives import Needs, RowOutput, Side
 from expunge_jobs.plugins import PluginCall
@@ -23,8 +24,20 @@ class Term:
 
     @classmethod
     def of(cls, call: PluginCall) -> Term:
-        """Create the term, with the plugin's needs for these parameters."""
-        return cls(call, call.plugin.needs(call.parameters))
+        """Ask the plugin for the needs of these parameters.
+
+        Raises:
+            BadTask: the plugin gives no ``Needs``, or ``Needs`` that are not allowed.
+        """
+        try:
+            needs = call.plugin.needs(call.parameters)
+        except Exception as error:
+            raise BadTask(f"the objective '{call.name}': needs fails: {type(error).__name__}: {error}") from error
+        if not isinstance(needs, Needs):
+            raise BadTask(f"the objective '{call.name}': needs gives a {type(needs).__name__}, not Needs")
+        if needs.alternative and not callable(getattr(call.plugin, "alternative", None)):
+            raise BadTask(f"the objective '{call.name}' needs alternatives, but has no function alternative")
+        return cls(call, needs)
 
     @property
     def name(self) -> str:
@@ -36,12 +49,31 @@ class Term:
         return float(parameters.weight)
 
     def values(self, rows: Sequence[RowOutput]) -> Tensor:
-        """Return the plugin's values for the rows.
+        """Return the plugin's values for these rows.
 
-        The mean of the values over ``Needs.averaged_over`` is the term.
+        The term is their mean over ``Needs.averaged_over``.
+
+        Raises:
+            BadTask: the plugin gives no tensor with a value for each of what it averages over, or one without gradient.
         """
-        found: Tensor = self.call.plugin.values(self.call.parameters, rows)
-        return found
+        found: Any = self.call.plugin.values(self.call.parameters, rows)
+        over = self.needs.averaged_over
+        if over == "rows":
+            wanted = len(rows)
+        elif over == "labels":
+            wanted = sum(len(r.nll) for r in rows)
+        else:
+            wanted = len({r.micro_batch for r in rows})
+        said = ""
+        if not isinstance(found, Tensor):
+            said = f"a {type(found).__name__}, not a tensor"
+        elif found.shape != (wanted,):
+            said = f"a tensor of {list(found.shape)}, not one value for each of the {wanted} {over.replace('_', ' ')}"
+        elif not found.requires_grad:
+            said = "values without a gradient"
+        if said:
+            raise BadTask(f"the objective '{self.name}': values gives {said}")
+        return found  # type: ignore[no-any-return]
 
     def count(self, draws: Sequence[Draw], rows: Sequence[Encoded]) -> int:
         """Return the divisor for the sum of an optimizer step's values.
