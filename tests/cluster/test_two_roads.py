@@ -61,7 +61,7 @@ experiments = st.fixed_dictionaries(
         "weights": st.sampled_from(["{over: 0.6}", "{}", "{over: 1, under: 2}"]),
         "seed": st.integers(0, 2**40),
         "sweep": st.sampled_from(["{seed: [0, 1]}", "{merge.weights.over: [1, 5e-1]}", "{specialists.over.rank: [4]}"]),
-        "controls": st.sampled_from(["[]", "[0.5]", "[5e-1, 0.25]"]),
+        "controls": st.sampled_from(["[]", "[0.5]", "[5e-1, 2]", "[norm]"]),
         "documents": st.integers(1, 3),
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from expunge_jobs.data.rows import Document, Question, Row
 from expunge_jobs.inputs.model_folder import folder_digest
 from expunge_jobs.modeling.adapters import Adapter, adapter_config, attach_lora, lora_tensors, write_adapter
 from expunge_jobs.modeling.encoding import Encoded
-from expunge_jobs.modeling.loading import load_for_evaluation
+from expunge_jobs.modeling.loading import load_for_evaluation, scale_of
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.steps import evaluate
 from expunge_jobs.steps.evaluate import Evaluator
-from expunge_jobs.tasks.references import AdapterRef, Input, ModelRef, TaskData
+from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, TaskData
 from expunge_jobs.tasks.settings import EvaluateSettings
 from expunge_jobs.tasks.tasks import EvaluateTask
 
@@ -146,6 +147,37 @@ def test_adapters_count_by_their_scale(
     moved = float((tiny.alone(model, IDS) - before).abs().max())
     assert moved == pytest.approx(0, abs=1e-5) if scales == (0.0,) else moved > 0.05
     assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_control_of_another_s_norm(base: Any, base_folder: Path, work: StepContext, tmp_path: Path) -> None:
+    """The specialist's update, as large as the merge's."""
+    folders = adapters(base, tmp_path)
+    merged = ArtifactRef(kind="merge", key="0" * 64, folder="adapter")
+    given = AdapterRef(ref=Input(uri=f"file://{folders[0]}", digest=folder_digest(folders[0])), scale=merged)
+
+    class Locator:
+        def path(self, ref: ArtifactRef | Input) -> Path:
+            return folders[1] if ref == merged else work.path(ref)
+
+    model, _ = load_for_evaluation(
+        ModelRef(base=tiny.model_ref(base_folder).base, adapters=(given,)), Locator(), "checkpoint"
+    )
+    one, other = Adapter(folders[0]), Adapter(folders[1])
+    norm = 0.0
+    for name, module in model.named_modules():
+        if name in one.A:
+            update = module.scaling["adapter0"] * (one.B[name] @ one.A[name])
+            norm += float(update.double().square().sum())
+    assert math.sqrt(norm) == pytest.approx(other.norm(), rel=1e-5) != pytest.approx(one.norm(), rel=0.1)
+
+
+def test_a_control_of_an_update_of_zero_has_no_norm_to_scale(base: Any, tmp_path: Path) -> None:
+    folder = adapters(base, tmp_path)[0]
+    adapter = Adapter(folder)
+    adapter.B = {k: v * 0 for k, v in adapter.B.items()}
+    given = AdapterRef(ref=Input(uri="file:///a", digest="sha256:0"), scale=ArtifactRef(kind="merge", key="0" * 64))
+    with pytest.raises(BadTask, match="update is zero"):
+        scale_of(given, adapter, None)  # type: ignore[arg-type]
 
 
 def test_an_adapter_of_another_model_is_refused(base_folder: Path, work: StepContext, tmp_path: Path) -> None:

@@ -71,7 +71,10 @@ def _problems(*overrides: str, file: Path = QUICKSTART) -> str:
         ("specialists.over={adaptor: x}", "did you mean 'adapter'?"),
         ("specialists.over.learning_rate=0", "greater than 0"),
         ("specialists.over.learning_rate=.nan", "spec.specialists.over.learning_rate"),
-        ("evaluate.controls=[2]", "spec.evaluate.controls[0]"),
+        ("evaluate.controls=[0]", "spec.evaluate.controls[0]: found 0; allowed: greater than 0"),
+        ("evaluate.controls=[1]", "1 is the specialist itself"),
+        ("evaluate.controls=[2, 2.0]", "2.0 is there twice"),
+        ("evaluate.controls=[nrm]", "did you mean 'norm'?"),
         ("resources.finetune.memory=lots", "allowed: a quantity as 512Mi or 16Gi"),
         ("sweep.merge.density=[0.5, 0.5]", "the same value twice"),
         ("sweep.merge.density=[0.5, '5e-1']", "the same value twice"),
@@ -143,6 +146,14 @@ def test_alias_bomb_is_refused(tmp_path: Path) -> None:
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     file.write_text("\n".join(levels))
     assert "aliases" in _problems(file=file)
+
+
+def test_a_control_of_the_merge_s_norm_needs_the_merge() -> None:
+    plan = _plan("evaluate.controls=[1.5, norm]")
+    steps = {s.name: s for s in plan.steps}
+    merge = steps["merge"].key
+    assert merge in steps["evaluate control:over@norm"].needs
+    assert merge not in steps["evaluate control:over@1.5"].needs
 
 
 def test_a_sweep_below_a_plain_value_says_so() -> None:

@@ -32,6 +32,7 @@ from pydantic import (
     StringConstraints,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -206,12 +207,36 @@ class Merge(Schema):
         return PluginCall("merge_methods", self.method, self.parameters)
 
 
+def _control_kind(value: Any) -> str:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return "word" if isinstance(value, str) else "number"
+    return "number"
+
+
+Control = Annotated[
+    Annotated[Float, Field(gt=0), Tag("number")] | Annotated[Literal["norm"], Tag("word")], Discriminator(_control_kind)
+]
+"""Factor of a specialist's update; or the factor that gives it the norm of the merge's update."""
+
+
 class Evaluate(EvaluateSettings):
     """How every model is judged."""
 
-    controls: tuple[Annotated[Float, Field(gt=0, lt=1)], ...] = Field(
-        (0.5,), description="Each specialist is also judged with its update times these."
+    controls: tuple[Control, ...] = Field(
+        (0.5,),
+        description="Each specialist is also judged with its update times these; norm: as large as the merge's update.",
     )
+
+    @field_validator("controls")
+    @classmethod
+    def _distinct(cls, value: tuple[Control, ...]) -> tuple[Control, ...]:
+        if 1 in value:
+            raise ValueError("1 is the specialist itself, which is judged anyway")
+        if twice := [v for n, v in enumerate(value) if v in value[:n]]:
+            raise ValueError(f"{twice[0]} is there twice")
+        return value
 
 
 class Spec(Schema):

@@ -106,10 +106,11 @@ class TrialPlan:
             else:
                 self._specialist(name, baseline)
         if spec.merge is not None:
-            self._merge(adapters)
+            merged = self._merge(adapters)
             for scale in spec.evaluate.controls:
                 for name, adapter in adapters.items():
-                    self._evaluate(f"control:{name}@{scale}", self._on_base(adapter, scale))
+                    factor = merged if scale == "norm" else scale
+                    self._evaluate(f"control:{name}@{scale}", self._on_base(adapter, factor))
 
     def _data(self, *names: SetName) -> TaskData:
         data = self.spec.data
@@ -165,7 +166,7 @@ class TrialPlan:
         self._evaluate(name, self._on_base(adapter))
         return adapter
 
-    def _merge(self, adapters: dict[str, ArtifactRef | Input]) -> None:
+    def _merge(self, adapters: dict[str, ArtifactRef | Input]) -> ArtifactRef:
         merge = self.spec.merge
         assert merge is not None, "only called with one"
         # Sort by name; therefore the order in the file does not change the key.
@@ -180,7 +181,9 @@ class TrialPlan:
             seed=self.spec.seed if merge.call.plugin.RANDOM else None,
             plugins=plugins.versions([merge.method], "merge_methods"),
         )
-        self._evaluate("merged", self._on_base(ArtifactRef(kind="merge", key=key, folder="adapter")))
+        merged = ArtifactRef(kind="merge", key=key, folder="adapter")
+        self._evaluate("merged", self._on_base(merged))
+        return merged
 
     def _evaluate(self, name: str, model: ModelRef) -> None:
         data = self._data("forget", "retain", "probe", "members", "nonmembers", "mmlu")
@@ -194,7 +197,7 @@ class TrialPlan:
         self.steps.append((role, key, task))
         return key
 
-    def _on_base(self, adapter: ArtifactRef | Input, scale: float = 1.0) -> ModelRef:
+    def _on_base(self, adapter: ArtifactRef | Input, scale: float | ArtifactRef = 1.0) -> ModelRef:
         return ModelRef(base=self.base.base, adapters=(*self.base.adapters, AdapterRef(ref=adapter, scale=scale)))
 
     def _input(self, uri: str) -> Input:

@@ -38,13 +38,11 @@ class ArtifactRef(Schema):
 
 
 class AdapterRef(Schema):
-    """A LoRA adapter in PEFT's format.
-
-    The adapter's update BA is multiplied by ``scale``.
-    """
+    """A LoRA adapter in PEFT's format."""
 
     ref: ArtifactRef | Input
-    scale: Float = 1.0
+    scale: Float | ArtifactRef = 1.0
+    """Factor of the adapter's update BA; or an adapter to whose norm the update is scaled."""
 
 
 class ModelRef(Schema):
