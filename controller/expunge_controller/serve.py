@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         site = PodConfig(
             namespace="",
             image=given.image,
-            controller_image=given.controller_image,
             store=given.store,
             secret=given.secret,
             hub_secret=given.hub_secret,
@@ -110,7 +109,6 @@ def parser() -> argparse.ArgumentParser:
         help="s3://bucket/prefix; each namespace has a folder of its name in it",
     )
     add("--image", required=True, help="the jobs image")
-    add("--controller-image", default="", help="for steps without torch (default: the jobs image)")
     add("--namespace", action="append", metavar="NAME", help="to watch, once for each (default: its own)")
     add("--secret", metavar="NAME", help="of the pods' namespace, with the store's credentials")
     add("--hub-secret", metavar="NAME", help="one with HF_TOKEN, for the steps that copy hf:// models")

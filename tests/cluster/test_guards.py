@@ -65,7 +65,7 @@ def test_a_sweep_that_is_too_large_is_refused_before_it_is_built(site: Site, req
     spec: dict[str, Any] = {"sweep": {"seed": list(range(100))}, "evaluate": {"controls": controls}}
     apply(site, experiment(site, "models", suspend=True, **spec))
     wait_until(site, "Invalid", "models", 60)
-    assert "models to judge, over all trials; allowed: at most 50,000" in condition(site, "models")
+    assert "models to judge, over all trials; allowed: at most 100,000" in condition(site, "models")
     assert memory(operating) < 300
     assert not site.get("jobs")
 

@@ -146,7 +146,7 @@ def test_a_sweep_makes_each_of_its_fine_tunes_once(
     sweep = {"seed": list(range(24)), "merge.density": [0.05 + n / 20 for n in range(10)]}
     like = Crowd(fleet, cluster, range(1)).resources[0]
     swept = resource(cluster, "sweep", {"sweep": sweep, "parallel": 200}, like)
-    plan = resolve(load_resource(swept), stage=True, namespace=cluster.namespace, report=True).plan
+    plan = resolve(load_resource(swept), stage=True, namespace=cluster.namespace).plan
     for step in plan.steps:
         fleet.expect(step)
     operating = Operating(away, kubeconfig=identity(plane, cluster.namespace))
@@ -210,9 +210,7 @@ class Pair:
     def _apply(self, name: str, spec: dict[str, Any]) -> None:
         self.specs[name] = spec
         wanted = resource(self.cluster, name, spec, self.like)
-        for step in resolve(
-            load_resource(wanted), stage=True, namespace=self.cluster.namespace, report=True
-        ).plan.steps:
+        for step in resolve(load_resource(wanted), stage=True, namespace=self.cluster.namespace).plan.steps:
             self.fleet.expect(step)
         apply(self.away, wanted)
 

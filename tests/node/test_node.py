@@ -265,7 +265,7 @@ def test_the_chart_and_its_operator(secure: Site, real: Real, tmp_path: Path) ->
     assert re.fullmatch(r"merged \d\.\d{3}", found["best"])
     assert found["steps"] == "11/11"
     report = site.job("report")["spec"]["template"]["spec"]["containers"][0]
-    assert report["image"] == "localhost/expunge-controller:test"
+    assert report["image"] == "localhost/expunge-jobs:test", "which has numpy"
     run_a_model_of_the_hub(site, real, given, tmp_path)
     site.plane.kubectl("delete", "experiments", "--all", "-n", site.namespace)
     until(lambda: site.get("jobs") == [], 60)

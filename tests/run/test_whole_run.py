@@ -45,13 +45,13 @@ def test_a_second_run_runs_nothing(tiny: Path, finished: Path) -> None:
     before = attempts(finished)
     done = command("run", str(tiny), store=finished)
     assert done.returncode == 0
-    assert "10 already done, 0 to run" in done.stderr
+    assert "11 already done, 0 to run" in done.stderr
     assert attempts(finished) == before
 
 
-def test_another_density_is_a_merge_and_its_evaluation(tiny: Path, finished: Path) -> None:
+def test_another_density_is_a_merge_its_evaluation_and_a_report(tiny: Path, finished: Path) -> None:
     plan = json.loads(command("plan", str(tiny), "--set", "merge.density=0.5", "-o", "json", store=finished).stdout)
-    assert sorted(s["kind"] for s in plan["steps"] if s["state"] != "done") == ["evaluate", "merge"]
+    assert sorted(s["kind"] for s in plan["steps"] if s["state"] != "done") == ["evaluate", "merge", "report"]
 
 
 def test_pulled_adapter_is_a_peft_directory(tiny: Path, finished: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ class Crowd:
         ready: dict[str, Step] = {}
         for resource in self.resources:
             namespace = self.cluster.namespace
-            plan = resolve(load_resource(resource), stage=True, namespace=namespace, report=True).plan
+            plan = resolve(load_resource(resource), stage=True, namespace=namespace).plan
             self.plans.append(plan)
             merged = {m.step for m in plan.models if m.model == "merged"}
             for step in plan.steps:

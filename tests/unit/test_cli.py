@@ -41,7 +41,7 @@ def test_plan_is_the_contract_and_changes_nothing(path: Path, capsys: Captured) 
         assert set(step["needs"]) <= keys
         assert step["state"] == ("waiting" if step["needs"] else "to run")
     assert main(["plan", QUICKSTART]) == 0
-    assert "0 already done, 10 to run" in capsys.readouterr().out
+    assert "0 already done, 19 to run" in capsys.readouterr().out
     assert not list(path.rglob("*"))
 
 
@@ -56,7 +56,8 @@ def test_status_gives_each_step_a_reason(path: Path, capsys: Captured) -> None:
 def test_results_before_anything_ran_have_every_row_and_why_it_is_empty(path: Path, capsys: Captured) -> None:
     assert main(["results", QUICKSTART, "-o", "json"]) == 0
     models = json.loads(capsys.readouterr().out)["models"]
-    assert [m["model"] for m in models] == ["base", "over", "under", "merged", "control:over@0.5", "control:under@0.5"]
+    controls = [f"control:{name}@{scale}" for scale in (0.5, 0.75, 1.25, 1.5) for name in ("over", "under")]
+    assert [m["model"] for m in models] == ["base", "over", "under", "pooled", "merged", *controls]
     for model in models:
         assert model["metrics"]["task_aggregate"] is None
         assert "not evaluated yet" in model["reasons"]["task_aggregate"]

@@ -26,7 +26,7 @@ class _Terminal(io.StringIO):
 
 
 def _play(plan: Plan) -> None:
-    over, under = (s for s in plan.steps if s.kind == "finetune")
+    over, under, _ = (s for s in plan.steps if s.kind == "finetune")
     with display.make_display(plan) as shown:
         shown.started(over)
         shown.started(under)

@@ -15,7 +15,7 @@ from expunge_controller.experiment.schema import Finetune
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.resolve import resolve
 
-from tests.support.folders import adapter
+from tests.support.folders import adapter, model
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 
@@ -79,6 +79,14 @@ def _problems(*overrides: str, file: Path = QUICKSTART) -> str:
         ("sweep.merge.density=[0.5, 0.5]", "the same value twice"),
         ("sweep.merge.density=[0.5, '5e-1']", "the same value twice"),
         ("sweep.parallel=[1, 2]", "changes no result"),
+        ("sweep.seed & parallel=[1, 2]", "'parallel' changes no result"),
+        ("sweep.seed & seed=[1, 2]", "'seed' is swept twice"),
+        ("sweep={seed: [1], seed & data.seed: [1]}", "'seed' is swept twice"),
+        ("sweep.seed & data.sed=[1, 2]", "did you mean 'seed'?"),
+        ("reference={model: a, memorize: {}}", "'memorize' cannot stand beside the other fields here"),
+        ("reference={}", "spec.reference.memorize: missing"),
+        ("reference={memorize: {epoch: 3}}", "did you mean 'epochs'?"),
+        ("reference={model: /not/there}", "/not/there"),
         ("sweep.merge.densty=[0.5]", "did you mean 'density'?"),
         ("sweep.seed=[]", "at least 1 item"),
         ("sweep.seed=3", "spec.sweep.seed: found 3; allowed: a valid list"),
@@ -176,14 +184,41 @@ def test_a_sweep_is_counted_before_it_is_built() -> None:
 
 def test_models_to_judge_are_counted_too() -> None:
     controls = [round((n + 1) / 1001, 6) for n in range(1000)]
-    with pytest.raises(ExperimentError, match="50,100 models to judge, over all trials; allowed: at most 50,000"):
-        load_experiment(QUICKSTART, [f"sweep.seed={list(range(25))}", f"evaluate.controls={controls}"])
+    with pytest.raises(ExperimentError, match="100,250 models to judge, over all trials; allowed: at most 100,000"):
+        load_experiment(QUICKSTART, [f"sweep.seed={list(range(50))}", f"evaluate.controls={controls}"])
+
+
+def test_seeds_of_data_base_and_unlearning_are_swept_together() -> None:
+    loaded = load_experiment(QUICKSTART, ["sweep.seed & data.seed & memorize.seed=[0, 7]", "sweep.merge.density=[0.5]"])
+    assert [(t.spec.seed, t.spec.data.seed, t.spec.memorize.seed) for t in loaded.trials if t.spec.memorize] == [
+        (0, 0, 0),
+        (7, 7, 7),
+    ]
+    assert [t.group for t in loaded.trials] == ["merge.density=0.5"] * 2
+    assert loaded.trials[1].name == "merge.density=0.5,seed & data.seed & memorize.seed=7"
+
+
+def test_a_reference_is_a_memorize_without_forget_or_a_model(tmp_path: Path) -> None:
+    plan = _plan("reference={memorize: {}}", "baselines={}")
+    steps = {s.name: s for s in plan.steps}
+    assert steps["memorize reference"].key in steps["evaluate reference"].needs
+    assert "forget" not in steps["memorize reference"].task.data.sets  # type: ignore[union-attr]
+    assert [m.role for m in plan.models if m.model == "reference"] == ["reference"]
+    given = model(tmp_path / "m")
+    outside = _plan(f"reference={{model: {given}}}")
+    [row] = [m for m in outside.models if m.role == "reference"]
+    assert row.ref is not None and row.ref.base.uri == f"file://{given}"  # type: ignore[union-attr]
+
+
+def test_a_retain_only_baseline_is_read_as_a_reference() -> None:
+    plan = _plan("baselines={never: {memorize: {}}}")
+    assert {m.model: m.role for m in plan.models}["never"] == "reference"
 
 
 def test_sweep_shares_every_step_in_common() -> None:
     plan = _plan("sweep.seed=[0,1,2,3,4]", "sweep.merge.density=[0.2,0.4,0.6,0.8,1.0]")
     counts = {k: sum(s.kind == k for s in plan.steps) for k in ("memorize", "finetune", "merge", "evaluate")}
-    assert counts == {"memorize": 1, "finetune": 10, "merge": 25, "evaluate": 46}
+    assert counts == {"memorize": 1, "finetune": 15, "merge": 25, "evaluate": 81}
     assert len(plan.trials) == 25
     names = {s.name for s in plan.steps}
     assert "finetune over seed=0" in names

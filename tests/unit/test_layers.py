@@ -29,7 +29,7 @@ FLOORS: dict[str, list[str]] = {
         "results",
         "runtime",
         "modeling",
-        "training",
+        "training analysis",
         "steps",
         "step_runner",
         "__main__",

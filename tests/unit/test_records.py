@@ -32,7 +32,7 @@ def rows(tmp_path: Path) -> Path:
 
 def begin(store: Store, rows: Path) -> tuple[Loaded, Resolved]:
     loaded = load_experiment(QUICKSTART, [f"data.retain={rows}", "merge.method=ties"])
-    resolved = resolve(loaded, stage=True, namespace=NAMESPACE, report=True)
+    resolved = resolve(loaded, stage=True, namespace=NAMESPACE)
     write_record(store, resolved)
     return loaded, resolved
 
@@ -56,7 +56,7 @@ def test_a_newer_program_and_a_changed_input_change_no_key(
     monkeypatch.setitem(tasks.KIND_VERSIONS, "finetune", tasks.KIND_VERSIONS["finetune"] + 1)
     monkeypatch.setattr("expunge_jobs.plugins.version", lambda family, name: 99)
     rows.write_text(rows.read_text().replace("b1", "c1"))
-    anew = resolve(loaded, stage=True, namespace=NAMESPACE, report=True)
+    anew = resolve(loaded, stage=True, namespace=NAMESPACE)
     assert not {s.key for s in anew.plan.steps if s.kind == "finetune"} & set(keys(resolved))
     assert keys(load_recorded(store, loaded, resolved.digest, NAMESPACE)) == keys(resolved)
 

@@ -100,7 +100,8 @@ def _execute(arguments: argparse.Namespace, opened: Opened) -> int:
     if outcome.stopped:
         say(f"Stopped. Finished steps are kept. To go on: {again}")
         return STOPPED
-    put(tables.results_table(collect(opened.store, plan.models, outcome.failed), opened.update_norm))
+    results = collect(opened.store, plan.models, outcome.failed)
+    put(tables.results_table(results, opened.comparisons(), opened.update_norm))
     if outcome.failed:
         failed = ", ".join(plan.by_key[k].name for k in outcome.failed)
         status = _command("status", arguments)

@@ -88,9 +88,12 @@ def _results(arguments: argparse.Namespace) -> int:
     opened = open_shown(arguments)
     results = opened.results()
     if arguments.output == "table":
-        put(tables.results_table(results, opened.update_norm))
+        put(tables.results_table(results, opened.comparisons(), opened.update_norm))
     else:
-        _put_json({"experiment": opened.plan.experiment, "models": [r.as_json() for r in results]})
+        compared = opened.comparisons()
+        models = [r.as_json() for r in results]
+        comparisons = None if compared is None else [c.as_json() for c in compared]
+        _put_json({"experiment": opened.plan.experiment, "models": models, "comparisons": comparisons})
     return DONE
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from expunge_jobs.metrics import Column
+from expunge_jobs.results.intervals import Interval
 from expunge_jobs.results.remarks import remarks
 from expunge_jobs.results.scores import columns
 from expunge_jobs.results.summary import EvaluatedModel, Summary, by_model
-from expunge_jobs.results.verdict import verdict
+from expunge_jobs.results.verdict import Comparison, verdict
 
+from expunge_controller.experiment.document import swept_fields
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.step_states import StepStatus
 
@@ -59,23 +61,58 @@ def status_table(plan: Plan, states: dict[str, StepStatus]) -> str:
 
 
 def results_table(
-    results: Sequence[EvaluatedModel], norm_of: Callable[[EvaluatedModel], float | None] = lambda model: None
+    results: Sequence[EvaluatedModel],
+    comparisons: Sequence[Comparison] | None = None,
+    norm_of: Callable[[EvaluatedModel], float | None] = lambda model: None,
 ) -> str:
     """Format the table of scores, and its legend, remarks and verdict.
 
-    ``norm_of`` is as in ``remarks``.
+    ``comparisons`` is as in ``verdict``, ``norm_of`` as in ``remarks``.
     """
     rows = by_model(results)
     grouped = any(r.group for r in rows)
     shown = _shown(rows)
     header = ["MODEL", *(["TRIAL"] if grouped else []), *(c.title for c in shown)]
-    body = [[_title(r), *([r.group] if grouped else []), *(_cell(r, c.score) for c in shown)] for r in rows]
-    lines = [aligned(header, body, right=True), "", *_legend(rows, shown)]
+    judged = [r for r in rows if r.role != "reference"]
+    body = [[_title(r), *([r.group] if grouped else []), *(_cell(r, c.score) for c in shown)] for r in judged]
+    block = _references(rows, shown, grouped)
+    table = aligned(header, [*body, *block], right=True).splitlines()
+    lines = [*table[: len(body) + 1], *([""] if block else []), *table[len(body) + 1 :], "", *_legend(rows, shown)]
     seeds = max((len(r.models) for r in rows), default=1)
     if seeds > 1:
-        lines.append(f"Mean over up to {seeds} seeds, +- half of the 95 % interval over seeds (Student t).")
+        over = _swept_with_seed(results)
+        lines.append(f"Mean over up to {seeds} {over}, +- half of the 95 % interval over them (Student t).")
     lines += _reasons(rows, shown)
-    return "\n".join([*lines, "", *remarks(results, norm_of), *verdict(results)]).rstrip()
+    return "\n".join([*lines, "", *remarks(results, norm_of), *verdict(results, comparisons)]).rstrip()
+
+
+def _references(rows: Sequence[Summary], shown: Sequence[Column], grouped: bool) -> list[list[str]]:
+    """Return the rows of each reference, and how far the merge is from it."""
+    out = []
+    merged = [r for r in rows if r.role == "merged"] or [r for r in rows if r.is_single]
+    for reference in (r for r in rows if r.role == "reference"):
+        near = [r for r in merged if reference.group in ("", r.group)]
+        out.append(
+            [reference.model, *([reference.group] if grouped else []), *(_cell(reference, c.score) for c in shown)]
+        )
+        for row in near:
+            cells = [_distance(row.interval(c.score), reference.interval(c.score)) for c in shown]
+            out.append([f"  {row.model} is off by", *([row.group] if grouped else []), *cells])
+    return out
+
+
+def _distance(one: Interval | None, other: Interval | None) -> str:
+    return "-" if one is None or other is None else f"{abs(one.mean - other.mean):.3f}"
+
+
+def _swept_with_seed(results: Sequence[EvaluatedModel]) -> str:
+    """Return what a mean is over: seeds, or the fields that go with them."""
+    for name in {r.trial for r in results}:
+        for value in name.split(","):
+            key = value.partition("=")[0]
+            if "&" in key and "seed" in swept_fields(key):
+                return f"values of {key}"
+    return "seeds"
 
 
 def _shown(rows: Sequence[Summary]) -> list[Column]:
@@ -94,7 +131,8 @@ def _legend(rows: Sequence[Summary], shown: Sequence[Column]) -> list[str]:
         way = f"{column.better.title()} is better" if isinstance(column.better, str) else f"Best near {column.better}"
         ways.setdefault(way, []).append(column.title)
     said = " ".join(f"{way}: {', '.join(titles)}." for way, titles in ways.items())
-    return [f"{star}F: forget, R: retain, probe: unrelated knowledge.", said]
+    never = "".join(f" {r.model}: a model that never saw forget." for r in rows if r.role == "reference")
+    return [f"{star}F: forget, R: retain, probe: unrelated knowledge.{never}", said]
 
 
 def _title(row: Summary) -> str:

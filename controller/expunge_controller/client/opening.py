@@ -14,6 +14,7 @@ from expunge_jobs.artifacts.damage import find_damaged, give_up_damaged, mark_da
 from expunge_jobs.artifacts.manifests import read_manifest
 from expunge_jobs.results.remarks import remarks
 from expunge_jobs.results.summary import EvaluatedModel, collect
+from expunge_jobs.results.verdict import Comparison, read_comparisons
 from expunge_jobs.store import Store, check_conditional_writes, open_store
 from expunge_jobs.tasks.references import ArtifactRef
 
@@ -97,6 +98,10 @@ class Opened:
         waiting = {k: f"not evaluated yet: {s.state}" + (f", {s.reason}" if s.reason else "") for k, s in states}
         return collect(self.store, self.plan.models, waiting)
 
+    def comparisons(self) -> list[Comparison] | None:
+        """Return the merge's comparisons, or None while the report is missing."""
+        return read_comparisons(self.store, self.plan.steps[-1].ref)
+
     def remarks(self, trial: str | None) -> list[str]:
         """Return the remarks on a trial's merged model.
 
@@ -166,7 +171,7 @@ def _of_cluster(request: Request, name: str) -> Opened:
     resolved = load_recorded(store, loaded, digest, namespace) if digest else None
     if resolved is None:
         experiments.check_inputs(loaded, store.uri)
-        resolved = resolve(loaded, stage=True, namespace=namespace, report=True)
+        resolved = resolve(loaded, stage=True, namespace=namespace)
     return Opened(request, store, resolved, loaded.experiment.spec, backend(request.backend)(where))
 
 

@@ -124,7 +124,8 @@ _HUB_ADDRESS = _rule(
     f"!self.startsWith('hf://') || self.matches('^hf://{NAME_PATTERN}(@{REVISION_PATTERN})?$')",
     "not a hub model; allowed: hf://org/name@revision",
 )
-_RULES |= {path: [_HUB_ADDRESS] for path in (("model",), *((g, "*", "adapter") for g in ("specialists", "baselines")))}
+_ADDRESSES = (("model",), ("reference", "model"), ("specialists", "*", "adapter"), ("baselines", "*", "adapter"))
+_RULES |= {path: [_HUB_ADDRESS] for path in _ADDRESSES}
 
 
 def resource_definition() -> Schema:

@@ -70,7 +70,8 @@ class Document:
         raw["spec"] = {k: v for k, v in self.raw["spec"].items() if k != "sweep"}
         for path, value in values.items():
             try:
-                _set(raw, ("spec", *path.split(".")), value)
+                for part in swept_fields(path):
+                    _set(raw, ("spec", *part.split(".")), value)
             except TypeError as error:
                 said = (
                     f"'{error}' has a plain value in the file: nothing below it can be swept; write it out as a mapping"
@@ -78,6 +79,14 @@ class Document:
                 raise ExperimentError([self.at(("spec", "sweep", path), said)]) from None
         _absolute(raw, Path(os.path.abspath(self.file)).parent)
         return Document(self.file, raw, self.lines)
+
+
+def swept_fields(path: str) -> list[str]:
+    """Return the fields below spec that a key of ``sweep`` sets together.
+
+    ``seed & data.seed`` gives both fields each value of the list.
+    """
+    return [part.strip() for part in path.split("&")]
 
 
 def read_document(path: Path, overrides: list[str]) -> Document:
@@ -219,6 +228,7 @@ def _absolute(raw: dict[str, Any], folder: Path) -> None:
             holder[key] = f"file://{os.path.normpath(folder / Path(value).expanduser())}"
 
     fix(spec, "model")
+    fix(spec.get("reference"), "model")
     for name in _ADDRESS_FIELDS:
         fix(spec.get("data"), name)
     for group in ("specialists", "baselines"):

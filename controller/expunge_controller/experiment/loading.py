@@ -14,7 +14,7 @@ from expunge_jobs.core.hashing import canonical
 from pydantic import ValidationError
 
 from expunge_controller.errors import ExperimentError
-from expunge_controller.experiment.document import Document, read_document
+from expunge_controller.experiment.document import Document, read_document, swept_fields
 from expunge_controller.experiment.messages import problems_of
 from expunge_controller.experiment.schema import Experiment, Spec
 from expunge_controller.text import printable
@@ -31,8 +31,8 @@ LONGEST_VALUE = 200
 """Maximum characters of a swept value in a trial's name. A longer value is shortened to its beginning and a digest."""
 
 
-MODELS_A_TRIAL = 10
-"""Maximum number of judged models per allowed trial, over all trials. Specialists and controls decide the number."""
+MODELS_A_TRIAL = 20
+"""Models to judge per allowed trial, at most, over all trials. Specialists and controls decide their number."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Trial:
 
     @property
     def group(self) -> str:
-        return _trial_name({k: v for k, v in self.values.items() if k != "seed"})
+        return _trial_name({k: v for k, v in self.values.items() if "seed" not in swept_fields(k)})
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def check_document(document: Document, most_trials: int = MOST_TRIALS) -> Loaded
     trials = _trials(document, experiment, most_trials)
     models, most = sum(_models(t.spec) for t in trials), MODELS_A_TRIAL * most_trials
     if models > most:
-        said = f"{models:,} models to judge, over all trials; allowed: at most {most:,} (ten for each of limits.trials)"
+        said = f"{models:,} models to judge, over all trials; allowed: at most {most:,} "
+        said += f"({MODELS_A_TRIAL} for each of limits.trials)"
         raise ExperimentError([document.at(("spec",), said)])
     return Loaded(experiment, trials, document)
 
@@ -111,10 +112,16 @@ def check_document(document: Document, most_trials: int = MOST_TRIALS) -> Loaded
 def _models(spec: Spec) -> int:
     """Return the number of models that a trial judges.
 
-    The models are the base, the specialists, the baselines, the merge and the merge's controls.
+    The models are the base, the reference, the specialists, the baselines, the merge and the merge's controls.
     """
     controls = len(spec.specialists) * len(spec.evaluate.controls)
-    return 1 + len(spec.specialists) + len(spec.baselines) + (1 + controls if spec.merge else 0)
+    return (
+        1
+        + (spec.reference is not None)
+        + len(spec.specialists)
+        + len(spec.baselines)
+        + (1 + controls if spec.merge else 0)
+    )
 
 
 def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial]:
@@ -132,8 +139,9 @@ def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial
         raise ExperimentError([document.at(("spec", "sweep"), said)])
     problems: list[str] = []
     for path, values in sweep.items():
-        if path.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes", "suspend", "cancel"):
-            problems.append(document.at(("spec", "sweep", path), f"'{path}' changes no result, so it cannot be swept"))
+        fields = swept_fields(path)
+        if said := _unsweepable(fields, [f for other in sweep if other != path for f in swept_fields(other)]):
+            problems.append(document.at(("spec", "sweep", path), said))
             continue
         seen: set[str] = set()
         for number, value in enumerate(values):
@@ -163,6 +171,16 @@ def _trials(document: Document, experiment: Experiment, most: int) -> list[Trial
             raise ExperimentError([f"{document.file}: trial {_trial_name(chosen)}: {t}" for t in texts]) from None
         trials.append(Trial(_trial_name(chosen), chosen, spec))
     return trials
+
+
+def _unsweepable(fields: list[str], others: list[str]) -> str:
+    """Return why fields cannot be swept together; empty if they can."""
+    for field in fields:
+        if field.split(".")[0] in ("sweep", "parallel", "resources", "kubernetes", "suspend", "cancel"):
+            return f"'{field}' changes no result, so it cannot be swept"
+        if field in others or fields.count(field) > 1:
+            return f"'{field}' is swept twice"
+    return ""
 
 
 def _trial_name(values: dict[str, Any]) -> str:

@@ -53,6 +53,8 @@ def _words(item: Any, model: type[BaseModel] | None) -> str:
     name = str(item["loc"][-1]) if item["loc"] else ""
     if kind == "extra_forbidden":
         allowed = _fields_at(model, item["loc"][:-1]) if model else []
+        if name in allowed:  # of another member of the union
+            return f"'{name}' cannot stand beside the other fields here; allowed: one of {', '.join(allowed)}"
         said = f"; allowed: {', '.join(allowed)}{suggestion(name, allowed)}" if allowed else ""
         return f"unknown field '{name}'{said}"
     if kind == "missing":
@@ -104,7 +106,7 @@ def _real_path(path: KeyPath, raw: Any) -> KeyPath:
     return tuple(out)
 
 
-_UNION_PARTS = ("finetune", "adapter", "memorize", "Rest", "[key]")
+_UNION_PARTS = ("finetune", "existing", "retain_only", "number", "word", "Rest", "[key]")
 
 
 _FIELD_KEYS = {"properties", "additionalProperties", "patternProperties"}

@@ -41,6 +41,8 @@ from expunge_controller.experiment.scheduling import Kubernetes, ResourcesByKind
 
 API_VERSION = "expunge.dev/v1alpha1"
 RESERVED = ("base", "merged")
+REFERENCE = "reference"
+"""Name of ``spec.reference`` in the table."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?$")]
 Address = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -135,25 +137,42 @@ class RetainOnly(Schema):
         return self
 
 
+class ExternalModel(Schema):
+    """A model that exists and never saw forget."""
+
+    model: Address = Field(description="hf://org/name@revision, s3:// (see `expunge upload`), or a path.")
+
+
+def _reference_kind(value: Any) -> str:
+    given = isinstance(value, ExternalModel) or (isinstance(value, dict) and "model" in value)
+    return "existing" if given else "retain_only"
+
+
+Reference = Annotated[
+    Annotated[RetainOnly, Tag("retain_only")] | Annotated[ExternalModel, Tag("existing")],
+    Discriminator(_reference_kind),
+]
+
+
 def _specialist_kind(value: Any) -> str:
     if isinstance(value, ExternalAdapter) or (isinstance(value, dict) and "adapter" in value):
-        return "adapter"
+        return "existing"
     return "finetune"
 
 
 def _baseline_kind(value: Any) -> str:
     if isinstance(value, RetainOnly) or (isinstance(value, dict) and "memorize" in value):
-        return "memorize"
+        return "retain_only"
     return _specialist_kind(value)
 
 
 Specialist = Annotated[
-    Annotated[Finetune, Tag("finetune")] | Annotated[ExternalAdapter, Tag("adapter")], Discriminator(_specialist_kind)
+    Annotated[Finetune, Tag("finetune")] | Annotated[ExternalAdapter, Tag("existing")], Discriminator(_specialist_kind)
 ]
 Baseline = Annotated[
     Annotated[Finetune, Tag("finetune")]
-    | Annotated[ExternalAdapter, Tag("adapter")]
-    | Annotated[RetainOnly, Tag("memorize")],
+    | Annotated[ExternalAdapter, Tag("existing")]
+    | Annotated[RetainOnly, Tag("retain_only")],
     Discriminator(_baseline_kind),
 ]
 
@@ -256,6 +275,9 @@ class Spec(Schema):
         default_factory=dict, description="Fine-tunes to be merged, by name: one forgets too much, one too little."
     )
     baselines: dict[Name, Baseline] = Field(default_factory=dict, description="Judged beside the merge, never merged.")
+    reference: Reference | None = Field(
+        None, description="A model that never saw forget: what the others should become. No rival of the merge."
+    )
     merge: Merge | None = None
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate.model_validate({}))
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
@@ -317,13 +339,13 @@ class Spec(Schema):
         self._check_mergeable()
         return self
 
-    def retain_only(self, baseline: RetainOnly) -> Memorize:
-        """Return the complete settings of a retain-only baseline.
+    def retain_only(self, given: RetainOnly) -> Memorize:
+        """Return the complete settings of a retain-only model.
 
         The spec must have ``memorize``.
         """
         assert self.memorize is not None, "checked with the experiment"
-        return Memorize.model_validate(self.memorize.model_dump(mode="json") | baseline.memorize)
+        return Memorize.model_validate(self.memorize.model_dump(mode="json") | given.memorize)
 
     def _check_start(self, name: str, memorize: Memorize) -> None:
         if (memorize.architecture is None) == (self.model is None):
@@ -336,11 +358,14 @@ class Spec(Schema):
         both = sorted(set(self.specialists) & set(self.baselines))
         if both:
             raise ValueError(f"'{both[0]}' is a specialist and a baseline: each model has a name of its own")
-        for name, baseline in self.baselines.items():
-            if isinstance(baseline, RetainOnly):
+        if self.reference is not None and REFERENCE in {*self.specialists, *self.baselines}:
+            raise ValueError(f"'{REFERENCE}' names spec.reference in the table; choose another name")
+        named = {f"baselines.{name}": baseline for name, baseline in self.baselines.items()}
+        for place, model in (named | {REFERENCE: self.reference}).items():
+            if isinstance(model, RetainOnly):
                 if self.memorize is None:
-                    raise ValueError(f"baselines.{name}: memorize needs spec.memorize, whose fields it takes over")
-                self._check_start(f"baselines.{name}.memorize", self.retain_only(baseline))
+                    raise ValueError(f"{place}: memorize needs spec.memorize, whose fields it takes over")
+                self._check_start(f"{place}.memorize", self.retain_only(model))
 
     def _check_mergeable(self) -> None:
         if self.merge is None:

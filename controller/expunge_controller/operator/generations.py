@@ -79,7 +79,7 @@ class Generations:
         digest = str(found["status"].get("digest", "")) if observed else ""
         recorded = load_recorded(store, loaded, digest, namespace) if digest else None
         resolved = recorded or resolve(
-            loaded, stage=True, namespace=namespace, report=True, hub=public_hub(), input_bytes=limits.input_bytes
+            loaded, stage=True, namespace=namespace, hub=public_hub(), input_bytes=limits.input_bytes
         )
         if recorded is None:
             write_record(store, resolved)

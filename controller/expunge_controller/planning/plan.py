@@ -76,7 +76,10 @@ def make_plan(loaded: Loaded, pins: Pins, stage: bool = False, versions: Version
             if not trials_of[key] or trials_of[key][-1] != trial.name:
                 trials_of[key].append(trial.name)
             keys_of_role[role][trial.name] = key
-        models += [EvaluatedModel(trial.name, trial.group, trial.spec.seed, m, k, ref=r) for m, k, r in planned.models]
+        models += [
+            EvaluatedModel(trial.name, trial.group, trial.spec.seed, name, key, ref=ref, role=role)
+            for name, role, key, ref in planned.models
+        ]
     names = _names(loaded.trials, keys_of_role)
     steps = [
         Step(key, task.kind, names[key], task, tuple(r.key for r in keys.needs(key, task)), tuple(trials_of[key]))
@@ -119,12 +122,13 @@ def _staged(steps: list[Step]) -> list[Step]:
     return [*copies.values(), *out]
 
 
-def with_report(plan: Plan, record: str) -> Plan:
+def with_report(plan: Plan, record: str, version: int = KIND_VERSIONS["report"]) -> Plan:
     """Return the plan with a step that gathers all evaluations.
 
-    The step comes after all evaluations. ``record`` is the path of the experiment's record in the store.
+    The step comes after all evaluations. ``record`` is the path of the experiment's record in the store. ``version``
+    is the step's version in an earlier plan.
     """
-    task = ReportTask(record=record)
+    task = ReportTask(record=record, version=version)
     needs = tuple(s.key for s in plan.steps if s.kind == "evaluate")
     step = Step(task.key(), task.kind, "report", task, needs, plan.trials)
     return replace(plan, steps=(*plan.steps, step), by_key=plan.by_key | {step.key: step})

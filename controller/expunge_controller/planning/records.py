@@ -13,6 +13,7 @@ from typing import Any
 from expunge_jobs.artifacts.manifests import now
 from expunge_jobs.core.hashing import canonical
 from expunge_jobs.store import SMALL, Store
+from expunge_jobs.tasks.tasks import KIND_VERSIONS
 
 from expunge_controller.planning.plan import Step
 from expunge_controller.planning.resolve import Resolved
@@ -27,10 +28,11 @@ def write_record(store: Store, resolved: Resolved) -> None:
     The record keeps the request for results and for people.
     """
     rows = [
-        {"trial": m.trial, "group": m.group, "seed": m.seed, "model": m.model, "step": m.step}
+        {"trial": m.trial, "group": m.group, "seed": m.seed, "model": m.model, "role": m.role, "step": m.step}
         for m in resolved.plan.models
     ]
-    store.put(f"{resolved.folder}.json", canonical({**resolved.record, "models": rows}).encode())
+    more = {"models": rows, "report": KIND_VERSIONS["report"]}  # not part of the digest
+    store.put(f"{resolved.folder}.json", canonical({**resolved.record, **more}).encode())
 
 
 def write_failure(store: Store, resolved: Resolved, key: str, reason: str, pod: dict[str, Any]) -> None:

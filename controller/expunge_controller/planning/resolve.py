@@ -59,15 +59,13 @@ def resolve(
     loaded: Loaded,
     stage: bool = False,
     namespace: str = "local",
-    report: bool = False,
     hub: Hub | None = None,
     input_bytes: int | None = None,
 ) -> Resolved:
     """Pin and check every input, and plan the experiment.
 
-    ``stage`` is as in ``make_plan``. ``report`` adds a step that gathers the results. ``hub`` resolves a model's name
-    to a commit. The default ``hub`` is this user's, with token and cache. ``input_bytes`` bounds the bytes of all data
-    files together.
+    ``stage`` is as in ``make_plan``. ``hub`` resolves a model's name to a commit. The default ``hub`` is this user's,
+    with token and cache. ``input_bytes`` bounds the bytes of all data files together.
 
     Raises:
         ExperimentError: inputs that are missing, unreadable or hold bad rows; all of them at once.
@@ -110,7 +108,7 @@ def resolve(
     }
     digest = _digest(record)
     resolved = Resolved(plan, resolver.pins, resolver.notices, digest, record, namespace)
-    return replace(resolved, plan=with_report(plan, f"{resolved.folder}.json")) if report else resolved
+    return replace(resolved, plan=with_report(plan, f"{resolved.folder}.json"))
 
 
 def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolved | None:
@@ -125,6 +123,7 @@ def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> 
         return None
     record = json.loads(data)
     del record["models"]
+    report = record.pop("report", 1)  # records of 0.1 do not say it
     if _digest(record) != digest:  # the record was changed in the store
         return None
     pins = record["inputs"]
@@ -134,7 +133,7 @@ def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> 
     if sorted(s.key for s in plan.steps if s.kind != "stage") != record["steps"]:
         return None
     resolved = Resolved(plan, pins, [], digest, record, namespace)
-    return replace(resolved, plan=with_report(plan, f"{resolved.folder}.json"))
+    return replace(resolved, plan=with_report(plan, f"{resolved.folder}.json", report))
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from expunge_jobs import plugins
+from expunge_jobs.results.summary import Role
 from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, RowsRef, SetName, TaskData
 from expunge_jobs.tasks.settings import EvaluateSettings
 from expunge_jobs.tasks.tasks import (
@@ -20,7 +21,17 @@ from expunge_jobs.tasks.tasks import (
 from pydantic import BaseModel
 
 from expunge_controller.experiment.document import KeyPath
-from expunge_controller.experiment.schema import Data, ExternalAdapter, Finetune, Memorize, Remainder, RetainOnly, Spec
+from expunge_controller.experiment.schema import (
+    REFERENCE,
+    Data,
+    ExternalAdapter,
+    ExternalModel,
+    Finetune,
+    Memorize,
+    Remainder,
+    RetainOnly,
+    Spec,
+)
 
 Pins = Mapping[str, str]
 """Digests by address, made by ``resolve``."""
@@ -47,7 +58,10 @@ def inputs_of(spec: Spec) -> Inputs:
         for name, model in models.items()
         if isinstance(model, ExternalAdapter)
     }
-    return Inputs(files, {("model",): spec.model} if spec.model else {}, adapters)
+    models: dict[KeyPath, str] = {("model",): spec.model} if spec.model else {}
+    if isinstance(spec.reference, ExternalModel):
+        models["reference", "model"] = spec.reference.model
+    return Inputs(files, models, adapters)
 
 
 class Keys:
@@ -85,32 +99,36 @@ class Keys:
 class TrialPlan:
     """One trial's steps and models.
 
-    A step is (role, key, task). A model is (name, key of its evaluation, reference to the model).
+    A step is (role, key, task). A model is (name, role, key of its evaluation, reference to the model).
     """
 
     def __init__(self, spec: Spec, pins: Pins, keys: Keys) -> None:
         self.spec, self.pins, self.keys = spec, pins, keys
         self.steps: list[tuple[str, str, Task]] = []
-        self.models: list[tuple[str, str, ModelRef]] = []
+        self.models: list[tuple[str, Role, str, ModelRef]] = []
         self.sets = _sets(spec.data, pins.__getitem__)
         self._made: dict[tuple[SetName, ...], TaskData] = {}
         self.evaluation = EvaluateSettings(
             batch_size=spec.evaluate.batch_size, max_new_tokens=spec.evaluate.max_new_tokens
         )
         self.base = self._base()
-        self._evaluate("base", self.base)
-        adapters = {name: self._specialist(name, s) for name, s in spec.specialists.items()}
+        self._evaluate("base", "base", self.base)
+        adapters = {name: self._specialist(name, "specialist", s) for name, s in spec.specialists.items()}
         for name, baseline in spec.baselines.items():
             if isinstance(baseline, RetainOnly):
-                self._evaluate(name, self._retain_only(name, baseline))
+                self._evaluate(name, "reference", self._retain_only(name, baseline))  # the files of 0.1
             else:
-                self._specialist(name, baseline)
+                self._specialist(name, "baseline", baseline)
+        if isinstance(spec.reference, RetainOnly):
+            self._evaluate(REFERENCE, "reference", self._retain_only(REFERENCE, spec.reference))
+        elif spec.reference is not None:
+            self._evaluate(REFERENCE, "reference", ModelRef(base=self._input(spec.reference.model)))
         if spec.merge is not None:
             merged = self._merge(adapters)
             for scale in spec.evaluate.controls:
                 for name, adapter in adapters.items():
                     factor = merged if scale == "norm" else scale
-                    self._evaluate(f"control:{name}@{scale}", self._on_base(adapter, factor))
+                    self._evaluate(f"control:{name}@{scale}", "control", self._on_base(adapter, factor))
 
     def _data(self, *names: SetName) -> TaskData:
         data = self.spec.data
@@ -144,10 +162,10 @@ class TrialPlan:
         )
         return ModelRef(base=ArtifactRef(kind="memorize", key=key, folder="model"))
 
-    def _retain_only(self, name: str, baseline: RetainOnly) -> ModelRef:
-        return self._memorize(f"memorize {name}", self.spec.retain_only(baseline), ("retain", "probe"))
+    def _retain_only(self, name: str, given: RetainOnly) -> ModelRef:
+        return self._memorize(f"memorize {name}", self.spec.retain_only(given), ("retain", "probe"))
 
-    def _specialist(self, name: str, given: Finetune | ExternalAdapter) -> ArtifactRef | Input:
+    def _specialist(self, name: str, role: Role, given: Finetune | ExternalAdapter) -> ArtifactRef | Input:
         adapter: ArtifactRef | Input
         if isinstance(given, ExternalAdapter):
             adapter = self._input(given.adapter)
@@ -163,7 +181,7 @@ class TrialPlan:
                 plugins=plugins.versions([call.name for call in given.objective], "objectives"),
             )
             adapter = ArtifactRef(kind="finetune", key=key, folder="adapter")
-        self._evaluate(name, self._on_base(adapter))
+        self._evaluate(name, role, self._on_base(adapter))
         return adapter
 
     def _merge(self, adapters: dict[str, ArtifactRef | Input]) -> ArtifactRef:
@@ -182,15 +200,15 @@ class TrialPlan:
             plugins=plugins.versions([merge.method], "merge_methods"),
         )
         merged = ArtifactRef(kind="merge", key=key, folder="adapter")
-        self._evaluate("merged", self._on_base(merged))
+        self._evaluate("merged", "merged", self._on_base(merged))
         return merged
 
-    def _evaluate(self, name: str, model: ModelRef) -> None:
+    def _evaluate(self, name: str, role: Role, model: ModelRef) -> None:
         data = self._data("forget", "retain", "probe", "members", "nonmembers", "mmlu")
         key = self._add(
             f"evaluate {name}", EvaluateTask, model=model, data=data, settings=self.evaluation, dtype=self.spec.dtype
         )
-        self.models.append((name, key, model))
+        self.models.append((name, role, key, model))
 
     def _add(self, role: str, kind: type[Task], **fields: Any) -> str:
         key, task = self.keys.make(kind, **fields)

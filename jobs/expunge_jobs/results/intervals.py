@@ -16,7 +16,7 @@ LEVEL = 0.95
 class Interval(NamedTuple):
     """A mean and its interval.
 
-    ``low`` and ``high`` are None for a single value, which has no interval.
+    ``low`` and ``high`` are None where there is no interval: for a single value, and for values without a spread.
     """
 
     mean: float
@@ -33,7 +33,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of at least one value, with its interval at ``LEVEL``."""
     n = len(values)
     mean = math.fsum(values) / n
-    if n < 2:
+    if n < 2 or max(values) == min(values):  # values without a spread say nothing of their spread
         return Interval(mean, None, None, n)
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
     half = t_quantile((1 + LEVEL) / 2, n - 1) * math.sqrt(variance / n)

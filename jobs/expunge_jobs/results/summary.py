@@ -6,16 +6,15 @@ torch.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from expunge_jobs import plugins
-from expunge_jobs.artifacts.manifests import folder, read_manifest
+from expunge_jobs.artifacts.manifests import read_manifest
 from expunge_jobs.core.errors import DamagedInput
-from expunge_jobs.metrics import EvaluatedRow
+from expunge_jobs.results.documents import stored_rows
 from expunge_jobs.results.intervals import Interval, mean_interval
 from expunge_jobs.results.scores import compute_all
 from expunge_jobs.store import Store
@@ -39,6 +38,10 @@ CORE = (
 """Metrics of every model. A metric that is not available is null, with a reason."""
 
 
+Role = Literal["base", "specialist", "baseline", "reference", "merged", "control"]
+_OWN: dict[str, Role] = {"base": "base", "merged": "merged"}
+
+
 @dataclass(frozen=True)
 class EvaluatedModel:
     """A model of a trial, with the evaluation that judges the model.
@@ -59,6 +62,14 @@ class EvaluatedModel:
     """The device and the versions of libraries that evaluated it."""
     ref: ModelRef | None = None
     """The model itself, if a plan made this object."""
+    role: Role = "specialist"
+    """Records of earlier versions do not have the role; ``__post_init__`` reads it from the model's name."""
+
+    def __post_init__(self) -> None:
+        """Set the role of a model whose name has one."""
+        own: Role | None = "control" if self.model.startswith("control:") else _OWN.get(self.model)
+        if own is not None:
+            object.__setattr__(self, "role", own)
 
     def as_json(self) -> dict[str, Any]:
         """Return the row of the public contract."""
@@ -66,6 +77,7 @@ class EvaluatedModel:
             "trial": self.trial,
             "seed": self.seed,
             "model": self.model,
+            "role": self.role,
             "step": self.step,
             "metrics": dict(self.metrics),
             "reasons": dict(self.reasons),
@@ -122,8 +134,7 @@ def read_scores(store: Store, key: str) -> StoredScores | None:
     stored: dict[str, Any] = dict(manifest.figures["metrics"])
     old = frozenset(n for n in plugins.names("metrics") if _is_old(n, stored.get(n)))
     if old:
-        data, _ = store.get(f"{folder(ref)}/attempts/{manifest.attempt}/rows.jsonl")
-        stored |= compute_all([EvaluatedRow(**json.loads(line)) for line in data.decode().splitlines()], only=old)
+        stored |= compute_all(stored_rows(store, manifest), only=old)
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
     # Own metrics last: what another distribution's metric has stored under their names does not count.
@@ -153,6 +164,15 @@ class Summary:
     models: tuple[EvaluatedModel, ...]
     best_single: bool = False
 
+    @property
+    def role(self) -> Role:
+        return self.models[0].role
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the model is one fine-tune."""
+        return self.role in ("specialist", "baseline")
+
     def interval(self, name: str) -> Interval | None:
         """Return the mean over the seeds, or None if a seed lacks the figure."""
         values = [r.metrics.get(name) for r in self.models]
@@ -177,14 +197,9 @@ def by_model(models: Sequence[EvaluatedModel]) -> list[Summary]:
         # A model of every group belongs to no group.
         group = found[0][0] if len(found) < len(groups) or len(groups) == 1 else ""
         rows.append(Summary("" if group == "default" else group, model, tuple(found[0][1])))
-    single = [(r.interval("task_aggregate"), r) for r in rows if is_single(r.model)]
+    single = [(r.interval("task_aggregate"), r) for r in rows if r.is_single]
     scored = [(i.mean, r) for i, r in single if i is not None]
     best = max(scored, key=lambda pair: pair[0], default=None)
     if best is not None and (best[0] <= 0 or (len(scored) > 1 and all(mean == best[0] for mean, _ in scored))):
         best = None  # all are equal, or zero; therefore none is the best
     return [Summary(r.group, r.model, r.models, best is not None and r is best[1]) for r in rows]
-
-
-def is_single(model: str) -> bool:
-    """Return whether a model is one fine-tune: no base, merge or control."""
-    return model not in ("base", "merged") and not model.startswith("control:")

@@ -24,6 +24,7 @@ from expunge_jobs.metrics import EvaluatedRow
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.modeling.loading import encoder_for, load_for_evaluation
 from expunge_jobs.modeling.packing import batches, logits_at
+from expunge_jobs.results.documents import document_scores, storable
 from expunge_jobs.results.scores import compute_all
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.references import SetName
@@ -56,7 +57,13 @@ def run(task: EvaluateTask, context: StepContext) -> dict[str, Any]:
         file.writelines(json.dumps(_compact(r), ensure_ascii=False) + "\n" for r in rows)
     receipt = evaluator.encoder.receipt()  # for this process's share
     summed = dict(zip(receipt, map(int, context.group.sum(list(receipt.values()))), strict=True))
-    return {"metrics": compute_all(rows), "rows": len(rows), **summed}
+    documents = storable(document_scores(rows))
+    return {
+        "metrics": compute_all(rows),
+        "rows": len(rows),
+        **({"documents": documents} if documents else {}),
+        **summed,
+    }
 
 
 class Evaluator:

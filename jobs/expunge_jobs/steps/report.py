@@ -1,8 +1,8 @@
 """The step that writes an experiment's results as one file.
 
-A user who watches hundreds of experiments need not read every evaluation. The step loads no torch.
+A user who watches hundreds of experiments need not read every evaluation. The step loads numpy, but no torch.
 The artifact is ``results.json`` (the public contract of ``expunge results -o json``).
-The manifest holds the best model and the verdict.
+``comparisons.json`` is the part of it that the verdict reads. The manifest holds the best model.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from expunge_jobs.results.summary import EvaluatedModel, by_model, collect, is_single
-from expunge_jobs.results.verdict import verdict
+from expunge_jobs.analysis.comparison import compare
+from expunge_jobs.results.documents import read_document_scores
+from expunge_jobs.results.summary import EvaluatedModel, by_model, collect
+from expunge_jobs.results.verdict import COMPARISONS
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.tasks import ReportTask
 
@@ -23,9 +25,15 @@ def run(task: ReportTask, context: StepContext) -> dict[str, Any]:
     """
     record = json.loads(context.store.get(task.record)[0])
     results = collect(context.store, [EvaluatedModel(**row) for row in record["models"]])
-    table = {"experiment": record["experiment"]["name"], "models": [r.as_json() for r in results]}
+    compared = [c.as_json() for c in compare(results, lambda key: read_document_scores(context.store, key))]
+    table = {
+        "experiment": record["experiment"]["name"],
+        "models": [r.as_json() for r in results],
+        "comparisons": compared,
+    }
     (context.out / "results.json").write_text(json.dumps(table, indent=1, allow_nan=False))
-    return {"best": best(results), "verdict": verdict(results)}
+    (context.out / COMPARISONS).write_text(json.dumps(compared, allow_nan=False))
+    return {"best": best(results)}
 
 
 def best(results: list[EvaluatedModel]) -> dict[str, Any] | None:
@@ -35,7 +43,7 @@ def best(results: list[EvaluatedModel]) -> dict[str, Any] | None:
     """
     rows = [(row, row.interval("task_aggregate")) for row in by_model(results)]
     merged = [(row, found) for row, found in rows if row.model == "merged" and found]
-    ranked = merged or [(row, found) for row, found in rows if is_single(row.model) and found]
+    ranked = merged or [(row, found) for row, found in rows if row.is_single and found]
     if not ranked:
         return None
     row, found = max(ranked, key=lambda pair: pair[1].mean)

@@ -37,7 +37,7 @@ from expunge_jobs.tasks.settings import (
 TASK_FORMAT = 1
 """Version of this file's JSON. The program refuses a task with another version by name."""
 
-KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 2, "report": 1}
+KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 2, "report": 2}
 """Versions by kind, part of every key. A version is raised by hand when the results of the kind change."""
 
 
@@ -193,7 +193,7 @@ class EvaluateTask(_Task):
 
 
 class ReportTask(_Task):
-    """A report of an experiment's evaluations -> ``results.json``.
+    """A report of evaluations -> ``results.json``, ``comparisons.json``.
 
     The experiment's record in the store lists the evaluations. A sweep has more of them than an environment variable
     can hold.

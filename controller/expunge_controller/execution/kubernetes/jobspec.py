@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from typing import Any
 
 from expunge_jobs.core.errors import ExitCode
@@ -56,7 +55,7 @@ DEFAULTS = {
     "finetune": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
     "merge": Resources(gpu=0, cpu=2, memory="8Gi", disk="20Gi", deadline=4 * 3600),
     "evaluate": Resources(gpu=1, cpu=4, memory="16Gi", disk="20Gi", deadline=24 * 3600),
-    "report": Resources(gpu=0, cpu=1, memory="1Gi", disk="1Gi", deadline=3600),
+    "report": Resources(gpu=0, cpu=1, memory="2Gi", disk="1Gi", deadline=3600),
 }
 """Default resource requests, by kind of step."""
 
@@ -121,7 +120,7 @@ def job(
             "ttlSecondsAfterFinished": TTL,
             "template": {
                 "metadata": {"labels": dict(labels), "annotations": {KEY: step.key}},
-                "spec": _pod(_imaged(step, site), asked, kubernetes, _environment(step, site, asked, kubernetes)),
+                "spec": _pod(site, asked, kubernetes, _environment(step, site, asked, kubernetes)),
             },
         },
     }
@@ -176,11 +175,6 @@ def _failure_policy() -> dict[str, Any]:
             {"action": "Ignore", "onPodConditions": [{"type": "PodScheduled", "status": "False"}]},
         ]
     }
-
-
-def _imaged(step: Step, site: PodConfig) -> PodConfig:
-    """Return the pod configuration with the image for this step."""
-    return replace(site, image=site.controller_image) if step.kind == "report" and site.controller_image else site
 
 
 def _pod(

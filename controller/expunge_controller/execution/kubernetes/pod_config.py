@@ -37,8 +37,6 @@ class PodConfig:
     namespace: str
     image: str
     store: str
-    controller_image: str = ""
-    """The image for the report step, which needs no torch. Empty: the pod uses the jobs image."""
     secret: str | None = None
     """Name of a Secret with the keys of ``STORE_KEYS``. No other key of the Secret reaches a pod."""
     hub_secret: str | None = None

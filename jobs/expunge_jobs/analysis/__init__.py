@@ -1,0 +1,1 @@
+"""Statistics that need numpy: made once, where an experiment ends."""
