@@ -76,7 +76,9 @@ class Lab:
         ran = Ran(attempt, place / "out")
         work = StepContext(self.store, place / "out", place / "scratch", 1, attempt, seconds)
 
-        def progress(step: int, steps: int, tokens: int = 0, **figures: float) -> None:
+        def progress(step: int, steps: int, tokens: int = 0, phase: str = "", **figures: float) -> None:
+            if phase:  # before the first step
+                return
             ran.first = ran.first or step
             ran.steps += 1
             if by == "KILL" and step == end_at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections import Counter
 from itertools import chain
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from expunge_controller.execution.step_log import line_words
 from expunge_jobs.modeling.adapters import attach_lora, lora_tensors
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.runtime.context import StepContext
@@ -68,6 +70,28 @@ def test_retain_is_a_stream_of_its_own_that_runs_on(base: Any, words: Any, work:
     assert all(sorted(p) == list(range(11)) for p in passes[:3])
     assert len({tuple(p) for p in passes[:3]}) == 3
     assert set(Counter(stream).values()) == {3, 4}
+
+
+def test_the_reference_is_asked_of_drawn_rows_alone(base: Any, words: Any, work: StepContext) -> None:
+    """Of 11 retain rows one epoch of 7 forget rows draws 7; of two processes each asks of its own."""
+    made = trainer(base, words, work, epochs=1, objective={"npo": 0.5, "kl": 0.5})
+    made._ask_reference()
+    for side, field in (("forget", "reference_nll"), ("retain", "reference_states")):
+        asked = [n for n, s in enumerate(made.samples[side]) if getattr(s, field) is not None]
+        assert asked == sorted(set(chain(*drawn(made, side))))
+    assert len(asked) == 7 < len(made.samples["retain"])
+    shares = [made.sampler.drawn(made.steps, rank, 2) for rank in (0, 1)]
+    whole = made.sampler.drawn(made.steps)
+    assert all(sorted(shares[0][side] + shares[1][side]) == whole[side] for side in ("forget", "retain"))
+
+
+def test_asking_the_reference_is_told(
+    base: Any, words: Any, work: StepContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(base, words, work, epochs=1, objective={"npo": 0.5, "kl": 0.5})._ask_reference()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["event"], last["phase"], last["step"], last["steps"]) == ("progress", "reference", 14, 14)
+    assert line_words(json.dumps(last)).startswith("reference 14/14")
 
 
 def test_what_is_drawn_follows_from_the_seed_alone(base: Any, words: Any, work: StepContext) -> None:

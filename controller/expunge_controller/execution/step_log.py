@@ -72,7 +72,7 @@ def progress_words(progress: Progress) -> str:
         return str(progress["reason"])
     if not progress:
         return "starting"
-    out = [f"step {progress['step']}/{progress['steps']}"]
+    out = [f"{progress.get('phase', 'step')} {progress['step']}/{progress['steps']}"]
     if "loss" in progress:
         out.append(f"loss {progress['loss']:.3f}")
     if "tokens_per_second" in progress:

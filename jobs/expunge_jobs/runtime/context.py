@@ -49,7 +49,7 @@ class StepContext:
         self.store, self.out, self.scratch, self.threads = store, out, scratch, threads
         self.attempt, self.checkpoint_seconds, self.cache = attempt, checkpoint_seconds, cache
         self.group = WorkerGroup()
-        self._clock = _Clock()
+        self._clock, self._phase = _Clock(), ""
 
     def path(self, ref: ArtifactRef | Input) -> Path:
         """Return the local folder of an artifact or input, its bytes checked.
@@ -95,15 +95,18 @@ class StepContext:
             self.group,
         )
 
-    def progress(self, step: int, steps: int, tokens: int = 0, **figures: float) -> None:
+    def progress(self, step: int, steps: int, tokens: int = 0, phase: str = "", **figures: float) -> None:
         """Report that ``step`` of ``steps`` is done.
 
-        ``tokens`` is the number of tokens since the last call.
+        ``tokens`` is the number of tokens since the last call. ``phase`` names the work that comes before the main
+        work, and has steps of its own.
         The report is sent at most twice a second, and at the end.
         """
+        if phase != self._phase:
+            self._clock, self._phase = _Clock(), phase
         line = self._clock.tick(step, steps, tokens)
         if line:
-            emit("progress", step=step, steps=steps, **line, **figures)
+            emit("progress", step=step, steps=steps, **({"phase": phase} if phase else {}), **line, **figures)
 
     def notice(self, text: str) -> None:
         """Report a fact that the user should know and that is no error."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -58,12 +59,22 @@ class Sampler:
             draws += [Draw("retain", i, n // self.batch_size) for n, i in enumerate(stream)]
         return draws
 
+    def drawn(self, steps: int, rank: int = 0, size: int = 1) -> dict[Side, list[int]]:
+        """Return the rows that one of ``size`` processes reads in any of the steps, in the files' order."""
+        found: dict[Side, set[int]] = {side: set() for side in SIDES}
+        for step in range(steps):
+            for draw in self.draw(step):
+                if draw.micro_batch % size == rank:
+                    found[draw.side].add(draw.index)
+        return {side: sorted(rows) for side, rows in found.items()}
+
     def _retain_at(self, place: int) -> int:
         count = self.sizes["retain"]
         return permutation(count, "retain", self.seed, place // count)[place % count]
 
 
-def permutation(count: int, *seed: object) -> list[int]:
+@lru_cache(maxsize=4)  # two sets, each of which may go from one epoch to the next within a step
+def permutation(count: int, *seed: object) -> tuple[int, ...]:
     """Return an order of ``count`` items that follows from the seed."""
     generator = torch.Generator().manual_seed(stable_hash("order", *seed))
-    return list(torch.randperm(count, generator=generator).tolist())
+    return tuple(torch.randperm(count, generator=generator).tolist())

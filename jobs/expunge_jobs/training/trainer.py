@@ -228,13 +228,21 @@ class Trainer:
 
     @torch.no_grad()
     def _ask_reference(self) -> None:
+        """Ask the reference about the rows that this process will draw.
+
+        A resumed run asks about the same rows in the same passes; therefore it gets the same bits.
+        """
+        drawn = self.sampler.drawn(self.steps, self.group.rank, self.group.size)
+        asked: dict[Side, list[Sample]] = {}
+        for side in SIDES:
+            if self.needs[side].reference:
+                mine = [self.samples[side][i] for i in drawn[side]]
+                asked[side] = [x for s in mine for x in (s, s.alternative) if x is not None]
+        done, total = 0, sum(map(len, asked.values()))
         self.wrapped.eval()
         with self.wrapped.disable_adapter():
-            for side in SIDES:
+            for side, samples in asked.items():
                 needs = self.needs[side]
-                if not needs.reference:
-                    continue
-                samples = [x for s in self.samples[side] for x in (s, s.alternative) if x is not None]
                 for chunk in packing.batches([s.row for s in samples]):
                     members = [samples[i] for i in chunk]
                     rows = [s.row for s in members]
@@ -250,6 +258,8 @@ class Trainer:
                         if "logits" in needs.reference:
                             sample.reference_states = states[number]
                         sample.reference_hidden = {name: found[number] for name, found in hidden.items()}
+                    done += len(members)
+                    self.context.progress(done, total, phase="reference")
 
 
 def _label_nll(row: Encoded, logits: Tensor) -> Tensor:
