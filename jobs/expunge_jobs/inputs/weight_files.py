@@ -53,14 +53,20 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         try:
             header = json.loads(opened.read(length))
             entries = {k: v for k, v in header.items() if k != "__metadata__"}
-            shapes = {k: tuple(int(n) for n in v["shape"]) for k, v in entries.items()}
-            end = max((int(v["data_offsets"][1]) for v in entries.values()), default=0)
+            shapes = {k: tuple(map(_size, v["shape"])) for k, v in entries.items()}
+            end = max((_size(v["data_offsets"][1]) for v in entries.values()), default=0)
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError):
             raise BadTask(f"{file.name} is no safetensors file: its header cannot be read") from None
     if size != 8 + length + end:
         said = "is cut short" if size < 8 + length + end else "has bytes behind its tensors"
         raise BadTask(f"{file.name} {said}: {8 + length + end:,} bytes belong to it, the file has {size:,}")
     return shapes
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"no size: {value!r}")
+    return value
 
 
 def _check_pointer(file: Path, data: bytes) -> None:
