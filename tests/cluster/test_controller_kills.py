@@ -15,7 +15,7 @@ from tests.support.runs import attempts
 from tests.support.testsite import Site
 
 HALF = ("--set", "merge.density=0.5")
-"""Another merge: of a finished experiment two steps are left, one after the other."""
+"""Another merge: of a finished experiment three steps are left, one after the other."""
 
 __all__ = ["proxies"]
 
@@ -39,7 +39,7 @@ def test_killed_at_every_call(
     calls = sum(len(proxy.seen) for proxy in proxies.values())
     moments = {name: moments_of(proxy.seen) for name, proxy in proxies.items()}
     steps = set(attempts(site.objects)) - whole
-    assert len(steps) == 2
+    assert len(steps) == 3
     once = Once(site, steps)
     killed = 0
     for name, proxy in proxies.items():

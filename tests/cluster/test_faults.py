@@ -230,5 +230,5 @@ def test_faults_on_the_way(site: Site, plane: ControlPlane, server: S3Server, fi
     assert weights(site.objects) == weights(finished)
     assert set(attempts(site.objects).values()) == {1}
     posts = [r for r in cluster.seen if r.method == "POST"]
-    assert len(posts) == 10 + 9
+    assert len(posts) == 11 + 9
     assert left_behind(site) == []

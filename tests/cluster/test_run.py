@@ -20,7 +20,7 @@ def test_a_run_on_a_cluster_is_the_same_run(site: Site, finished: Path) -> None:
     assert weights(site.objects) == weights(finished)
     assert set(attempts(site.objects).values()) == {1}
     jobs = site.get("jobs")
-    assert len(jobs) == 10
+    assert len(jobs) == 11
     again = site.command("run")
     assert again.returncode == 0
     assert again.stdout == done.stdout

@@ -74,7 +74,7 @@ def test_it_is_copied_once_and_read_by_every_step(hub_site: Site, hub: Hub) -> N
     assert said["figures"]["files"] == len(hub.asked)
     again = hub_site.command("run", *MODEL, "--hub-secret", "hub")
     assert again.stdout == done.stdout
-    assert len(hub_site.get("jobs")) == 10, "stage, two fine-tunes, merge, six evaluations"
+    assert len(hub_site.get("jobs")) == 11, "stage, two fine-tunes, merge, six evaluations, report"
 
 
 def test_without_its_token_it_says_so(hub_site: Site) -> None:

@@ -80,12 +80,18 @@ def wait_for(process: subprocess.Popen[str], text: str, seconds: float = 300) ->
 
 
 def weights(store: Path) -> dict[str, str]:
-    """SHA-256 by kind, key and file, as the manifests have them."""
+    """SHA-256 by kind, key and file, as the manifests have them.
+
+    A report's key holds the namespace. In its place stand the experiment's name and digest.
+    """
     out = {}
     for file in store.glob("artifacts/*/*/manifest.json"):
         manifest = json.loads(file.read_text())
+        folder = f"{manifest['kind']}/{manifest['key']}"
+        if manifest["kind"] == "report":
+            folder = "report/" + manifest["task"]["record"].removesuffix(".json").split("/", 2)[2]
         for part in manifest["files"]:
-            out[f"{manifest['kind']}/{manifest['key']}/{part['path']}"] = part["sha256"]
+            out[f"{folder}/{part['path']}"] = part["sha256"]
     return out
 
 
