@@ -82,16 +82,14 @@ def wait_for(process: subprocess.Popen[str], text: str, seconds: float = 300) ->
 def weights(store: Path) -> dict[str, str]:
     """SHA-256 by kind, key and file, as the manifests have them.
 
-    A report's key holds the namespace. In its place stand the experiment's name and digest.
+    A report's key holds the namespace and the file's words. In its place stands what it says.
     """
     out = {}
     for file in store.glob("artifacts/*/*/manifest.json"):
         manifest = json.loads(file.read_text())
-        folder = f"{manifest['kind']}/{manifest['key']}"
-        if manifest["kind"] == "report":
-            folder = "report/" + manifest["task"]["record"].removesuffix(".json").split("/", 2)[2]
         for part in manifest["files"]:
-            out[f"{folder}/{part['path']}"] = part["sha256"]
+            key = part["sha256"] if manifest["kind"] == "report" else manifest["key"]
+            out[f"{manifest['kind']}/{key}/{part['path']}"] = part["sha256"]
     return out
 
 
