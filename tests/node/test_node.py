@@ -133,7 +133,7 @@ def test_the_quickstart_in_real_pods(site: Site) -> None:
     out, err = run.communicate(timeout=1500)
     assert run.returncode == 0, err
     models = [line.split()[0] for line in out.splitlines()[1:] if line and line[0].isalpha()]
-    assert models[:6] == ["base", "over", "under", "merged", "control:over@0.5", "control:under@0.5"]
+    assert models[:5] == ["base", "over", "under", "pooled", "merged"]
     assert set(attempts(site.objects).values()) == {1}
     pods = {p["metadata"]["labels"]["batch.kubernetes.io/job-name"]: p for p in site.get("pods")}
     assert {p["status"]["phase"] for p in pods.values()} == {"Succeeded"}
