@@ -21,7 +21,7 @@ from expunge_jobs.artifacts.attempts import Attempt, count_disruptions
 from expunge_jobs.artifacts.cache import ModelCache
 from expunge_jobs.artifacts.damage import find_damaged, mark_damaged
 from expunge_jobs.artifacts.manifests import read_manifest
-from expunge_jobs.core.errors import BadTask, DamagedInput, ExitCode, LimitExceeded, Preempted, StepError
+from expunge_jobs.core.errors import LESS_MEMORY, BadTask, DamagedInput, ExitCode, LimitExceeded, Preempted, StepError
 from expunge_jobs.runtime import distributed, events, limits, shutdown
 from expunge_jobs.runtime.context import CHECKPOINT_SECONDS, StepContext
 from expunge_jobs.runtime.distributed import rank
@@ -41,10 +41,12 @@ def run_step(threads: int) -> int:
     """Run the step that the environment names, and return its exit code."""
     attempt: Attempt | None = None
     error: StepError
+    kind = ""
     with contextlib.ExitStack() as until_the_end:
         try:
             task = parse_task(os.environ.get("EXPUNGE_TASK", ""))
-            _limit(task.kind)
+            kind = task.kind
+            _limit(kind)
             store = open_store(os.environ.get("EXPUNGE_STORE", ""), AWAY, should_stop=shutdown.requested)
             ref = ArtifactRef(kind=task.kind, key=task.key())
             if rank() == 0 and read_manifest(store, ref) is not None:
@@ -70,11 +72,11 @@ def run_step(threads: int) -> int:
         except StepError as raised:
             error = raised
         except MemoryError:
-            error = StepError("out of memory: lower batch_size, or give the step more memory")
+            error = _out_of_memory(kind)
         except Exception as raised:
             if os.environ.get("EXPUNGE_DEBUG") == "1":
                 raise
-            error = _unforeseen(raised)
+            error = _unforeseen(raised, kind)
         shutdown.ignore()
         events.silent = False
         emit("failed", reason=str(error), exit_code=int(error.exit_code))
@@ -175,13 +177,18 @@ def prepare_torch(threads: int) -> str:
     return torch.cuda.get_device_name()
 
 
-def _unforeseen(raised: Exception) -> StepError:
+def _out_of_memory(kind: str) -> StepError:
+    less = f"{LESS_MEMORY[kind]}, or " if kind in LESS_MEMORY else ""
+    return StepError(f"out of memory: {less}give the step more memory")
+
+
+def _unforeseen(raised: Exception, kind: str) -> StepError:
     """Return the ``StepError`` for an unexpected error, without its message.
 
     The message may quote a row. EXPUNGE_DEBUG=1 shows the whole error.
     """
     if "out of memory" in str(raised).lower() or type(raised).__name__ == "OutOfMemoryError":
-        return StepError("out of memory: lower batch_size, or give the step more memory")
+        return _out_of_memory(kind)
     frame = traceback.extract_tb(raised.__traceback__)[-1]
     where = f"{Path(frame.filename).name}:{frame.lineno}"
     return StepError(f"unforeseen {type(raised).__name__} at {where}; EXPUNGE_DEBUG=1 shows it whole")

@@ -151,7 +151,7 @@ def test_out_of_memory_says_what_to_raise_and_is_not_tried_in_vain(site: Site) -
     assert run.returncode == 1
     (line,) = [x for x in err.splitlines() if x.startswith("FAILED")]
     assert line.startswith(
-        "FAILED    finetune over: out of memory at 16Gi: raise resources.finetune.memory, or lower batch_size (last heard:"
+        "FAILED    finetune over: out of memory at 16Gi: raise resources.finetune.memory, or lower batch_size (accum"
     )
     assert not [j for j in site.get("jobs") if j["metadata"]["annotations"]["expunge.dev/step"] == "finetune over"]
     assert "out of memory at 16Gi" in site.command("status", *SLOWER).stdout

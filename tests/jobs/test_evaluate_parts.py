@@ -232,15 +232,18 @@ def test_mmlu_is_the_likeliest_letter_after_five_shots(base: Any, words: Any, wo
     shots = [question(n + 3, "dev") for n in range(dev)] + [question(1, "dev", "other")]
     rows = evaluator(base, words, work).multiple_choice([*shots, *tests])
     assert [(r.set, r.kind, r.task, r.id) for r in rows] == [("mmlu", "choice", "high_school_law", t.id) for t in tests]
-    letters = [words(f" {c}", add_special_tokens=False)["input_ids"][-1] for c in "ABCD"]
     for asked, row in zip(tests, rows, strict=True):
         text = "The following are multiple choice questions (with answers) about high school law.\n\n"
         for q in [*shots[:dev][:5], asked]:
             text += q.question + "".join(f"\n{c}. {x}" for c, x in zip("ABCD", q.choices, strict=True)) + "\nAnswer:"
             text += f" {'ABCD'[q.answer]}\n\n" if q is not asked else ""
-        logits = tiny.alone(base, tuple(words(text)["input_ids"]))[-1]
-        best = max(range(4), key=lambda n: float(logits[letters[n]]))
-        assert row.score == float(best == asked.answer)
+        given = len(words(text)["input_ids"])
+        likely = []
+        for letter in "ABCD":  # a letter may be several tokens: each continuation counts as a whole
+            ids = words(f"{text} {letter}")["input_ids"]
+            logs = tiny.alone(base, tuple(ids)).log_softmax(-1)
+            likely.append(sum(float(logs[n - 1, ids[n]]) for n in range(given, len(ids))))
+        assert row.score == float(likely.index(max(likely)) == asked.answer)
 
 
 def test_what_is_kept(base_folder: Path, work: StepContext, tmp_path: Path) -> None:

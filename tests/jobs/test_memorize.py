@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from expunge_jobs.steps import memorize
 from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
 from expunge_jobs.tasks.tasks import MemorizeTask
+from safetensors.torch import load_file
 
 from tests.jobs import tiny_models as tiny
 
@@ -27,6 +29,23 @@ def test_it_stops_once_every_row_is_known(tmp_path: Path) -> None:
     figures = _run(tmp_path, 1.0)
     assert figures["known"] == 1.0
     assert figures["epochs"] < EPOCHS
+
+
+def test_a_model_that_saw_less_has_the_same_tokens_and_start(tmp_path: Path) -> None:
+    """What a reference is compared with: only what it was trained on differs."""
+    architecture = Architecture(vocab_size=320, hidden_size=32, layers=1, heads=2, intermediate_size=64)
+    settings = MemorizeSettings(epochs=1, batch_size=2, learning_rate=1e-30)
+    whole = tiny.task_data(tmp_path)
+    part = whole.model_copy(update={"sets": {"retain": whole.sets["retain"]}})
+    made = []
+    for number, fields in enumerate(({"data": whole}, {"data": part, "vocabulary": whole}, {"data": part})):
+        context = tiny.work(tmp_path / str(number))
+        memorize.run(MemorizeTask(settings=settings, architecture=architecture, **fields), context)
+        folder = context.out / "model"
+        made.append(((folder / "tokenizer.json").read_text(), load_file(folder / "model.safetensors")))
+    assert made[0][0] == made[1][0] != made[2][0]
+    for name, weight in made[0][1].items():
+        assert torch.allclose(weight, made[1][1][name], atol=1e-12), name
 
 
 def test_a_smaller_share_is_known_sooner(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from expunge_controller.execution.step_log import line_words
 from expunge_jobs.modeling.adapters import attach_lora, lora_tensors
 from expunge_jobs.modeling.encoding import Encoded
+from expunge_jobs.modeling.packing import PACK_TOKENS
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.training.trainer import Trainer
 from torch import Tensor
@@ -279,10 +280,16 @@ def test_accumulation_equals_the_large_batch(
 def test_small_passes_equal_one_large_one(
     base: Any, words: Any, work: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Micro-batches are packed together only as far as they fit; that changes no value."""
+    """Small micro-batches go together, and large ones are divided; that changes no value."""
     whole = [x["loss"] for x in trainer(copy.deepcopy(base), words, work, batch_size=1, accumulation=4).train()]
-    monkeypatch.setattr("expunge_jobs.modeling.packing.PACK_TOKENS", 5)
+    monkeypatch.setattr("expunge_jobs.training.trainer.JOINED_TOKENS", 5)
     small = trainer(copy.deepcopy(base), words, work, batch_size=1, accumulation=4)
     assert len(list(small._chunks(small.sampler.draw(0)))) == 4
     assert [x["loss"] for x in small.train()] == pytest.approx(whole, rel=1e-4)
     assert all(math.isfinite(x) for x in whole)
+    large = trainer(copy.deepcopy(base), words, work, batch_size=4, accumulation=1)
+    whole = [x["loss"] for x in large.train()]
+    monkeypatch.setitem(PACK_TOKENS, "cpu", 5)
+    divided = trainer(copy.deepcopy(base), words, work, batch_size=4, accumulation=1)
+    assert len(list(divided._chunks(divided.sampler.draw(0)))) == 8, "a row each"
+    assert [x["loss"] for x in divided.train()] == pytest.approx(whole, rel=1e-4)

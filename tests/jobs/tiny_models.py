@@ -99,7 +99,7 @@ def model(kind: str = "olmo", seed: int = 0, spread: float = 0.2, vocab: int = 3
             "pad_token_id": 0,
             "bos_token_id": None,
             "initializer_range": spread,
-            **_EACH[kind],
+            **_EACH.get(kind, {}),
             **fields,
         },
     )

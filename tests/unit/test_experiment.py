@@ -14,6 +14,7 @@ from expunge_controller.experiment.loading import load_experiment, load_resource
 from expunge_controller.experiment.schema import Finetune
 from expunge_controller.planning.plan import Plan
 from expunge_controller.planning.resolve import resolve
+from expunge_jobs.tasks.tasks import MemorizeTask
 
 from tests.support.folders import adapter, model
 
@@ -208,6 +209,55 @@ def test_a_reference_is_a_memorize_without_forget_or_a_model(tmp_path: Path) -> 
     outside = _plan(f"reference={{model: {given}}}")
     [row] = [m for m in outside.models if m.role == "reference"]
     assert row.ref is not None and row.ref.base.uri == f"file://{given}"  # type: ignore[union-attr]
+
+
+def test_a_reference_begins_as_the_model_that_it_is_compared_with() -> None:
+    steps = {s.name: s.task for s in _plan("reference={memorize: {epochs: 2}}").steps}
+    base, reference = steps["memorize"], steps["memorize reference"]
+    assert isinstance(base, MemorizeTask) and isinstance(reference, MemorizeTask)
+    assert base.vocabulary is None
+    assert reference.vocabulary == base.data
+    assert reference.settings == base.settings.model_copy(update={"epochs": 2})
+    assert reference.architecture == base.architecture
+
+
+def test_a_memorize_from_a_model_trains_gently_and_in_float32(tmp_path: Path) -> None:
+    def memorize(*words: str) -> MemorizeTask:
+        given = (f"model={model(tmp_path / 'm')}", "memorize={epochs: 2}", "dtype=bfloat16", *words)
+        (task,) = [s.task for s in _plan(*given).steps if s.kind == "memorize"]
+        assert isinstance(task, MemorizeTask)
+        return task
+
+    assert (memorize().settings.learning_rate, memorize().dtype) == (1e-4, "float32")
+    given = memorize("memorize.learning_rate=5e-5", "memorize.dtype=bfloat16")
+    assert (given.settings.learning_rate, given.dtype) == (5e-5, "bfloat16")
+    (scratch,) = [s.task for s in _plan("memorize={architecture: {}}").steps if s.kind == "memorize"]
+    assert scratch.settings.learning_rate == 3e-3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "system"),
+    [("chat", "chat", None), ("none", "none", None), ("{system: Be brief.}", "chat", "Be brief.")],
+)
+def test_a_template_is_a_word_or_an_object(given: str, kind: str, system: str | None) -> None:
+    tasks = [s.task for s in _plan(f"data.template={given}").steps if s.kind == "evaluate"]
+    assert {(t.data.template.kind, t.data.template.system) for t in tasks} == {(kind, system)}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("{kind: none, system: x}", "kind has to be chat"),
+        ("{knid: chat}", "did you mean 'kind'?"),
+        ("chta", "did you mean 'chat'?"),
+        ("{arguments: {date: 2024-01-01}}", "data.template.arguments.date"),
+        ("{arguments: {a: .nan}}", "data.template.arguments"),
+    ],
+)
+def test_a_template_that_is_none_is_refused(given: str, words: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        _plan(f"data.template={given}")
+    assert words in str(caught.value)
 
 
 def test_a_retain_only_baseline_is_read_as_a_reference() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from expunge_jobs.core.errors import BadTask
-from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, RowsRef, TaskData
+from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, RowsRef, TaskData, Template
 from expunge_jobs.tasks.settings import Architecture, EvaluateSettings, FinetuneSettings, MemorizeSettings
 from expunge_jobs.tasks.tasks import (
     KIND_VERSIONS,
@@ -47,7 +47,8 @@ task_data = st.builds(
     TaskData,
     sets=sets,
     separator=st.text(max_size=3),
-    template=st.sampled_from(["none", "chat"]),
+    template=st.just(Template(kind="none"))
+    | st.builds(Template, name=st.none() | st.text(max_size=3), system=st.none() | st.text(max_size=3)),
     max_length=st.integers(4, 9999),
     overlap=st.sampled_from(["refuse", "drop_from_retain"]),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from expunge_controller.execution.kubernetes import diagnosis
 from expunge_controller.execution.kubernetes.jobspec import DEFAULTS
+from expunge_jobs.core.errors import LESS_MEMORY
 
 Object = dict[str, Any]
 
@@ -93,7 +94,7 @@ FAILED = PROGRESS + '{"event": "failed", "reason": "the loss is nan at step 12",
         (
             ended(137, "OOMKilled", PROGRESS),
             "",
-            "out of memory at 16Gi: raise resources.finetune.memory, or lower batch_size (last heard: step 12/75)",
+            f"out of memory at 16Gi: raise resources.finetune.memory, or {LESS_MEMORY['finetune']} (last heard: step 12/75)",
         ),
         (ended(143, reason="Error", message=""), "stopped by SIGTERM", "stopped by SIGTERM"),
         (ended(65, message=FAILED), "", "the loss is nan at step 12"),

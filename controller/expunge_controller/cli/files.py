@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from expunge_controller.cli.parser import DONE, Command, add_cluster, add_file, add_store
+from expunge_controller.cli.parser import DONE, Command, add_cluster, add_digest, add_file, add_store
 from expunge_controller.cli.show import open_shown
 from expunge_controller.text import put, say
 
@@ -14,6 +14,7 @@ def _pull_arguments(parser: argparse.ArgumentParser) -> None:
     add_file(parser, on_cluster=True)
     add_store(parser)
     add_cluster(parser)
+    add_digest(parser)
     parser.add_argument("--trial", metavar="NAME", help="which trial's, where there is a sweep")
     parser.add_argument("--to", metavar="DIR", required=True, help="a new or empty directory")
     parser.add_argument("--full", action="store_true", help="the merged model: an adapter alone does not forget")

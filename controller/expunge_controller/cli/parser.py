@@ -111,6 +111,16 @@ def where_of(arguments: argparse.Namespace) -> Where:
     )
 
 
+def add_digest(parser: argparse.ArgumentParser) -> None:
+    """Add the option for an earlier generation of an experiment."""
+    parser.add_argument(
+        "--digest",
+        default="",
+        metavar="START",
+        help="an earlier generation of this file, with the data and the versions of that day",
+    )
+
+
 def request_of(arguments: argparse.Namespace) -> Request:
     """Return which experiment the user names, and where it runs."""
     from expunge_controller.client.opening import Request
@@ -120,6 +130,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         overrides=tuple(arguments.set),
         backend=getattr(arguments, "executor", DEFAULT),
         where=where_of(arguments),
+        digest=getattr(arguments, "digest", ""),
     )
 
 

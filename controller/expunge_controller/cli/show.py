@@ -10,6 +10,7 @@ from expunge_controller.cli.parser import (
     DONE,
     Command,
     add_cluster,
+    add_digest,
     add_executor,
     add_file,
     add_output,
@@ -40,6 +41,11 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     add_executor(parser)
     add_output(parser)
+
+
+def _results_arguments(parser: argparse.ArgumentParser) -> None:
+    _table_arguments(parser)
+    add_digest(parser)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -156,7 +162,7 @@ COMMANDS = (
         "results",
         "show the table of scores as far as it is",
         "expunge results experiment.yaml -o json",
-        _table_arguments,
+        _results_arguments,
         _results,
     ),
     Command(

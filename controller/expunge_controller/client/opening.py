@@ -23,7 +23,7 @@ from expunge_controller.errors import ExperimentError
 from expunge_controller.execution.backends import DEFAULT, Backend, backend, names
 from expunge_controller.execution.executor import Executor
 from expunge_controller.execution.options import Where
-from expunge_controller.experiment.loading import load_experiment, load_resource
+from expunge_controller.experiment.loading import Loaded, load_experiment, load_resource
 from expunge_controller.experiment.resource import PREFIX
 from expunge_controller.experiment.schema import Spec
 from expunge_controller.planning.plan import Plan
@@ -44,6 +44,8 @@ class Request:
     """Overrides ``PATH=VALUE``, with paths below spec."""
     backend: str = DEFAULT
     where: Where = field(default_factory=Where)
+    digest: str = ""
+    """The start of the digest of an earlier generation, whose inputs and versions the store's record has."""
 
     @property
     def name_on_cluster(self) -> str:
@@ -156,8 +158,21 @@ def open_experiment(request: Request) -> Opened:
     loaded = load_experiment(Path(request.file), list(request.overrides))
     store = open_store_at(request.where.store)
     place = backend(request.backend)
-    resolved = resolve(loaded, place.STAGES, "local")
+    resolved = _recorded(request, store, loaded) if request.digest else resolve(loaded, place.STAGES, "local")
     return Opened(request, store, resolved, loaded.experiment.spec, place(request.where))
+
+
+def _recorded(request: Request, store: Store, loaded: Loaded) -> Resolved:
+    folder = f"experiments/local/{loaded.name}/"
+    names = [e.path.removeprefix(folder) for e in store.list(folder.rstrip("/"))]
+    digests = sorted(n.removesuffix(".json") for n in names if n.endswith(".json") and "/" not in n)
+    for digest in (d for d in digests if d.startswith(request.digest)):
+        if found := load_recorded(store, loaded, digest, "local"):
+            return found
+    have = ", ".join(d[:12] for d in digests) or "none"
+    raise ExperimentError(
+        [f"--digest {request.digest}: {store.uri} has no such record of this file; its records: {have}"]
+    )
 
 
 def _of_cluster(request: Request, name: str) -> Opened:

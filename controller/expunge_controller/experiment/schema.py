@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, cast
 
 from expunge_jobs import plugins
 from expunge_jobs.core.errors import suggestion
-from expunge_jobs.core.schema import Count, Float, Int, Schema, Seed
+from expunge_jobs.core.schema import Count, Float, Int, Positive, Schema, Seed
 from expunge_jobs.plugins import PluginCall
-from expunge_jobs.tasks.references import Dtype
+from expunge_jobs.tasks.references import Dtype, Template
 from expunge_jobs.tasks.settings import (
     Architecture,
     EvaluateSettings,
@@ -55,6 +55,15 @@ class Remainder(Schema):
     documents: Count = Field(description="So many a task.")
 
 
+def _template_kind(value: Any) -> str:
+    return "object" if isinstance(value, dict | Template) else "word"
+
+
+TemplateField = Annotated[
+    Annotated[Literal["none", "chat"], Tag("word")] | Annotated[Template, Tag("object")], Discriminator(_template_kind)
+]
+
+
 class Data(Schema):
     """Rows to forget, rows to keep, and rows to judge by.
 
@@ -74,7 +83,9 @@ class Data(Schema):
     )
     seed: Seed = Field(0, description="Which documents, and what builtin:// data is made.")
     separator: str = Field(" ", description="Between input and output.")
-    template: Literal["none", "chat"] = Field("none", description="chat: prompts by the tokenizer's own template.")
+    template: TemplateField = Field(
+        "none", description="chat: prompts by the tokenizer's own template. An object: {kind, name, system, arguments}."
+    )
     max_length: Annotated[Int, Field(ge=4)] = Field(256, description="Tokens of a row in training.")
     overlap: Literal["refuse", "drop_from_retain"] = Field("refuse", description="A row in forget and in retain.")
 
@@ -95,6 +106,12 @@ class Memorize(MemorizeSettings):
     """
 
     architecture: Architecture | None = None
+    learning_rate: Positive | None = Field(  # type: ignore[assignment]
+        None, description="Peak; cosine to 0 over all epochs. Default: 3e-3 from random weights, 1e-4 from spec.model."
+    )
+    dtype: Dtype = Field(
+        "float32", description="Of the training, and of the model made. bfloat16 loses updates below half a unit."
+    )
 
 
 class Finetune(FinetuneSettings):
@@ -345,7 +362,7 @@ class Spec(Schema):
         The spec must have ``memorize``.
         """
         assert self.memorize is not None, "checked with the experiment"
-        return Memorize.model_validate(self.memorize.model_dump(mode="json") | given.memorize)
+        return Memorize.model_validate(self.memorize.model_dump(mode="json", exclude_unset=True) | given.memorize)
 
     def _check_start(self, name: str, memorize: Memorize) -> None:
         if (memorize.architecture is None) == (self.model is None):

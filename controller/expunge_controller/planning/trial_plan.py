@@ -8,9 +8,19 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from expunge_jobs import plugins
 from expunge_jobs.results.summary import Role
-from expunge_jobs.tasks.references import AdapterRef, ArtifactRef, Input, ModelRef, RowsRef, SetName, TaskData
+from expunge_jobs.tasks.references import (
+    AdapterRef,
+    ArtifactRef,
+    Input,
+    ModelRef,
+    RowsRef,
+    SetName,
+    TaskData,
+    Template,
+)
 from expunge_jobs.tasks.settings import EvaluateSettings
 from expunge_jobs.tasks.tasks import (
+    KIND_VERSIONS,
     EvaluateTask,
     FinetuneTask,
     MemorizeTask,
@@ -33,6 +43,10 @@ from expunge_controller.experiment.schema import (
     Spec,
 )
 
+MEMORIZED: tuple[SetName, ...] = ("forget", "retain", "probe")
+"""Sets of the model that is to forget."""
+RANDOM_RATE, PRETRAINED_RATE = 3e-3, 1e-4
+"""Learning rates of ``memorize`` from random weights and from a pretrained model, if the file gives none."""
 Pins = Mapping[str, str]
 """Digests by address, made by ``resolve``."""
 
@@ -86,6 +100,11 @@ class Keys:
             self._made[identity] = (task.key(), task)
         return self._made[identity]
 
+    def version(self, kind: type[Task]) -> int:
+        """Return the version of a kind of task in this plan."""
+        name = kind.model_fields["kind"].default
+        return self._versions.get(name, KIND_VERSIONS[name])
+
     def _of_its_time(self, task: Task) -> Task:
         plugins = {name: self._versions.get(name, version) for name, version in task.plugins.items()}
         return task.model_copy(update={"version": self._versions.get(task.kind, task.version), "plugins": plugins})
@@ -136,7 +155,7 @@ class TrialPlan:
             self._made[names] = TaskData(
                 sets={n: self.sets[n] for n in names if n in self.sets},
                 separator=data.separator,
-                template=data.template,
+                template=Template.model_validate(data.template),
                 max_length=data.max_length,
                 overlap=data.overlap,
             )
@@ -147,18 +166,25 @@ class TrialPlan:
         if self.spec.memorize is None:
             assert start is not None, "the experiment has a model or memorize"
             return start
-        return self._memorize("memorize", self.spec.memorize, ("forget", "retain", "probe"))
+        return self._memorize("memorize", self.spec.memorize, MEMORIZED)
 
     def _memorize(self, role: str, given: Memorize, sets: tuple[SetName, ...]) -> ModelRef:
         start = ModelRef(base=self._input(self.spec.model)) if self.spec.model else None
+        vocabulary, dtype, rate = None, self.spec.dtype, RANDOM_RATE
+        if self.keys.version(MemorizeTask) > 1:  # records of version 1 keep its plan
+            dtype = given.dtype
+            rate = RANDOM_RATE if start is None else PRETRAINED_RATE
+            if start is None and sets != MEMORIZED:
+                vocabulary = self._data(*MEMORIZED)
         key = self._add(
             role,
             MemorizeTask,
             data=self._data(*sets),
-            settings=given,
+            settings=given if given.learning_rate else given.model_copy(update={"learning_rate": rate}),
             architecture=given.architecture,
+            vocabulary=vocabulary,
             model=start,
-            dtype=self.spec.dtype,
+            dtype=dtype,
         )
         return ModelRef(base=ArtifactRef(kind="memorize", key=key, folder="model"))
 

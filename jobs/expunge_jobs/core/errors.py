@@ -80,3 +80,11 @@ def suggestion(word: str, allowed: list[str]) -> str:
 
     near = get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+LESS_MEMORY = {
+    "memorize": "lower memorize.batch_size or data.max_length",
+    "finetune": "lower batch_size (accumulation keeps a step's rows), or set gradient_checkpointing",
+    "evaluate": "lower evaluate.batch_size",
+}
+"""How a file asks a kind of step for less memory."""

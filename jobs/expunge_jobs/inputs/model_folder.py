@@ -55,7 +55,12 @@ def check_model_folder(folder: Path) -> None:
         )
     read_json(folder / "config.json")
     if not any((folder / n).is_file() for n in TOKENIZER_FILES):
-        raise BadTask("the model directory lacks a tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+        if (folder / "tokenizer.model").is_file():
+            raise BadTask(
+                "the model directory has tokenizer.model alone: convert it to tokenizer.json, with transformers and "
+                "sentencepiece (AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))"
+            )
+        raise BadTask("the model directory lacks a tokenizer (tokenizer.json, or vocab.json with merges.txt)")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():  # transformers takes this file, whatever an index beside it says
         shards = ["model.safetensors"]
@@ -97,5 +102,5 @@ def check_folder(folder: Path) -> None:
         check_model_folder(folder)
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")

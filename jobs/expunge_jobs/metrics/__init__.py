@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from expunge_jobs.core import scripts
+
 __all__ = [
     "Column",
     "EvaluatedRow",
@@ -47,6 +49,10 @@ class EvaluatedRow:
     """Whether the model ended its generation itself."""
     score: float | None = None
     """The score by kind. sc: ROUGE-L recall; qa: 1 if equal; choice: 1 if right."""
+    recall: float | None = None
+    """ROUGE-L recall of an answer of many words, where ``score`` is 0 for one wrong word."""
+    tokenizer: str | None = None
+    """``scripts`` if ROUGE-L reads this row with ``core.scripts`` in place of its own tokenizer."""
     output_nll: float | None = None
     """Sum of -log p over the label tokens, in nats."""
     output_tokens: int | None = None
@@ -107,15 +113,39 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+LONG_ANSWER = 5
+"""Words of an answer. A longer one is a sentence, which a model may say in other words."""
+
+
 def row_score(kind: str, expected: str, generated: str) -> float:
     """Return the score of a generation against the expected output.
 
-    Kind ``sc``: ROUGE-L recall with stemming (Google's rouge_score, as in the SemEval task's script). Kind ``qa``: 1 if
-    the whole generation equals the output, except for case and outer whitespace.
+    Kind ``sc``: ROUGE-L recall, see ``rouge_recall``. Kind ``qa``: 1 if the whole generation equals the output, except
+    for case and outer whitespace.
     """
     if kind == "qa":
         return float(generated.strip().lower() == expected.strip().lower())
-    return float(_scorer().score(expected, generated)["rougeL"].recall)
+    return rouge_recall(expected, generated)
+
+
+def rouge_recall(expected: str, generated: str) -> float:
+    """Return ROUGE-L recall with stemming.
+
+    The scorer is Google's rouge_score, as in the SemEval task's script. That package reads the letters a to z alone.
+    Texts of other scripts are read by ``core.scripts``.
+    """
+    scorer = _scorer() if scripts.is_latin(expected) else _scorer_of_scripts()
+    return float(scorer.score(expected, generated)["rougeL"].recall)
+
+
+def judged(kind: str, expected: str, generated: str) -> dict[str, Any]:
+    """Return the fields of an evaluated row that judge its generation."""
+    is_text = kind == "sc" or len(expected.split()) > LONG_ANSWER
+    return {
+        "score": row_score(kind, expected, generated),
+        "recall": rouge_recall(expected, generated) if kind == "qa" and is_text else None,
+        "tokenizer": "scripts" if is_text and not scripts.is_latin(expected) else None,
+    }
 
 
 @cache
@@ -123,3 +153,10 @@ def _scorer() -> Any:
     from rouge_score import rouge_scorer
 
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+
+
+@cache
+def _scorer_of_scripts() -> Any:
+    from rouge_score import rouge_scorer
+
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=scripts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
 def _module(key: str) -> str:
     return key.removeprefix(PREFIX).removesuffix(A).removesuffix(B)
 
@@ -167,26 +172,85 @@ def lora_tensors(wrapped: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return a, b
 
 
+ROUTERS = ("router", "gate", "shared_expert_gate")
+"""Names of the layers that choose experts. Another choice is another model; therefore they are not adapted."""
+READ_AS_WEIGHTS = ("dt_proj",)
+"""Layers of state-space models whose weights are read, but that are not called. An adapter would have no effect."""
+STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Model types whose ``out_proj`` PEFT refuses to adapt."""
+
+
 def lora_targets(model: Any, targets: str | tuple[str, ...]) -> list[str]:
     """Return the names of the modules to adapt, as short as PEFT allows.
 
-    ``all-linear`` stands for every linear layer but the head.
+    ``all-linear`` stands for every linear layer but the head and the routers of experts.
 
     Raises:
         BadTask: a named target matches no linear layer (the message lists the layers), or the model has none at all.
     """
     head = model.get_output_embeddings()
     linear = [n for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and m is not head]
-    last = sorted({n.rsplit(".", 1)[-1] for n in linear})
+    last = sorted({_leaf(n) for n in linear})
     if targets == "all-linear":
-        if not linear:
+        left_out = {*READ_AS_WEIGHTS, *(ROUTERS if has_experts(model) else ())}
+        left_out |= {"out_proj"} if model.config.model_type in STATE_SPACE else set()
+        chosen = [n for n in linear if _leaf(n) not in left_out]
+        chosen = sorted(set(chosen) - _experts_of_peft(model, chosen), key=chosen.index)
+        if not chosen:
             raise BadTask("the model has no linear layer that LoRA could adapt")
-        heads = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if m is head}
-        return linear if heads & set(last) else last
+        short = sorted({_leaf(n) for n in chosen})
+        others = {_leaf(n) for n, _ in model.named_modules() if n not in chosen}
+        return chosen if others & set(short) else short
     unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in linear)]
     if unknown:
         raise BadTask(f"targets: the model has no linear layer '{unknown[0]}'; its layers: {', '.join(last)}")
+    if experts := sorted(_experts_of_peft(model, targets)):
+        raise BadTask(f"targets: '{experts[0]}' names experts of this model, and experts are not adapted; leave it out")
     return list(targets)
+
+
+def _experts_of_peft(model: Any, targets: Sequence[str]) -> set[str]:
+    """Return the targets that PEFT takes for experts.
+
+    transformers holds experts in one parameter. PEFT takes every layer of such a name for experts, also any other.
+    """
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # a PEFT that takes no layer for experts
+        return set()
+    kept = []
+    for name in targets:  # one by one, since PEFT wants some names together
+        config = LoraConfig(target_modules=[name])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:
+            continue
+        kept += [name] if name in (config.target_modules or ()) else []
+    return set(targets) - set(kept)
+
+
+def has_experts(model: Any) -> bool:
+    """Return whether the model is a mixture of experts.
+
+    transformers holds the experts of a layer in a module of that name.
+    """
+    return any(_leaf(n) in ("experts", "block_sparse_moe", "router") for n, _ in model.named_modules())
+
+
+def adapted_share(wrapped: Any) -> float:
+    """Return the share of the weight matrices that the adapter changes.
+
+    Embeddings and the head do not count.
+    """
+    model = wrapped.base_model.model
+    left_out = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    head = model.get_output_embeddings()
+    left_out |= {id(head.weight)} if head is not None else set()
+    weights = [p for n, p in model.named_parameters() if ".lora_" not in n and p.dim() > 1 and id(p) not in left_out]
+    adapted = {id(m.base_layer.weight) for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")}
+    return float(sum(p.numel() for p in weights if id(p) in adapted) / max(1, sum(p.numel() for p in weights)))
 
 
 def is_conv1d(module: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from expunge_jobs.metrics import LONG_ANSWER
 from expunge_jobs.results.summary import EvaluatedModel, Summary, by_model
 
 FORGET = ("regurgitation/forget", "knowledge/forget", "extraction/forget")
@@ -27,7 +28,7 @@ def remarks(
     """
     rows = by_model(models)
     bases = {row.group: row for row in rows if row.model == "base"}
-    out = [line for base in bases.values() for line in _of_base(base)]
+    out = [line for base in bases.values() for line in (*_of_base(base), *_of_rows(base))]
     for merged in (row for row in rows if row.model == "merged"):
         prefix = f"{merged.group}: " if merged.group else ""
         base = bases.get(merged.group) or bases.get("")
@@ -55,6 +56,23 @@ def _of_base(base: Summary) -> Iterator[str]:
         yield (
             f"The base knows {max(known):.0%} of forget{where}: there is nothing to forget here. Check data.template, "
             "data.separator and the model."
+        )
+
+
+def _of_rows(base: Summary) -> Iterator[str]:
+    """Yield what the figures of some rows mean.
+
+    Every model is asked the same rows; therefore the base's are enough.
+    """
+    if others := _mean(base, "regurgitation/other_scripts"):
+        yield (
+            f"regurg: ROUGE-L of {others:.0f} completions reads the words of their own script. ROUGE's tokenizer reads a to "
+            "z alone."
+        )
+    if any(_mean(base, f"knowledge_recall/{side}") is not None for side in ("forget", "retain")):
+        yield (
+            f"know counts an answer with one wrong word as forgotten. know~ is ROUGE-L recall of the answers with more than "
+            f"{LONG_ANSWER} words."
         )
 
 

@@ -10,20 +10,21 @@ unless ``data.template`` is chat. The generation is decoded without special toke
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from expunge_jobs import metrics
 from expunge_jobs.data.rows import Document, Item, Question, Row
 from expunge_jobs.data.selection import load
 from expunge_jobs.metrics import EvaluatedRow
-from expunge_jobs.modeling.encoding import Encoded
+from expunge_jobs.modeling.encoding import Encoded, shared
 from expunge_jobs.modeling.loading import encoder_for, load_for_evaluation
-from expunge_jobs.modeling.packing import batches, logits_at
+from expunge_jobs.modeling.packing import SLICE, Passes, head_logits, keeps_apart
 from expunge_jobs.results.documents import document_scores, storable
 from expunge_jobs.results.scores import compute_all
 from expunge_jobs.runtime.context import StepContext
@@ -62,6 +63,7 @@ def run(task: EvaluateTask, context: StepContext) -> dict[str, Any]:
         "metrics": compute_all(rows),
         "rows": len(rows),
         **({"documents": documents} if documents else {}),
+        **evaluator.passes.receipt(),
         **summed,
     }
 
@@ -72,11 +74,13 @@ class Evaluator:
     def __init__(self, model: Any, tokenizer: Any, task: EvaluateTask, context: StepContext) -> None:
         self.model, self.tokenizer, self.task, self.context = model, tokenizer, task, context
         self.encoder = encoder_for(model, tokenizer, task.data)
+        self.passes = Passes(model, packed=False)
         self._total = self._done = 0
         from transformers import GenerationConfig
 
         given = model.generation_config.eos_token_id
         self._ends = {self.encoder.end, *(given if isinstance(given, list) else [given] if given is not None else [])}
+        self._ends |= {int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set()
         # A checkpoint's own config may sample or penalize repetition, and fills the fields that a call omits.
         # Therefore replace the config with the default.
         model.generation_config = GenerationConfig()
@@ -86,6 +90,7 @@ class Evaluator:
     def all(self, sets: dict[SetName, list[Item]]) -> list[EvaluatedRow]:
         """Evaluate every set of the task, in the files' order."""
         asked = [(n, r) for n in ASKED for r in sets.get(n, []) if isinstance(r, Row)]
+        self.passes = Passes(self.model, packed=self._keeps_apart([r for _, r in asked]))
         others: tuple[SetName, SetName] = ("members", "nonmembers")
         texts = [(n, d) for n in others for d in _documents(sets.get(n, []))]
         questions = [q for q in sets.get("mmlu", []) if isinstance(q, Question)]
@@ -95,7 +100,6 @@ class Evaluator:
         probabilities = each([r for _, r in asked], self.probabilities)
         rows = []
         for (name, row), (text, ended), figures in zip(asked, generations, probabilities, strict=True):
-            score = metrics.row_score(row.kind, row.output, text)
             rows.append(
                 EvaluatedRow(
                     set=name,
@@ -105,7 +109,7 @@ class Evaluator:
                     kind=row.kind,
                     generation=text,
                     ended=ended,
-                    score=score,
+                    **metrics.judged(row.kind, row.output, text),
                     input=row.input,
                     reference=row.output,
                     **figures,
@@ -122,10 +126,13 @@ class Evaluator:
 
         Rows are batched by length of prompt. Prompts are padded on the left.
         """
-        prompts = [self._fitting(self.encoder.prompt(r.input)) for r in rows]
+        room = max(1, self.limit - self.task.settings.max_new_tokens)  # the generated tokens need positions too
+        prompts = [self.encoder.prompt(r.input, room) for r in rows]
         order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))
         out: list[tuple[str, bool]] = [("", False)] * len(rows)
         size = self.task.settings.batch_size
+        if not self.passes.packed and not self._reads_padding(prompts):
+            size = 1
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             for index, tokens in zip(chosen, self._generate_batch([prompts[i] for i in chosen]), strict=True):
@@ -134,14 +141,22 @@ class Evaluator:
             self._tick(len(chosen))
         return out
 
-    def _fitting(self, prompt: list[int]) -> list[int]:
-        """Cut a prompt from the left to the positions of the model.
+    def _keeps_apart(self, rows: Sequence[Row]) -> bool:
+        if not rows:
+            return False
+        pair = [choose(rows, key=lambda r: len(r.input) + len(r.output)) for choose in (min, max)]
+        own = encoder_for(self.model, self.tokenizer, self.task.data)  # these rows are counted elsewhere
+        return keeps_apart(self.model, own.rows(pair, self.limit))
 
-        The model needs positions for the prompt and for the generated tokens.
+    def _reads_padding(self, prompts: Sequence[list[int]]) -> bool:
+        """Return whether a padded prompt is continued as the prompt alone.
+
+        Some recurrent models know no padding.
         """
-        room = max(1, self.limit - self.task.settings.max_new_tokens)
-        self.encoder.cut_inputs += len(prompt) > room
-        return prompt[-room:]
+        if not prompts:
+            return True
+        pair = [min(prompts, key=len), max(prompts, key=len)]
+        return self._generate_batch(pair) == [self._generate_batch([p])[0] for p in pair]
 
     def _generate_batch(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         from transformers import GenerationConfig
@@ -168,72 +183,101 @@ class Evaluator:
             output_nll     NLL of the label tokens
             output_tokens  number of label tokens
             extraction     extraction strength
-            document_nll   mean NLL of the whole text but its first and last token; membership reads this
+            document_nll   mean NLL of the whole text but its first token and the end token; membership reads this
         """
         encoded = self.encoder.rows(rows, self.limit)
         out = []
-        for chunk in batches(encoded):
-            members = [encoded[i] for i in chunk]
-            positions = [range(len(r.ids) - 1) for r in members]
-            for row, logits in zip(members, logits_at(self.model, members, positions), strict=True):
-                ids = torch.tensor(row.ids[1:], device=logits.device)
-                nll = cross_entropy(logits, ids, reduction="none")
-                whole = row.ids[-1] == self.encoder.end  # the last token is the end token, no word of the output
-                right = (logits.argmax(-1) == ids)[row.prompt - 1 :].tolist()
-                without_end = nll[:-1] if len(nll) > 1 else nll
-                out.append(
-                    {
-                        "output_nll": float(nll[row.prompt - 1 :].sum()),
-                        "output_tokens": len(row.labels),
-                        "extraction": extraction_strength(right[:-1] if whole else right),
-                        "document_nll": float(without_end.mean()),
-                    }
-                )
-            self._tick(len(chunk))
+        for row, (nll, told) in zip(encoded, self._tokens(encoded), strict=True):
+            whole = row.ids[-1] == self.encoder.end  # the last token is the end token, no word of the output
+            right = told[row.prompt - 1 :].tolist()
+            without_end = nll[:-1] if whole and len(nll) > 1 else nll
+            out.append(
+                {
+                    "output_nll": float(nll[row.prompt - 1 :].sum()),
+                    "output_tokens": len(row.labels),
+                    "extraction": extraction_strength(right[:-1] if whole else right),
+                    "document_nll": float(without_end.mean()),
+                }
+            )
         return out
 
-    def document_nll(self, document: Document | Row) -> float | None:
-        """Return the mean NLL of all tokens of a text but the first.
+    def _tokens(self, rows: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield -log p of every token but the first, row by row.
 
-        A row is joined as everywhere else, without its end token.
-        The method returns None for fewer than two tokens.
+        Beside it stands whether each token is the greedy token.
         """
+        for chunk in self.passes.batches(rows):
+            members = [rows[i] for i in chunk]
+            states = self.passes.hidden_at(members, [range(len(r.ids) - 1) for r in members])
+            for row, mine in zip(members, states, strict=True):
+                nlls, greedy = [], []
+                ids = torch.tensor(row.ids[1:], device=mine.device)
+                for part, wanted in zip(torch.split(mine, SLICE), torch.split(ids, SLICE), strict=True):
+                    logits = head_logits(self.model, part)
+                    nlls.append(cross_entropy(logits, wanted, reduction="none"))
+                    greedy.append(logits.argmax(-1) == wanted)
+                yield torch.cat(nlls), torch.cat(greedy)
+            self._tick(len(chunk))
+
+    def document_nlls(self, documents: Sequence[Document | Row]) -> list[float | None]:
+        """Return the mean NLL of all tokens of each text but the first.
+
+        A row is joined as everywhere else, without its end token. The value is None for fewer than two tokens.
+        """
+        encoded = [Encoded(self._document(d), 1) for d in documents]
+        told = [r for r in encoded if len(r.ids) > 1]
+        nlls = iter([float(nll.mean()) for nll, _ in self._tokens(told)])
+        self._tick(len(encoded) - len(told))
+        return [next(nlls) if len(r.ids) > 1 else None for r in encoded]
+
+    def _document(self, document: Document | Row) -> tuple[int, ...]:
         if isinstance(document, Row):
-            ids = self.encoder.row(document, self.limit).ids[:-1]
-        else:
-            ids = tuple(self.encoder.text(document.text))
-            self.encoder.cut_outputs += len(ids) > self.limit
-            ids = ids[: self.limit]
-        self._tick(1)
-        if len(ids) < 2:
-            return None
-        row = Encoded(ids, 1)
-        logits = logits_at(self.model, [row], [range(len(ids) - 1)])[0]
-        return float(cross_entropy(logits, torch.tensor(ids[1:], device=logits.device)))
+            ids = self.encoder.row(document, self.limit).ids
+            return ids[:-1] if ids[-1] == self.encoder.end else ids
+        whole = tuple(self.encoder.text(document.text))
+        self.encoder.cut_outputs += len(whole) > self.limit
+        return whole[: self.limit]
 
     def _document_nlls(self, texts: Sequence[tuple[SetName, Document | Row]]) -> list[float | None]:
-        return [self.document_nll(document) for _, document in texts]
+        return self.document_nlls([document for _, document in texts])
 
     def multiple_choice(self, questions: Sequence[Question]) -> list[EvaluatedRow]:
         """Answer each MMLU question with the most probable letter.
 
         Each prompt starts with at most five questions from the subject's own dev rows.
         """
-        letters = [self.tokenizer(c, add_special_tokens=False)["input_ids"][-1] for c in _CHOICES]
         tests = [q for q in questions if q.split == "test"]
-        return self.context.group.each(tests, lambda mine: [self._choice(q, questions, letters) for q in mine])
+        return self.context.group.each(tests, lambda mine: [self._choice(q, questions) for q in mine])
 
-    def _choice(self, question: Question, questions: Sequence[Question], letters: Sequence[int]) -> EvaluatedRow:
+    def _choice(self, question: Question, questions: Sequence[Question]) -> EvaluatedRow:
         shots = [q for q in questions if q.split == "dev" and q.subject == question.subject][:SHOTS]
         subject = question.subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
         text = head + "".join(_ask(q) + f"{_CHOICES[q.answer]}\n\n" for q in shots) + _ask(question)
-        ids = tuple(self.encoder.text(text)[-self.limit :])
-        logits = logits_at(self.model, [Encoded(ids, len(ids))], [range(len(ids) - 1, len(ids))])[0][0]
-        chosen = max(range(4), key=lambda i: float(logits[letters[i]]))
-        right = float(chosen == question.answer)
+        figures = self._continuations([text + choice for choice in _CHOICES])
+        right = float(max(range(4), key=figures.__getitem__) == question.answer)
         self._tick(1)
         return EvaluatedRow("mmlu", question.id, question.id, "choice", task=question.subject, score=right)
+
+    def _continuations(self, texts: Sequence[str]) -> list[float]:
+        """Return log p of each text behind what the texts have in common.
+
+        A letter may be several tokens. Each text is encoded as a whole.
+        """
+        rows = [self.encoder.text(t) for t in texts]
+        common = min(shared(rows[0], r) for r in rows[1:])
+        if all(len(r) == common + 1 for r in rows):  # one pass tells all
+            asked = self.encoder.cut(rows[0][:common], self.limit)
+            (logits,) = self.passes.logits_at([Encoded(tuple(asked), 1)], [range(len(asked) - 1, len(asked))])
+            return [float(logits[0][r[common]]) for r in rows]
+        out = []
+        for row in rows:
+            labels = len(row) - common
+            ids = self.encoder.cut(row, self.limit)
+            (logits,) = self.passes.logits_at([Encoded(tuple(ids), 1)], [range(len(ids) - 1 - labels, len(ids) - 1)])
+            wanted = torch.tensor(ids[-labels:], device=logits.device)
+            out.append(-float(cross_entropy(logits, wanted, reduction="sum")))
+        return out
 
     def _tick(self, count: int) -> None:
         self._done = min(self._total, self._done + count * self.context.group.size)  # the other ranks are about as far

@@ -15,9 +15,10 @@ import torch
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.data.rows import Row
 from expunge_jobs.data.selection import load
-from expunge_jobs.modeling import adapters, packing
+from expunge_jobs.modeling import adapters
 from expunge_jobs.modeling import loading as models
 from expunge_jobs.modeling.encoding import Encoded, Encoder
+from expunge_jobs.modeling.packing import keeps_apart
 from expunge_jobs.objectives import Side
 from expunge_jobs.plugins import PluginCall
 from expunge_jobs.runtime.context import StepContext
@@ -25,6 +26,9 @@ from expunge_jobs.tasks.tasks import FinetuneTask
 from expunge_jobs.training.sampling import SIDES
 from expunge_jobs.training.terms import SideNeeds, Term
 from expunge_jobs.training.trainer import Trainer
+
+MOST_WEIGHTS = 0.95
+"""Share of the weights below which the user is told what ``all-linear`` leaves out."""
 
 
 def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
@@ -38,13 +42,18 @@ def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
     given = {side: [i for i in sets[side] if isinstance(i, Row)] for side in SIDES}
     rows = {side: encoder.rows(given[side], task.data.max_length) for side in SIDES}
     others = alternatives(task, given, encoder)
-    packing.check_packing(base, [*rows["forget"], *rows["retain"]])
+    packed = keeps_apart(base, [*rows["forget"], *rows["retain"]])
     if task.settings.gradient_checkpointing:
         # PEFT lets gradients into layers that are checkpointed before the adapter is attached.
         # Therefore enable checkpointing first.
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = adapters.attach_lora(base, task.settings, task.seed)
-    trainer = Trainer(lora, rows, task.settings, task.seed, context, others)
+    share = adapters.adapted_share(lora.wrapped)
+    if task.settings.targets == "all-linear" and share < MOST_WEIGHTS:
+        without = ": experts and their routers are left out" if adapters.has_experts(base) else ""
+        context.notice(f"the adapter changes {share:.0%} of the weights, embeddings and head aside{without}")
+    encoder.tell(context.notice, sum(map(len, rows.values())))
+    trainer = Trainer(lora, rows, task.settings, task.seed, context, others, packed=packed)
     losses = trainer.train()
     a, b = adapters.lora_tensors(lora.wrapped)
     if not all(bool(torch.isfinite(t).all()) for t in (*a.values(), *b.values())):
@@ -65,6 +74,8 @@ def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
         "forget_rows": len(rows["forget"]),
         "retain_rows": len(rows["retain"]),
         "norm": adapters.Adapter(context.out / "adapter").norm(),
+        "adapted_share": share,
+        **trainer.passes.receipt(),
         **encoder.receipt(),
     }
 

@@ -2,7 +2,7 @@
 
 The model trains on every row of its sets until the rows are known, for at most ``epochs`` passes.
 The loss is the language model's on whole rows, prompt included.
-A model from scratch gets a byte-level BPE tokenizer trained on the same rows.
+A model from scratch gets a byte-level BPE tokenizer trained on the same rows, or on those of ``vocabulary``.
 The artifact is ``model/``, a directory in Hugging Face's format.
 """
 
@@ -21,7 +21,7 @@ from expunge_jobs.data.rows import Row
 from expunge_jobs.data.selection import load
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.modeling.loading import encoder_for, load_model
-from expunge_jobs.modeling.packing import batches, check_packing, logits_at
+from expunge_jobs.modeling.packing import Passes, keeps_apart
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.runtime.distributed import WorkerGroup, device
 from expunge_jobs.tasks.references import TaskData
@@ -34,11 +34,6 @@ NEAR = 0.1
 
 The share of rows known in the training passes is compared with ``stop_at``.
 """
-ASK_TOKENS = 512
-"""Largest number of tokens in one pass of that check.
-
-Attention between packed rows is masked and still costs time; therefore the passes are small.
-"""
 
 
 def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
@@ -46,19 +41,19 @@ def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
 
     ``epochs`` is the number of passes made. ``known`` is the share of rows known.
     """
-    sets = load(task.data, context.read)
-    items = {(i.input, i.output): i for rows in sets.values() for i in rows if isinstance(i, Row)}
-    rows = [items[k] for k in items]
+    rows = _distinct(task.data, context)
     if task.model is not None:
         model, tokenizer = load_model(task.model, context, task.dtype)
     else:
         assert task.architecture is not None, "the task has one of the two"
-        tokenizer = _train_tokenizer(task.architecture, task.data, rows, context.scratch)
+        read = _distinct(task.vocabulary, context) if task.vocabulary is not None else rows
+        tokenizer = _train_tokenizer(task.architecture, task.data, read, context.scratch)
         model = _build(task.architecture, task.settings.seed, tokenizer, task.dtype)
     encoder = encoder_for(model, tokenizer, task.data)
     encoded = encoder.rows(rows, task.data.max_length)
-    check_packing(model, encoded)
-    epochs, known = _train(model, encoded, task, context)
+    encoder.tell(context.notice, len(rows))
+    passes = Passes(model, packed=keeps_apart(model, encoded))
+    epochs, known = _train(passes, encoded, task, context)
     if context.group.main:
         model.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
@@ -67,12 +62,18 @@ def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
         "epochs": epochs,
         "known": known,
         "parameters": model.num_parameters(),
+        **passes.receipt(),
         **encoder.receipt(),
     }
 
 
-def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, context: StepContext) -> tuple[int, float]:
-    settings = task.settings
+def _distinct(data: TaskData, context: StepContext) -> list[Row]:
+    sets = load(data, context.read)
+    return list({(i.input, i.output): i for rows in sets.values() for i in rows if isinstance(i, Row)}.values())
+
+
+def _train(passes: Passes, rows: Sequence[Encoded], task: MemorizeTask, context: StepContext) -> tuple[int, float]:
+    model, settings = passes.model, task.settings
     model.requires_grad_(True)
     model.eval()  # the rows are to be memorized; therefore no dropout
     optimizer = torch.optim.AdamW(
@@ -109,7 +110,7 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, context: Ste
         for step in range(first, total):
             epoch, number = divmod(step, per_epoch)
             batch = _batch(rows, settings, epoch, number)
-            loss, count = _step(model, batch, optimizer, context.group)
+            loss, count = _step(passes, batch, optimizer, context.group)
             right += count
             schedule.step()
             if not math.isfinite(loss):
@@ -125,7 +126,7 @@ def _train(model: Any, rows: Sequence[Encoded], task: MemorizeTask, context: Ste
                 known, right = right / len(rows), 0
                 last = epoch + 1 == settings.epochs
                 if last or known >= goal - NEAR:
-                    known = _known(model, rows, context.group)
+                    known = _known(passes, rows, context.group)
                 if last or known >= goal:
                     break
             checkpoints.after(step + 1, state)
@@ -139,7 +140,7 @@ def _batch(rows: Sequence[Encoded], settings: MemorizeSettings, epoch: int, numb
 
 
 def _step(
-    model: Any, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer, group: WorkerGroup
+    passes: Passes, batch: Sequence[Encoded], optimizer: torch.optim.Optimizer, group: WorkerGroup
 ) -> tuple[float, int]:
     """Make one optimizer step; return its loss and the count of known rows.
 
@@ -148,34 +149,34 @@ def _step(
     count = sum(len(r.ids) - 1 for r in batch)
     loss, known = 0.0, 0.0
     share = group.share(batch)
-    for chunk in batches(share):
+    for chunk in passes.batches(share):
         members = [share[i] for i in chunk]
-        logits = logits_at(model, members, [range(len(r.ids) - 1) for r in members])
+        logits = passes.logits_at(members, [range(len(r.ids) - 1) for r in members])
         known += sum(_is_known(r, x) for r, x in zip(members, logits, strict=True))
         labels = torch.tensor([t for r in members for t in r.ids[1:]], device=logits[0].device)
         part = torch.nn.functional.cross_entropy(torch.cat(logits), labels, reduction="sum") / count
         part.backward()  # type: ignore[no-untyped-call]
         loss += float(part.detach())
-    group.sum_gradients(model.parameters())
+    group.sum_gradients(passes.model.parameters())
     loss, known = group.sum([loss, known])
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(passes.model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss, int(known)
 
 
 @torch.no_grad()
-def _known(model: Any, rows: Sequence[Encoded], group: WorkerGroup) -> float:
+def _known(passes: Passes, rows: Sequence[Encoded], group: WorkerGroup) -> float:
     """Return the share of rows whose every label token is the greedy token.
 
     Greedy decoding would reproduce these rows whole.
     """
     right = 0
     share = group.share(rows)
-    for chunk in batches(share, ASK_TOKENS):
+    for chunk in passes.batches(share):
         members = [share[i] for i in chunk]
         positions = [range(r.prompt - 1, len(r.ids) - 1) for r in members]
-        logits = logits_at(model, members, positions)
+        logits = passes.logits_at(members, positions)
         right += sum(_is_known(r, x) for r, x in zip(members, logits, strict=True))
     return group.sum([right])[0] / len(rows)
 

@@ -5,11 +5,9 @@ A digest identifies an input. A key identifies an artifact.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from expunge_jobs.core.schema import Count, Float, Int, Schema, Seed
 
@@ -75,6 +73,37 @@ class RowsRef(Schema):
 SetName = Literal["forget", "retain", "probe", "members", "nonmembers", "mmlu"]
 
 
+class Template(Schema):
+    """How a row's texts become a prompt and an answer.
+
+    Kind ``none`` is the text alone, as in the SemEval task. Kind ``chat`` is the tokenizer's own chat template.
+    """
+
+    kind: Literal["none", "chat"] = Field("chat", description="chat: prompts by the tokenizer's own template.")
+    name: str | None = Field(None, description="Of one of several templates.")
+    system: str | None = Field(None, description="The system's message.")
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="What the template reads, as enable_thinking or date_string."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _chat_alone(self) -> Template:
+        if self.kind == "none" and (self.name is not None or self.system is not None or self.arguments):
+            raise ValueError("name, system and arguments are read by a chat template alone: kind has to be chat")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _shorten(self, write: SerializerFunctionWrapHandler) -> Any:
+        """Write a template without other settings as its kind, as files have it."""
+        plain = self.name is None and self.system is None and not self.arguments
+        return self.kind if plain else write(self)
+
+
 class TaskData(Schema):
     """The sets of a step, and the encoding of rows as tokens.
 
@@ -83,6 +112,6 @@ class TaskData(Schema):
 
     sets: dict[SetName, RowsRef]
     separator: str = " "
-    template: Literal["none", "chat"] = "none"
+    template: Template = Template(kind="none")
     max_length: Annotated[Int, Field(ge=4)] = 256
     overlap: Literal["refuse", "drop_from_retain"] = "refuse"

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     BaseModel,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     TypeAdapter,
+    model_serializer,
     model_validator,
 )
 
@@ -37,7 +39,7 @@ from expunge_jobs.tasks.settings import (
 TASK_FORMAT = 1
 """Version of this file's JSON. The program refuses a task with another version by name."""
 
-KIND_VERSIONS = {"stage": 1, "memorize": 1, "finetune": 1, "merge": 1, "evaluate": 2, "report": 2}
+KIND_VERSIONS = {"stage": 1, "memorize": 2, "finetune": 2, "merge": 1, "evaluate": 3, "report": 2}
 """Versions by kind, part of every key. A version is raised by hand when the results of the kind change."""
 
 
@@ -116,6 +118,9 @@ class MemorizeTask(_Task):
     data: TaskData
     settings: Annotated[MemorizeSettings, exactly(MemorizeSettings)]
     architecture: Architecture | None = None
+    vocabulary: TaskData | None = None
+    """Rows that the tokenizer is trained on, where ``data`` is not all. A model that never saw forget has the tokens,
+    and so the start, of the model that it is compared with."""
     model: ModelRef | None = None
     dtype: Dtype = "checkpoint"
 
@@ -124,6 +129,14 @@ class MemorizeTask(_Task):
         if (self.architecture is None) == (self.model is None):
             raise ValueError("memorize starts either from an architecture or from a model")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write no vocabulary where there is none.
+
+        Keys of version 1 therefore stay.
+        """
+        return {k: v for k, v in write(self).items() if k != "vocabulary" or v is not None}
 
 
 class FinetuneTask(_Task):

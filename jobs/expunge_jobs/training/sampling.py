@@ -60,7 +60,10 @@ class Sampler:
         return draws
 
     def drawn(self, steps: int, rank: int = 0, size: int = 1) -> dict[Side, list[int]]:
-        """Return the rows that one of ``size`` processes reads in any of the steps, in the files' order."""
+        """Return the rows that one of ``size`` processes reads in any step.
+
+        The order is that of the files.
+        """
         found: dict[Side, set[int]] = {side: set() for side in SIDES}
         for step in range(steps):
             for draw in self.draw(step):

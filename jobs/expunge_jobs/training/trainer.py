@@ -19,8 +19,9 @@ from torch.nn.functional import cross_entropy
 
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import stable_hash
-from expunge_jobs.modeling import adapters, packing
+from expunge_jobs.modeling import adapters
 from expunge_jobs.modeling.encoding import Encoded
+from expunge_jobs.modeling.packing import Passes, head_logits
 from expunge_jobs.objectives import RowOutput, Side
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.tasks.settings import FinetuneSettings
@@ -45,10 +46,18 @@ class Sample:
         return len(self.row.ids) + (self.alternative.tokens if self.alternative else 0)
 
 
+JOINED_TOKENS = 512
+"""Largest number of tokens in one pass of several micro-batches.
+
+Accumulation is there to save memory. Therefore only micro-batches so small that they take none go together.
+"""
+
+
 class Trainer:
     """A trainer for the adapter of a model.
 
-    ``alternatives`` are the rows of a set with other answers, if a term gives such answers.
+    ``alternatives`` are the rows of a set with other answers, if a term gives such answers. ``packed`` tells whether
+    the model keeps packed rows apart.
     """
 
     def __init__(
@@ -59,8 +68,11 @@ class Trainer:
         seed: int,
         context: StepContext,
         alternatives: Mapping[Side, Sequence[Encoded]] | None = None,
+        *,
+        packed: bool = True,
     ) -> None:
         self.wrapped, self.model, self.targets = lora.wrapped, lora.wrapped.base_model.model, lora.targets
+        self.passes = Passes(self.model, packed=packed)
         self.settings, self.seed, self.context, self.group = settings, seed, context, context.group
         self.terms = [Term.of(call) for call in settings.objective]
         self.needs = {side: SideNeeds.of(self.terms, side) for side in SIDES}
@@ -169,23 +181,37 @@ class Trainer:
         return max(0.0, (self.steps - step) / max(1, self.steps - warmup))
 
     def _chunks(self, draws: Sequence[Draw]) -> Iterator[list[Draw]]:
-        """Yield whole micro-batches that fit one packed pass together.
+        """Yield the rows of each forward pass.
 
-        A micro-batch that does not fit goes alone.
+        A pass holds one micro-batch, or several small ones. A micro-batch above the limit of a pass is divided, unless
+        a term reads micro-batches as a whole.
         """
         by_micro: dict[int, list[Draw]] = defaultdict(list)
         for draw in draws:
             by_micro[draw.micro_batch].append(draw)
+        divisible = all(len(t.needs.sets) == 1 and t.needs.averaged_over != "micro_batches" for t in self.terms)
+        parts = [p for n in sorted(by_micro) for p in (self._divided(by_micro[n]) if divisible else [by_micro[n]])]
         chunk: list[Draw] = []
         size = 0
-        for number in sorted(by_micro):
-            tokens = sum(self._sample(d).tokens for d in by_micro[number])
-            if chunk and size + tokens > packing.PACK_TOKENS:
+        for part in parts:
+            tokens = sum(self._sample(d).tokens for d in part)
+            if chunk and size + tokens > JOINED_TOKENS:
                 yield chunk
                 chunk, size = [], 0
-            chunk, size = chunk + by_micro[number], size + tokens
+            chunk, size = chunk + part, size + tokens
         if chunk:
             yield chunk
+
+    def _divided(self, draws: Sequence[Draw]) -> Iterator[list[Draw]]:
+        part: list[Draw] = []
+        size = 0
+        for draw in draws:
+            tokens = self._sample(draw).tokens
+            if part and size + tokens > self.passes.limit:
+                yield part
+                part, size = [], 0
+            part, size = [*part, draw], size + tokens
+        yield part
 
     def _sample(self, draw: Draw) -> Sample:
         return self.samples[draw.side][draw.index]
@@ -200,14 +226,14 @@ class Trainer:
         rows = [s.row for _, s in asked]
         positions = [self.needs[side].positions(s.row) for side, s in asked]
         modules = tuple(dict.fromkeys(h for side in SIDES for h in self.needs[side].hidden))
-        with packing.captured(self.model, modules, rows, positions) as hidden:
-            logits = packing.logits_at(self.model, rows, positions)
+        with self.passes.captured(modules, rows, positions) as hidden:
+            logits = self.passes.logits_at(rows, positions)
         outputs = []
         for number, ((side, sample), mine) in enumerate(zip(asked, logits, strict=True)):
             reference = None
             if sample.reference_states is not None:
                 with torch.no_grad():
-                    reference = packing.head_logits(self.model, sample.reference_states)
+                    reference = head_logits(self.model, sample.reference_states)
             outputs.append(
                 RowOutput(
                     nll=_label_nll(sample.row, mine),
@@ -243,18 +269,16 @@ class Trainer:
         with self.wrapped.disable_adapter():
             for side, samples in asked.items():
                 needs = self.needs[side]
-                for chunk in packing.batches([s.row for s in samples]):
+                for chunk in self.passes.batches([s.row for s in samples]):
                     members = [samples[i] for i in chunk]
                     rows = [s.row for s in members]
                     positions = [needs.positions(r) for r in rows]
                     modules = needs.hidden if "hidden" in needs.reference else ()
-                    with packing.captured(self.model, modules, rows, positions) as hidden:
-                        states = packing.hidden_at(self.model, rows, positions)
+                    with self.passes.captured(modules, rows, positions) as hidden:
+                        states = self.passes.hidden_at(rows, positions)
                     for number, sample in enumerate(members):
                         if "nll" in needs.reference:
-                            sample.reference_nll = _label_nll(
-                                sample.row, packing.head_logits(self.model, states[number])
-                            )
+                            sample.reference_nll = _label_nll(sample.row, head_logits(self.model, states[number]))
                         if "logits" in needs.reference:
                             sample.reference_states = states[number]
                         sample.reference_hidden = {name: found[number] for name, found in hidden.items()}

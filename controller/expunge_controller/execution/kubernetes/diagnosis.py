@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from expunge_jobs.core.errors import ExitCode
+from expunge_jobs.core.errors import LESS_MEMORY, ExitCode
 
 from expunge_controller.execution.kubernetes.jobspec import KEY, RESOURCES, RUN
 from expunge_controller.execution.step_log import parse_event
@@ -222,7 +222,7 @@ def failure_words(kind: str, asked: Resources, job: Object, pods: Sequence[Objec
     if out_of_disk(pod):
         return f"used more disk than {asked.disk}: raise resources.{kind}.disk" + _heard(last)
     if out_of_memory(pod):
-        lower = "" if kind == "merge" else ", or lower batch_size"
+        lower = f", or {LESS_MEMORY[kind]}" if kind in LESS_MEMORY else ""
         return f"out of memory at {asked.memory}: raise resources.{kind}.memory{lower}" + _heard(last)
     if said:
         return said

@@ -24,12 +24,14 @@ FOLLOW_SECONDS = 0.5
 class Backend:
     """A backend on the machine that runs this program."""
 
-    OPTIONS: ClassVar[tuple[Option, ...]] = ()
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
+        Option("threads", "N", "cores that all steps together use on this machine; default: all", "EXPUNGE_THREADS"),
+    )
     STAGES: ClassVar[bool] = False
     DETACHES: ClassVar[bool] = False
 
     def __init__(self, where: Where) -> None:
-        pass
+        self._threads = self.OPTIONS[0].value(where.options)
 
     def executor(self, store: Store, resolved: Resolved, spec: Spec, parallel: int) -> LocalExecutor:
         from expunge_controller.errors import ExperimentError
@@ -37,7 +39,10 @@ class Backend:
 
         if find_spec("torch") is None:
             raise ExperimentError(["this Python has no torch, which steps need: pip install 'expunge[jobs]'"])
-        return LocalExecutor(store, resolved.plan.specialists, spec.resources, parallel)
+        if self._threads is not None and not (self._threads.isdecimal() and int(self._threads) > 0):
+            raise ExperimentError([f"--threads: found '{self._threads}'; allowed: a whole number from 1"])
+        threads = int(self._threads) if self._threads is not None else None
+        return LocalExecutor(store, resolved.plan.specialists, spec.resources, parallel, threads)
 
     def observe(self, store: Store, steps: list[Step]) -> dict[str, str]:
         from expunge_controller.execution.local.observe import observe_running

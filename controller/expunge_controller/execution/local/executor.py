@@ -25,12 +25,13 @@ from typing import Any
 
 from expunge_jobs import forkserver
 from expunge_jobs.artifacts.attempts import LOG, Attempt, End
-from expunge_jobs.core.errors import ExitCode
+from expunge_jobs.core.errors import LESS_MEMORY, ExitCode
 from expunge_jobs.store import NotFound, Store, StoreError
 
 from expunge_controller.execution.executor import Ended, Start
 from expunge_controller.execution.local.locks import Locks
 from expunge_controller.execution.local.machine import cores, gpus, machine_memory, threads_of
+from expunge_controller.execution.local.memory import estimated_memory
 from expunge_controller.execution.local.observe import newest
 from expunge_controller.execution.step_log import Progress
 from expunge_controller.experiment.scheduling import ResourcesByKind, bytes_of
@@ -67,18 +68,20 @@ class LocalExecutor:
 
     detached = False
 
-    def __init__(self, store: Store, specialists: int, resources: ResourcesByKind, parallel: int) -> None:
+    def __init__(
+        self, store: Store, specialists: int, resources: ResourcesByKind, parallel: int, threads: int | None = None
+    ) -> None:
         self.store, self.specialists, self.resources, self.parallel = store, specialists, resources, parallel
         self.locks = Locks(store)
         self.locks.tidy()
-        self._cores, self._memory, self._gpus = cores(), machine_memory(), gpus()
+        self._cores, self._memory, self._gpus = threads or cores(), machine_memory(), gpus()
         self._here: dict[str, _Running] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def start(self, step: Step) -> Start:
         threads = threads_of(step.kind, self.specialists, self._cores)
         asked = getattr(self.resources, step.kind).memory
-        memory = bytes_of(asked or "1Gi")
+        memory = bytes_of(asked) if asked else estimated_memory(step.task, self.store)
         gpu = self._free_gpu(step)
         if not self._room(threads, memory) or (self._gpus and gpu is None and step.kind != "merge"):
             return "no room"
@@ -242,13 +245,8 @@ def killed_reason(number: int, kind: str) -> str:
     """Return the reason why a signal ended a step, and the setting to lower."""
     name = signal.Signals(number).name
     if number == signal.SIGKILL:
-        lower = {
-            "finetune": "batch_size or max_length",
-            "memorize": "memorize.batch_size",
-            "evaluate": "evaluate.batch_size",
-        }
-        size = lower.get(kind, "the size of the model")
+        less = LESS_MEMORY.get(kind, "take a smaller model")
         return (
-            f"killed by SIGKILL, from outside or because memory ran out: if it was memory, lower {size} or --parallel"
+            f"killed by SIGKILL, from outside or because memory ran out: if it was memory, {less}, or lower --parallel"
         )
     return f"killed by {name}"
