@@ -1,4 +1,4 @@
-"""Rows as tokens: tokens(input) + tokens(separator + output) + end token, and what is cut from which side."""
+"""Rows as tokens: what is cut from which side, and what fits a model."""
 
 from __future__ import annotations
 

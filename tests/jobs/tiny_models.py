@@ -125,7 +125,7 @@ def teach(made: Any, words: Any, rows: list[Row], steps: int = 60) -> None:
 
 
 def encode(words: Any, one: Row, separator: str = " ") -> Encoded:
-    """The spec's row: tokens(input) + tokens(separator + output) + end token."""
+    """A row in pieces: this tokenizer reads its whole text no otherwise."""
     prompt = words(one.input)["input_ids"]
     output = words(separator + one.output, add_special_tokens=False)["input_ids"]
     return Encoded((*prompt, *output, words.eos_token_id), len(prompt))
