@@ -21,11 +21,12 @@ from expunge_jobs.inputs import adapter_folder, addresses, model_folder, pinning
 from expunge_jobs.inputs.hub import Hub, own_hub
 from expunge_jobs.store import NotFound, Store, TooLarge, is_shared
 from expunge_jobs.tasks.references import Input, TaskData
-from expunge_jobs.tasks.tasks import EvaluateTask
+from expunge_jobs.tasks.tasks import EvaluateTask, FinetuneTask
 
 from expunge_controller.errors import ExperimentError
 from expunge_controller.experiment.document import Document, KeyPath
 from expunge_controller.experiment.loading import Loaded
+from expunge_controller.planning.cut_rows import cut_notice, tokenizer_file
 from expunge_controller.planning.plan import Plan, Step, make_plan, with_report
 from expunge_controller.planning.trial_plan import inputs_of
 
@@ -92,6 +93,8 @@ def resolve(
         for data in seen.values():
             resolver.sets(data)
     resolver.check()
+    for task in {s.key: s.task for s in plan.steps if isinstance(s.task, FinetuneTask)}.values():
+        resolver.say_cut_rows(task)
     # A copy follows from its input; therefore the digest ignores copies and is the same everywhere.
     asked_for = [s for s in plan.steps if s.kind != "stage"]
     record = {
@@ -161,6 +164,7 @@ class _Resolver:
         self._content: dict[str, bytes] = {}
         self._rows: dict[tuple[str, str], list[rows.Item]] = {}
         self._asked: set[str] = set()
+        self._counted: set[tuple[Path, str]] = set()
 
     def file(self, path: KeyPath, uri: str) -> None:
         if uri in self._asked:
@@ -209,6 +213,16 @@ class _Resolver:
             self.problems.append(str(error))
         else:
             self._say_shortfalls(data)
+
+    def say_cut_rows(self, task: FinetuneTask) -> None:
+        """Add a notice on rows to forget that are too long."""
+        file = tokenizer_file(task)
+        if file is None or (identity := (file, canonical(task.data.model_dump(mode="json")))) in self._counted:
+            return
+        self._counted.add(identity)
+        items = selection.load(task.data, self._read, parse=self._parse)["forget"]
+        if notice := cut_notice(items, file, task.data):
+            self.notices.append(notice)
 
     def bound(self, selections: int) -> None:
         """Refuse a sweep that takes a shared process too long to check.

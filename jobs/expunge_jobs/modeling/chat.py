@@ -132,6 +132,5 @@ def _on_one_day(template: str) -> str:
 def special_tokens(tokenizer: Any) -> dict[int, str]:
     """Return the special tokens of a tokenizer by id."""
     added = {int(i): str(t.content) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    return added | {
-        int(i): str(t) for i, t in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    }
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    return added | {int(i): str(t) for i, t in named if i is not None and t}

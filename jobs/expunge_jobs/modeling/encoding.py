@@ -200,11 +200,15 @@ class Encoder:
         return list(found["input_ids"]), None if offsets is None else [end for _, end in offsets]
 
     def _encode(self, text: str, *, split: bool, **options: Any) -> Any:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split, **options)
+        try:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split, **options)
+        except Exception as error:  # a tokenizer is a file of the user's; its library raises its own errors
+            said = " ".join(str(error).split())[:300]
+            raise BadTask(f"the tokenizer fails: {type(error).__name__}: {said}") from None
 
     def _special_head(self) -> list[int]:
         """Return the tokens that the tokenizer puts before every text."""
-        alone = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        alone = list(self._encode("a", split=True)["input_ids"])
         whole = list(self.tokenizer("a")["input_ids"])
         places = range(len(whole) - len(alone) + 1)
         return whole[: next((p for p in places if alone and whole[p : p + len(alone)] == alone), 0)]

@@ -9,8 +9,9 @@ A term's module defines, in addition to the attributes of every plugin (see ``pl
     values       (parameters, rows) -> Tensor [n]: the values to average over ``Needs.averaged_over``
     alternative  (parameters, row) -> str: only if ``Needs.alternative``: another answer to the row's input
 
-``values`` is called once for each packed pass, with the rows of whole micro-batches. One optimizer step may take
-several passes. The sums of these passes are divided by the number of the step's rows, label tokens or micro-batches.
+``values`` is called once for each forward pass, with the rows of one or more micro-batches. A large micro-batch may
+come in parts, if no term reads both sets or averages over micro-batches. One optimizer step may take several passes.
+The sums of these passes are divided by the number of the step's rows, label tokens or micro-batches.
 Therefore one value stands for one row, label token or micro-batch.
 
 The interface is provisional until version 1.0.
