@@ -137,6 +137,13 @@ def test_a_long_text_is_cut_between_the_template_s_own_tokens(words: Any) -> Non
         made.row(long, 8)
 
 
+def test_a_text_by_itself_has_nothing_of_the_template(words: Any) -> None:
+    made = encoder(words, chat_templates.CHATML)
+    ids = made.text("amber bell coin drum")
+    assert ids == words("amber bell coin drum")["input_ids"]
+    assert made.cut_text(ids, 3) == ids[-3:]
+
+
 def test_an_answer_that_the_template_changes_is_refused(words: Any) -> None:
     with pytest.raises(BadTask, match="does not show the assistant's message as it is"):
         encoder(words, "{% for m in messages %}{{ m.content | upper }}{% endfor %}")

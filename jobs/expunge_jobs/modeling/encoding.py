@@ -81,7 +81,7 @@ class Encoder:
         """
         ids = self._prompt(text).ids
         self.cut_inputs += limit is not None and len(ids) > limit
-        return ids if limit is None else self.cut(ids, limit)
+        return ids if limit is None else self._cut(ids, limit, self._head, self._tail)
 
     def text(self, text: str) -> list[int]:
         """Return the tokens of a text by itself.
@@ -118,23 +118,18 @@ class Encoder:
             output = output[: max(0, most - least)]
             self.cut_outputs += 1
         self.cut_inputs += len(given) > most - len(output)
-        given = self.cut(given, most - len(output))
+        given = self._cut(given, most - len(output), self._head, self._tail)
         if not output:
             raise self._no_room(most)
         return Encoded((*given, *self._known(output)), len(given))
 
-    def cut(self, ids: list[int], limit: int) -> list[int]:
-        """Cut tokens from the left to a limit, behind what precedes every text.
+    def cut_text(self, ids: list[int], limit: int) -> list[int]:
+        """Cut the tokens of a text from the left, behind what precedes it.
 
         Raises:
             BadTask: a limit without room for any token of the text.
         """
-        if len(ids) <= limit:
-            return ids
-        room = limit - len(self._head)
-        if room < max(self._tail, 1 - len(self._head)):
-            raise self._no_room(limit)
-        return [*self._head, *ids[len(ids) - room :]]
+        return self._cut(ids, limit, self._special)
 
     def rows(self, rows: Sequence[Row], max_length: int | None = None) -> list[Encoded]:
         """Encode every row, in order."""
@@ -212,6 +207,14 @@ class Encoder:
         whole = list(self.tokenizer("a")["input_ids"])
         places = range(len(whole) - len(alone) + 1)
         return whole[: next((p for p in places if alone and whole[p : p + len(alone)] == alone), 0)]
+
+    def _cut(self, ids: list[int], limit: int, head: list[int], tail: int = 0) -> list[int]:
+        if len(ids) <= limit:
+            return ids
+        room = limit - len(head)
+        if room < max(tail, 1 - len(head)):
+            raise self._no_room(limit)
+        return [*head, *ids[len(ids) - room :]]
 
     def _no_room(self, limit: int) -> BadTask:
         own = len(self._head) + self._tail

@@ -267,13 +267,13 @@ class Evaluator:
         rows = [self.encoder.text(t) for t in texts]
         common = min(shared(rows[0], r) for r in rows[1:])
         if all(len(r) == common + 1 for r in rows):  # one pass tells all
-            asked = self.encoder.cut(rows[0][:common], self.limit)
+            asked = self.encoder.cut_text(rows[0][:common], self.limit)
             (logits,) = self.passes.logits_at([Encoded(tuple(asked), 1)], [range(len(asked) - 1, len(asked))])
             return [float(logits[0][r[common]]) for r in rows]
         out = []
         for row in rows:
             labels = len(row) - common
-            ids = self.encoder.cut(row, self.limit)
+            ids = self.encoder.cut_text(row, self.limit)
             (logits,) = self.passes.logits_at([Encoded(tuple(ids), 1)], [range(len(ids) - 1 - labels, len(ids) - 1)])
             wanted = torch.tensor(ids[-labels:], device=logits.device)
             out.append(-float(cross_entropy(logits, wanted, reduction="sum")))
