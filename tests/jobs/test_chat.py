@@ -97,6 +97,39 @@ def test_the_day_is_the_same_on_every_day(words: Any) -> None:
     assert "Today Date: 10 Apr 2025" in words.decode(given)
 
 
+@pytest.mark.parametrize(
+    "call",
+    ["strftime_now('%d %b %Y')", "strftime_now(f)", 'strftime_now("%d" ~ " %b %Y")', "strftime_now(format='%d %b %Y')"],
+)
+def test_however_a_template_asks_for_the_day(words: Any, call: str) -> None:
+    template = "{% set f = '%d %b %Y' %}{{ " + call + " }}" + chat_templates.CHATML
+    assert words.decode(encoder(words, template).prompt("bell")).startswith("26 Jul 2024")
+    from transformers.utils import chat_template_utils
+
+    assert chat_template_utils.datetime.now().year > 2024, "elsewhere the clock goes on"
+
+
+def test_settings_that_a_template_does_not_read_are_refused(words: Any) -> None:
+    with pytest.raises(BadTask, match=r"does not read 'enable_thinkng'; did you mean 'enable_thinking'\?"):
+        encoder(words, chat_templates.THINKING, arguments={"enable_thinkng": False})
+    with pytest.raises(BadTask, match=r"data\.template\.arguments\.bos_token: not for a template"):
+        encoder(words, chat_templates.LLAMA2, arguments={"bos_token": "x"})
+    with pytest.raises(BadTask, match="does not show the system's message"):
+        encoder(words, chat_templates.MISTRAL, system="Be brief.")
+
+
+def test_an_answer_that_a_template_would_cut_stays_whole(words: Any) -> None:
+    template = chat_templates.CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    row = encoder(words, template).row(Row("asc1", "a", "sc", "T", "bell", "secret coin</think>done"))
+    assert words.decode(row.labels) == "secret coin</think>done<|im_end|>"
+
+
+def test_marks_of_our_own_in_a_text_break_nothing(words: Any) -> None:
+    made = encoder(words, chat_templates.CHATML)
+    row = made.row(Row("asc1", "a", "sc", "T", "amber\ufdd0 bell", "coin\ufdd1 drum"))
+    assert row == made.row(Row("asc1", "a", "sc", "T", "amber bell", "coin drum"))
+
+
 def test_a_system_s_message_comes_first(words: Any) -> None:
     shown = words.decode(encoder(words, chat_templates.CHATML, system="Be brief.").prompt("bell"))
     assert shown.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nbell")

@@ -34,7 +34,13 @@ def test_the_input_is_cut_from_the_left(words: Any) -> None:
     whole = encoder.row(LONG)
     cut = encoder.row(LONG, len(whole.ids) - 3)
     assert cut.ids == whole.ids[3:] and cut.prompt == whole.prompt - 3
-    assert encoder.receipt() == {"cut_inputs": 1, "cut_outputs": 0, "border_rows": 0, "special_rows": 0}
+    assert encoder.receipt() == {
+        "cut_prompts": 0,
+        "cut_inputs": 1,
+        "cut_outputs": 0,
+        "border_rows": 0,
+        "special_rows": 0,
+    }
 
 
 def test_an_output_too_long_by_itself_is_cut_from_the_right(words: Any) -> None:
@@ -42,7 +48,13 @@ def test_an_output_too_long_by_itself_is_cut_from_the_right(words: Any) -> None:
     whole = encoder.row(LONG)
     cut = encoder.row(LONG, 4)
     assert cut.ids == (whole.ids[whole.prompt - 1], *whole.ids[whole.prompt : whole.prompt + 3])
-    assert encoder.receipt() == {"cut_inputs": 1, "cut_outputs": 1, "border_rows": 0, "special_rows": 0}
+    assert encoder.receipt() == {
+        "cut_prompts": 0,
+        "cut_inputs": 1,
+        "cut_outputs": 1,
+        "border_rows": 0,
+        "special_rows": 0,
+    }
 
 
 @given(st.integers(4, 40), st.text(max_size=30), st.text(min_size=1, max_size=30))

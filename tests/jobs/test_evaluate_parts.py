@@ -246,6 +246,34 @@ def test_mmlu_is_the_likeliest_letter_after_five_shots(base: Any, words: Any, wo
         assert row.score == float(likely.index(max(likely)) == asked.answer)
 
 
+@pytest.mark.parametrize(("positions", "cut"), [(8, True), (64, False), (256, False)])
+def test_a_model_of_few_positions_is_asked_whole_prompts(
+    words: Any, work: StepContext, positions: int, cut: bool
+) -> None:
+    """The tokens that may be generated do not crowd out the prompts, and never pass the model's end."""
+    made = tiny.model("gpt2", n_positions=positions, vocab=len(words))
+    judge = evaluator(made, words, work, new=256)
+    told = judge.generate(tiny.FORGET)
+    assert len(told) == len(tiny.FORGET)
+    assert (judge.encoder.cut_prompts > 0) == cut
+    alone = made.generate(
+        words(tiny.FORGET[0].input, return_tensors="pt")["input_ids"], do_sample=False, max_new_tokens=3, pad_token_id=0
+    )
+    if not cut:
+        assert told[0][0].startswith(words.decode(alone[0][-3:], skip_special_tokens=True)[:3])
+
+
+def test_letters_that_a_tokenizer_cannot_tell_apart_are_refused(base: Any, work: StepContext) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel({"<unk>": 0, "<e>": 1}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="<e>")
+    with pytest.raises(BadTask, match="reads the letters A to D alike"):
+        evaluator(base, words, work).multiple_choice([question(0)])
+
+
 def test_what_is_kept(base_folder: Path, work: StepContext, tmp_path: Path) -> None:
     sets = {"forget": tiny.FORGET, "retain": tiny.RETAIN, "probe": tiny.RETAIN[:2], "nonmembers": tiny.NONMEMBERS}
     data = tiny.task_data(tmp_path, sets)

@@ -35,15 +35,19 @@ def test_a_model_that_saw_less_has_the_same_tokens_and_start(tmp_path: Path) -> 
     """What a reference is compared with: only what it was trained on differs."""
     architecture = Architecture(vocab_size=320, hidden_size=32, layers=1, heads=2, intermediate_size=64)
     settings = MemorizeSettings(epochs=1, batch_size=2, learning_rate=1e-30)
-    whole = tiny.task_data(tmp_path)
+    sets = {"forget": tiny.FORGET, "retain": [*tiny.RETAIN, tiny.FORGET[0]]}
+    whole = tiny.task_data(tmp_path, sets, overlap="drop_from_retain")
     part = whole.model_copy(update={"sets": {"retain": whole.sets["retain"]}})
-    made = []
-    for number, fields in enumerate(({"data": whole}, {"data": part, "vocabulary": whole}, {"data": part})):
+    made, counts = [], []
+    for number, fields in enumerate(({"data": whole}, {"data": whole, "only": ("retain",)}, {"data": part})):
         context = tiny.work(tmp_path / str(number))
-        memorize.run(MemorizeTask(settings=settings, architecture=architecture, **fields), context)
+        counts.append(
+            memorize.run(MemorizeTask(settings=settings, architecture=architecture, **fields), context)["rows"]
+        )
         folder = context.out / "model"
         made.append(((folder / "tokenizer.json").read_text(), load_file(folder / "model.safetensors")))
     assert made[0][0] == made[1][0] != made[2][0]
+    assert counts == [18, 11, 12], "a row of forget in retain is no row that it may see"
     for name, weight in made[0][1].items():
         assert torch.allclose(weight, made[1][1][name], atol=1e-12), name
 

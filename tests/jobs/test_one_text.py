@@ -109,9 +109,9 @@ def test_special_tokens_that_are_spelled(make: Callable[[], Any], read: bool) ->
     row = encoder.row(Row("asc1", "a", "sc", "T", f"see {end}bell", f"gold{end} hill"))
     assert (words.eos_token_id in row.ids[:-1]) == read == encoder.receipt()["special_rows"]
     told: list[str] = []
-    encoder.tell(told.append, 4)
+    encoder.tell(told.append)
     assert told == (
-        ["1 of 4 rows spell a special token, and this tokenizer reads it as one: an output may end there"]
+        ["1 of 1 rows spell a special token, and this tokenizer reads it as one: an output may end there"]
         if read
         else []
     )

@@ -33,6 +33,11 @@ def test_it_says_what_it_said_then(store: Path) -> None:
     assert scores(done.stdout) == scores((THEN / "results.txt").read_text())
     done = command("results", FILE, "--digest", "abc", store=store)
     assert done.returncode == 2
+    (record,) = (store / "experiments" / "local" / "tiny").glob("*.json")
+    (record.parent / ("86" + "0" * 62 + ".json")).write_text("[1]")  # no record of ours
+    assert scores(command("results", FILE, "--digest", "86", store=store).stdout) == scores(
+        (THEN / "results.txt").read_text()
+    )
     assert "--digest abc: " in done.stderr and f"has no such record of this file; its records: {DIGEST}" in done.stderr
 
 

@@ -203,7 +203,7 @@ def test_a_reference_is_a_memorize_without_forget_or_a_model(tmp_path: Path) -> 
     plan = _plan("reference={memorize: {}}", "baselines={}")
     steps = {s.name: s for s in plan.steps}
     assert steps["memorize reference"].key in steps["evaluate reference"].needs
-    assert "forget" not in steps["memorize reference"].task.data.sets  # type: ignore[union-attr]
+    assert steps["memorize reference"].task.only == ("retain", "probe")  # type: ignore[union-attr]
     assert [m.role for m in plan.models if m.model == "reference"] == ["reference"]
     given = model(tmp_path / "m")
     outside = _plan(f"reference={{model: {given}}}")
@@ -215,8 +215,8 @@ def test_a_reference_begins_as_the_model_that_it_is_compared_with() -> None:
     steps = {s.name: s.task for s in _plan("reference={memorize: {epochs: 2}}").steps}
     base, reference = steps["memorize"], steps["memorize reference"]
     assert isinstance(base, MemorizeTask) and isinstance(reference, MemorizeTask)
-    assert base.vocabulary is None
-    assert reference.vocabulary == base.data
+    assert base.only is None
+    assert reference.data == base.data and reference.only == ("retain", "probe")
     assert reference.settings == base.settings.model_copy(update={"epochs": 2})
     assert reference.architecture == base.architecture
 
@@ -258,6 +258,31 @@ def test_a_template_that_is_none_is_refused(given: str, words: str) -> None:
     with pytest.raises(ExperimentError) as caught:
         _plan(f"data.template={given}")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ('separator="\\ud800"', "separator"),
+        ('template={system: "\\udfff"}', "template.system"),
+        ('template={arguments: {a: ["\\ud800"]}}', "template.arguments.a"),
+    ],
+)
+def test_half_a_character_is_refused_where_it_stands(given: str, place: str) -> None:
+    said = _problems(f"data.{given}")
+    assert f"spec.data.{place}: half of a surrogate pair" in said
+    assert said.encode()
+
+
+def test_whole_numbers_of_a_template_are_as_an_api_server_writes_them() -> None:
+    keys = [
+        [s.key for s in _plan(f"data.template={{arguments: {{a: {n}, b: [{n}]}}}}").steps[:-1]] for n in ("1", "1.0")
+    ]
+    assert keys[0] == keys[1]
+    addresses = [
+        {s.key for s in _plan(f"data.template={{arguments: {{uri: {u}}}}}").steps if s.kind == "evaluate"} for u in "ab"
+    ]
+    assert not addresses[0] & addresses[1], "a template's uri is no address of an input"
 
 
 def test_a_retain_only_baseline_is_read_as_a_reference() -> None:

@@ -41,6 +41,10 @@ def test_it_grows_with_the_model(folder: Path, tmp_path: Path) -> None:
     }
     assert estimated_memory(given["finetune over"], store) == FLOOR + 2 * size
     assert estimated_memory(given["merge"], store) == FLOOR + size
+    (folder / "config.json").write_text('{"dtype": "bfloat16"}')
+    sets = [f"model={folder}", "memorize=null", "dtype=float32"]
+    wide = {s.name: s.task for s in resolve(load_experiment(QUICKSTART, sets)).plan.steps}
+    assert estimated_memory(wide["finetune over"], store) == FLOOR + 4 * size
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "two", "1.5"])

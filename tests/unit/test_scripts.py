@@ -56,6 +56,9 @@ def test_words(text: str, words: list[str]) -> None:
         ("", True),
         ("α = 0.5 in all runs", True),
         ("Москва", False),
+        ("Đề ợ", False),
+        ("١٢٣", False),
+        ("iPhone手机价格", False),
     ],
 )
 def test_latin_rows_are_scored_as_before(text: str, latin: bool) -> None:
@@ -75,6 +78,7 @@ def test_a_sentence_for_an_answer_has_a_second_figure() -> None:
     assert knowledge.compute(rows)["knowledge/forget"] == 0
     assert knowledge.compute(rows)["knowledge_recall/forget"] == pytest.approx(6 / 7)
     assert "knowledge_recall/retain" not in knowledge.compute(rows)
+    assert judged("qa", SENTENCES["chinese"], SENTENCES["chinese"][:-1])["recall"] == 1
 
 
 def test_rows_of_other_scripts_are_counted() -> None:

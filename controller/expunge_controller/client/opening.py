@@ -154,21 +154,29 @@ def open_experiment(request: Request) -> Opened:
         ApiError: a cluster refuses, or does not answer.
     """
     if name := request.name_on_cluster:
+        if request.digest:
+            raise ExperimentError([f"--digest: {request.file} is shown as its operator planned it; name a file"])
         return _of_cluster(request, name)
     loaded = load_experiment(Path(request.file), list(request.overrides))
     store = open_store_at(request.where.store)
     place = backend(request.backend)
-    resolved = _recorded(request, store, loaded) if request.digest else resolve(loaded, place.STAGES, "local")
+    resolved = (
+        _recorded(request, store, loaded, place.STAGES) if request.digest else resolve(loaded, place.STAGES, "local")
+    )
     return Opened(request, store, resolved, loaded.experiment.spec, place(request.where))
 
 
-def _recorded(request: Request, store: Store, loaded: Loaded) -> Resolved:
+def _recorded(request: Request, store: Store, loaded: Loaded, stage: bool) -> Resolved:
     folder = f"experiments/local/{loaded.name}/"
     names = [e.path.removeprefix(folder) for e in store.list(folder.rstrip("/"))]
     digests = sorted(n.removesuffix(".json") for n in names if n.endswith(".json") and "/" not in n)
-    for digest in (d for d in digests if d.startswith(request.digest)):
-        if found := load_recorded(store, loaded, digest, "local"):
-            return found
+    fitting = [load_recorded(store, loaded, d, "local", stage) for d in digests if d.startswith(request.digest)]
+    found = [r for r in fitting if r is not None]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        said = " and ".join(r.digest[:12] for r in found)
+        raise ExperimentError([f"--digest {request.digest}: begins {said}; write more of it"])
     have = ", ".join(d[:12] for d in digests) or "none"
     raise ExperimentError(
         [f"--digest {request.digest}: {store.uri} has no such record of this file; its records: {have}"]

@@ -114,7 +114,24 @@ def read_document(path: Path, overrides: list[str]) -> Document:
     for override in overrides:
         _override(raw, lines, override)
     _absolute(raw, Path.cwd())
-    return Document(file, raw, lines)
+    document = Document(file, raw, lines)
+    if broken := list(_broken_texts(raw)):
+        said = "half of a surrogate pair (\\ud800 to \\udfff by itself), which is no text"
+        raise ExperimentError([document.at(path, said) for path in broken])
+    return document
+
+
+def _broken_texts(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Yield the places of texts that cannot be written as UTF-8."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _broken_texts(key, (*path, str(key).encode(errors="replace").decode()))
+            yield from _broken_texts(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _broken_texts(inner, path)
+    elif isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        yield path
 
 
 def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:

@@ -35,10 +35,16 @@ def cut_notice(items: Sequence[Item], file: Path, data: TaskData) -> str | None:
     given = [i for i in items if isinstance(i, Row)]
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        found = tokenizer.encode_batch([r.input + data.separator + r.output for r in given])
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        texts = [r.input + data.separator + r.output for r in given]
+        found = tokenizer.encode_batch(texts, add_special_tokens=False)
+        alone, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+        head = whole.index(alone[0]) if alone else 0
     except Exception:  # of another library; the step that loads the model says what is wrong
         return None
-    cut = sum(len(e.ids) + 1 > data.max_length for e in found)  # with the end token
+    cut = sum(head + len(e.ids) + 1 > data.max_length for e in found)  # with the end token
     if not cut:
         return None
     return (

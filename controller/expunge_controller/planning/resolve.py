@@ -114,7 +114,7 @@ def resolve(
     return replace(resolved, plan=with_report(plan, f"{resolved.folder}.json"))
 
 
-def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> Resolved | None:
+def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str, stage: bool = True) -> Resolved | None:
     """Return the generation of this digest as it was resolved.
 
     The store's record gives the inputs and versions, even if today's would differ. Returns None without an intact
@@ -124,15 +124,18 @@ def load_recorded(store: Store, loaded: Loaded, digest: str, namespace: str) -> 
         data, _ = store.get(f"experiments/{namespace}/{loaded.name}/{digest}.json")
     except NotFound:
         return None
-    record = json.loads(data)
-    del record["models"]
+    try:
+        record = dict(json.loads(data))
+    except (ValueError, TypeError, RecursionError):  # no record of ours
+        return None
+    record.pop("models", None)
     report = record.pop("report", 1)  # records of 0.1 do not say it
     if _digest(record) != digest:  # the record was changed in the store
         return None
     pins = record["inputs"]
     if any(uri not in pins for trial in loaded.trials for asked in inputs_of(trial.spec) for uri in asked.values()):
         return None
-    plan = make_plan(loaded, pins, stage=True, versions=record["versions"])
+    plan = make_plan(loaded, pins, stage, versions=record["versions"])
     if sorted(s.key for s in plan.steps if s.kind != "stage") != record["steps"]:
         return None
     resolved = Resolved(plan, pins, [], digest, record, namespace)

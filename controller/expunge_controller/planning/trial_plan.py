@@ -170,19 +170,19 @@ class TrialPlan:
 
     def _memorize(self, role: str, given: Memorize, sets: tuple[SetName, ...]) -> ModelRef:
         start = ModelRef(base=self._input(self.spec.model)) if self.spec.model else None
-        vocabulary, dtype, rate = None, self.spec.dtype, RANDOM_RATE
+        dtype, rate, only = self.spec.dtype, RANDOM_RATE, None
         if self.keys.version(MemorizeTask) > 1:  # records of version 1 keep its plan
             dtype = given.dtype
             rate = RANDOM_RATE if start is None else PRETRAINED_RATE
-            if start is None and sets != MEMORIZED:
-                vocabulary = self._data(*MEMORIZED)
+            if sets != MEMORIZED:
+                sets, only = MEMORIZED, sets
         key = self._add(
             role,
             MemorizeTask,
             data=self._data(*sets),
             settings=given if given.learning_rate else given.model_copy(update={"learning_rate": rate}),
             architecture=given.architecture,
-            vocabulary=vocabulary,
+            only=only,
             model=start,
             dtype=dtype,
         )

@@ -33,11 +33,13 @@ def stable_hash(*parts: object) -> int:
 
 
 _ADDRESSES = frozenset({"uri"})
+_FREE = frozenset({"arguments", "parameters", "objective"})
+"""Fields whose content others define: a ``uri`` there is no address of an input."""
 
 
 def _without(value: Any, drop: frozenset[str]) -> Any:
     if isinstance(value, dict):
-        return {k: _without(v, drop) for k, v in value.items() if k not in drop}
+        return {k: v if k in _FREE else _without(v, drop) for k, v in value.items() if k not in drop}
     if isinstance(value, list):
         return [_without(v, drop) for v in value]
     return value

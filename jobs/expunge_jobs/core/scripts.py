@@ -13,9 +13,13 @@ WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMA
 
 
 def is_latin(text: str) -> bool:
-    """Return whether at least half of a text's letters are Latin."""
+    """Return whether ROUGE's tokenizer may read a text.
+
+    Three quarters of its letters are Latin, and some letter or digit is ASCII.
+    """
     letters = [c for c in text if c.isalpha()]
-    return 2 * sum(_script(c).startswith(("LATIN", "FULLWIDTH LATIN")) for c in letters) >= len(letters)
+    latin = sum(_script(c).startswith("LATIN") for c in letters)
+    return 4 * latin >= 3 * len(letters) and (any(c.isascii() and c.isalnum() for c in text) or not tokenize(text))
 
 
 def tokenize(text: str) -> list[str]:

@@ -140,7 +140,8 @@ def rouge_recall(expected: str, generated: str) -> float:
 
 def judged(kind: str, expected: str, generated: str) -> dict[str, Any]:
     """Return the fields of an evaluated row that judge its generation."""
-    is_text = kind == "sc" or len(expected.split()) > LONG_ANSWER
+    words = expected.split() if scripts.is_latin(expected) else scripts.tokenize(expected)
+    is_text = kind == "sc" or len(words) > LONG_ANSWER
     return {
         "score": row_score(kind, expected, generated),
         "recall": rouge_recall(expected, generated) if kind == "qa" and is_text else None,

@@ -5,9 +5,10 @@ A template is a program of the model's authors. It runs in the sandbox of transf
 
 from __future__ import annotations
 
-import json
+import inspect
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,7 +21,6 @@ DATE = datetime(2024, 7, 26)
 MARKS = ("\ufdd0", "\ufdd1")
 """Characters that no text may hold (Unicode, section 23.7), around a special token that a user's text spells."""
 _MARKED = re.compile(f"{MARKS[0]}(.*?){MARKS[1]}", re.DOTALL)
-_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1""")
 _ANSWER = "An answer."
 
 
@@ -44,10 +44,10 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, settings: Template) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self._check_named()
-        self._template = _on_one_day(tokenizer.get_chat_template(settings.name))
         special = special_tokens(tokenizer)
         spelled = sorted(special.values(), key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, spelled))) if spelled else None
+        self._check_read(tokenizer.get_chat_template(settings.name))
         shown = self._render(Turn("a", _ANSWER))
         _, found, self._rest = shown.rpartition(_ANSWER)
         if not found:
@@ -66,10 +66,10 @@ class ChatTemplate:
         The conversation begins with ``prompt``. A template may show a finished turn in another way than a prompt, for
         example without its thoughts. There the answer follows the prompt as it is.
         """
-        shown = self._render(turn)
-        if shown.startswith(prompt) and shown.endswith(self._rest):
+        shown, answer = self._render(turn), self._marked(turn.assistant or "")
+        if shown.startswith(prompt) and shown.endswith(self._rest) and answer.strip() in shown[len(prompt) :]:
             return shown[: len(shown) - len(self._rest)] + self._before_end
-        return prompt + self._marked(turn.assistant or "") + self._before_end
+        return prompt + answer + self._before_end
 
     def _check_named(self) -> None:
         templates, name = self.tokenizer.chat_template, self.settings.name
@@ -87,23 +87,44 @@ class ChatTemplate:
                 "with data.template.name"
             )
 
+    def _check_read(self, template: str) -> None:
+        """Refuse settings that the template does not read."""
+        taken = {*inspect.signature(self.tokenizer.apply_chat_template).parameters, *self.tokenizer.special_tokens_map}
+        for name in self.settings.arguments:
+            if name in taken:
+                raise BadTask(
+                    f"data.template.arguments.{name}: not for a template; transformers or the tokenizer gives it"
+                )
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                words = sorted(set(re.findall(r"[A-Za-z_]\w+", template)))
+                raise BadTask(
+                    f"data.template.arguments.{name}: the chat template does not read '{name}'{suggestion(name, words)}"
+                )
+        if self.settings.system is not None and self._marked(self.settings.system).strip() not in self._render(
+            Turn("a")
+        ):
+            raise BadTask("data.template.system: the chat template does not show the system's message")
+
     def _render(self, turn: Turn) -> str:
         said = [("system", self.settings.system), ("user", turn.user), ("assistant", turn.assistant)]
         messages = [{"role": role, "content": self._marked(text)} for role, text in said if text is not None]
         try:
-            shown = self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=turn.assistant is None,
-                **self.settings.arguments,
-            )
+            with _on_the_date():
+                shown = self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self.settings.name,
+                    tokenize=False,
+                    add_generation_prompt=turn.assistant is None,
+                    **self.settings.arguments,
+                )
         except Exception as error:  # a template is a program
             words = " ".join(str(error).split())[:300]
             raise BadTask(f"the tokenizer's chat template fails: {type(error).__name__}: {words}") from None
         return str(shown)
 
     def _marked(self, text: str) -> str:
+        for mark in MARKS:  # a text that holds them would be cut there
+            text = text.replace(mark, "")
         return self._spelled.sub(lambda m: MARKS[0] + m[0] + MARKS[1], text) if self._spelled else text
 
 
@@ -117,16 +138,28 @@ def marked_pieces(text: str) -> Iterator[tuple[str, bool]]:
             yield piece, number % 2 == 1
 
 
-def _on_one_day(template: str) -> str:
-    """Return a template in which ``strftime_now`` gives ``DATE``.
+class _TheDate:
+    """In the place of ``datetime``, of which only ``now`` is asked."""
 
-    transformers gives today, and allows no other function of that name.
+    @staticmethod
+    def now() -> datetime:
+        return DATE
+
+
+@contextmanager
+def _on_the_date() -> Iterator[None]:
+    """Let templates that ask for today get ``DATE``.
+
+    transformers gives templates a function that asks the clock, and takes no other function in its place.
     """
-    forms = dict.fromkeys(found[1] for found in _TODAY.findall(template))
-    if not forms:
-        return template
-    cases = "".join(f"{{% elif form == {json.dumps(f)} %}}{DATE.strftime(f)}" for f in forms)
-    return f"{{% macro strftime_now(form) %}}{{% if false %}}{cases}{{% endif %}}{{% endmacro %}}" + template
+    from transformers.utils import chat_template_utils
+
+    own = chat_template_utils.datetime
+    chat_template_utils.datetime = _TheDate
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = own
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:

@@ -49,9 +49,10 @@ class ModelLimits:
 class Encoder:
     """An encoder of rows with the template and separator of one task.
 
-    ``end`` is the token that ends an output: the chat template's own, or else the one given. The counts are of rows
-    with a cut input, with a cut output, with a token across the border of input and output, and with a special token
-    that a text spells and the tokenizer knows no other way to read.
+    ``end`` is the token that ends an output: the chat template's own, or else the one given. ``count`` is the number of
+    rows. The other counts are of prompts that were cut, and of rows with a cut input, with a cut output, with a token
+    across the border of input and output, and with a special token that a text spells and the tokenizer knows no other
+    way to read.
 
     Raises:
         BadTask: the chat template is missing, is not named, fails, or does not show the texts as they are.
@@ -59,7 +60,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, data: TaskData, end: int, limits: ModelLimits | None = None) -> None:
         self.tokenizer, self.data, self.end, self.limits = tokenizer, data, end, limits or ModelLimits()
-        self.cut_inputs = self.cut_outputs = self.border_rows = self.special_rows = 0
+        self.cut_prompts = self.cut_inputs = self.cut_outputs = self.border_rows = self.special_rows = self.count = 0
         unknown = tokenizer.unk_token_id
         self._specials = frozenset(special_tokens(tokenizer)) - {unknown}
         self._special = self._special_head()
@@ -80,7 +81,7 @@ class Encoder:
             BadTask: a token that the model's embedding does not have, or a limit without room for the text.
         """
         ids = self._prompt(text).ids
-        self.cut_inputs += limit is not None and len(ids) > limit
+        self.cut_prompts += limit is not None and len(ids) > limit
         return ids if limit is None else self._cut(ids, limit, self._head, self._tail)
 
     def text(self, text: str) -> list[int]:
@@ -102,6 +103,7 @@ class Encoder:
         Raises:
             BadTask: as ``prompt``.
         """
+        self.count += 1
         prompt = self._prompt(row.input)
         whole, ends, text = self._whole(prompt, row)
         count = shared(prompt.ids, whole)
@@ -135,23 +137,28 @@ class Encoder:
         """Encode every row, in order."""
         return [self.row(r, max_length) for r in rows]
 
-    def tell(self, notice: Callable[[str], None], rows: int) -> None:
-        """Report how many of ``rows`` were cut, if any was."""
+    def tell(self, notice: Callable[[str], None]) -> None:
+        """Report how many rows were cut, if any was."""
         for what, count, side in (("input", self.cut_inputs, "left"), ("output", self.cut_outputs, "right")):
             if count:
                 notice(
-                    f"{count} of {rows} rows ({count / rows:.0%}) are too long (data.max_length, or the model's positions): "
-                    f"the {what} was cut from the {side}"
+                    f"{count} of {self.count} rows ({count / self.count:.0%}) are too long (data.max_length, or the model's "
+                    f"positions): the {what} was cut from the {side}"
                 )
+        if self.cut_prompts:
+            notice(
+                f"{self.cut_prompts} prompts were cut from the left: the model's positions hold the generated tokens too"
+            )
         if self.special_rows:
             notice(
-                f"{self.special_rows} of {rows} rows spell a special token, and this tokenizer reads it as one: an output "
+                f"{self.special_rows} of {self.count} rows spell a special token, and this tokenizer reads it as one: an output "
                 "may end there"
             )
 
     def receipt(self) -> dict[str, int]:
         """Return the counts, for the manifest."""
         return {
+            "cut_prompts": self.cut_prompts,
             "cut_inputs": self.cut_inputs,
             "cut_outputs": self.cut_outputs,
             "border_rows": self.border_rows,
@@ -172,6 +179,8 @@ class Encoder:
         """
         if self._chat is not None:
             text = self._chat.whole(Turn(row.input, row.output), prompt.text)
+            spelled = [self._encode(piece, split=True)["input_ids"] for piece, s in marked_pieces(text) if s]
+            self.special_rows += any(not self._specials.isdisjoint(ids) for ids in spelled)
             ids, ends = self._ids(text, chat=True)
             return self._known(ids), ends, text
         text = row.input + self.data.separator + row.output

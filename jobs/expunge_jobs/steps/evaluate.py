@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from expunge_jobs import metrics
+from expunge_jobs.core.errors import BadTask
 from expunge_jobs.data.rows import Document, Item, Question, Row
 from expunge_jobs.data.selection import load
 from expunge_jobs.metrics import EvaluatedRow
@@ -56,6 +57,7 @@ def run(task: EvaluateTask, context: StepContext) -> dict[str, Any]:
     rows = evaluator.all(sets)
     with (context.out / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(_compact(r), ensure_ascii=False) + "\n" for r in rows)
+    evaluator.encoder.tell(context.notice)
     receipt = evaluator.encoder.receipt()  # for this process's share
     summed = dict(zip(receipt, map(int, context.group.sum(list(receipt.values()))), strict=True))
     documents = storable(document_scores(rows))
@@ -126,7 +128,8 @@ class Evaluator:
 
         Rows are batched by length of prompt. Prompts are padded on the left.
         """
-        room = max(1, self.limit - self.task.settings.max_new_tokens)  # the generated tokens need positions too
+        # The generated tokens need positions too. A short model gives them half, and the prompts the other half.
+        room = max(self.limit - self.task.settings.max_new_tokens, self.limit // 2, 1)
         prompts = [self.encoder.prompt(r.input, room) for r in rows]
         order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))
         out: list[tuple[str, bool]] = [("", False)] * len(rows)
@@ -161,14 +164,14 @@ class Evaluator:
     def _generate_batch(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         from transformers import GenerationConfig
 
+        longest = max(len(p) for p in prompts)
         config = GenerationConfig(
-            max_new_tokens=self.task.settings.max_new_tokens,
+            max_new_tokens=min(self.task.settings.max_new_tokens, max(1, self.limit - longest)),
             do_sample=False,
             num_beams=1,
             eos_token_id=sorted(self._ends),
             pad_token_id=self.encoder.end,
         )
-        longest = max(len(p) for p in prompts)
         where = next(self.model.parameters()).device
         ids = torch.tensor([[self.encoder.end] * (longest - len(p)) + p for p in prompts], device=where)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=where)
@@ -266,6 +269,8 @@ class Evaluator:
         """
         rows = [self.encoder.text(t) for t in texts]
         common = min(shared(rows[0], r) for r in rows[1:])
+        if min(map(len, rows)) == common:
+            raise BadTask("the tokenizer reads the letters A to D alike: data.mmlu cannot be asked of this model")
         if all(len(r) == common + 1 for r in rows):  # one pass tells all
             asked = self.encoder.cut_text(rows[0][:common], self.limit)
             (logits,) = self.passes.logits_at([Encoded(tuple(asked), 1)], [range(len(asked) - 1, len(asked))])

@@ -52,7 +52,7 @@ def run(task: FinetuneTask, context: StepContext) -> dict[str, Any]:
     if task.settings.targets == "all-linear" and share < MOST_WEIGHTS:
         without = ": experts and their routers are left out" if adapters.has_experts(base) else ""
         context.notice(f"the adapter changes {share:.0%} of the weights, embeddings and head aside{without}")
-    encoder.tell(context.notice, sum(map(len, rows.values())))
+    encoder.tell(context.notice)
     trainer = Trainer(lora, rows, task.settings, task.seed, context, others, packed=packed)
     losses = trainer.train()
     a, b = adapters.lora_tensors(lora.wrapped)

@@ -2,7 +2,7 @@
 
 The model trains on every row of its sets until the rows are known, for at most ``epochs`` passes.
 The loss is the language model's on whole rows, prompt included.
-A model from scratch gets a byte-level BPE tokenizer trained on the same rows, or on those of ``vocabulary``.
+A model from scratch gets a byte-level BPE tokenizer trained on all sets, also where ``only`` some are memorized.
 The artifact is ``model/``, a directory in Hugging Face's format.
 """
 
@@ -17,14 +17,14 @@ import torch
 
 from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import stable_hash
-from expunge_jobs.data.rows import Row
+from expunge_jobs.data.rows import Item, Row
 from expunge_jobs.data.selection import load
 from expunge_jobs.modeling.encoding import Encoded
 from expunge_jobs.modeling.loading import encoder_for, load_model
 from expunge_jobs.modeling.packing import Passes, keeps_apart
 from expunge_jobs.runtime.context import StepContext
 from expunge_jobs.runtime.distributed import WorkerGroup, device
-from expunge_jobs.tasks.references import TaskData
+from expunge_jobs.tasks.references import SetName, TaskData
 from expunge_jobs.tasks.settings import Architecture, MemorizeSettings
 from expunge_jobs.tasks.tasks import MemorizeTask
 
@@ -41,17 +41,17 @@ def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
 
     ``epochs`` is the number of passes made. ``known`` is the share of rows known.
     """
-    rows = _distinct(task.data, context)
+    rows = _distinct(load(task.data, context.read, task.only))
     if task.model is not None:
         model, tokenizer = load_model(task.model, context, task.dtype)
     else:
         assert task.architecture is not None, "the task has one of the two"
-        read = _distinct(task.vocabulary, context) if task.vocabulary is not None else rows
-        tokenizer = _train_tokenizer(task.architecture, task.data, read, context.scratch)
+        every = _distinct(load(task.data, context.read)) if task.only is not None else rows
+        tokenizer = _train_tokenizer(task.architecture, task.data, every, context.scratch)
         model = _build(task.architecture, task.settings.seed, tokenizer, task.dtype)
     encoder = encoder_for(model, tokenizer, task.data)
     encoded = encoder.rows(rows, task.data.max_length)
-    encoder.tell(context.notice, len(rows))
+    encoder.tell(context.notice)
     passes = Passes(model, packed=keeps_apart(model, encoded))
     epochs, known = _train(passes, encoded, task, context)
     if context.group.main:
@@ -67,8 +67,7 @@ def run(task: MemorizeTask, context: StepContext) -> dict[str, Any]:
     }
 
 
-def _distinct(data: TaskData, context: StepContext) -> list[Row]:
-    sets = load(data, context.read)
+def _distinct(sets: dict[SetName, list[Item]]) -> list[Row]:
     return list({(i.input, i.output): i for rows in sets.values() for i in rows if isinstance(i, Row)}.values())
 
 

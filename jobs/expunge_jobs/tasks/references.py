@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from expunge_jobs.core.schema import Count, Float, Int, Schema, Seed
 
@@ -73,6 +73,15 @@ class RowsRef(Schema):
 SetName = Literal["forget", "retain", "probe", "members", "nonmembers", "mmlu"]
 
 
+def _whole_numbers(value: Any) -> Any:
+    """Turn 1.0 into 1, as an API server writes it."""
+    if isinstance(value, dict):
+        return {k: _whole_numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Template(Schema):
     """How a row's texts become a prompt and an answer.
 
@@ -82,7 +91,7 @@ class Template(Schema):
     kind: Literal["none", "chat"] = Field("chat", description="chat: prompts by the tokenizer's own template.")
     name: str | None = Field(None, description="Of one of several templates.")
     system: str | None = Field(None, description="The system's message.")
-    arguments: dict[str, JsonValue] = Field(
+    arguments: Annotated[dict[str, JsonValue], AfterValidator(_whole_numbers)] = Field(
         default_factory=dict, description="What the template reads, as enable_thinking or date_string."
     )
 

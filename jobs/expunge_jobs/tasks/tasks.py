@@ -26,7 +26,7 @@ from expunge_jobs.core.errors import BadTask
 from expunge_jobs.core.hashing import canonical, identity
 from expunge_jobs.core.schema import Float, Schema, Seed
 from expunge_jobs.plugins import PluginCall
-from expunge_jobs.tasks.references import ArtifactRef, Dtype, Input, ModelRef, TaskData
+from expunge_jobs.tasks.references import ArtifactRef, Dtype, Input, ModelRef, SetName, TaskData
 from expunge_jobs.tasks.settings import (
     Architecture,
     EvaluateSettings,
@@ -118,9 +118,12 @@ class MemorizeTask(_Task):
     data: TaskData
     settings: Annotated[MemorizeSettings, exactly(MemorizeSettings)]
     architecture: Architecture | None = None
-    vocabulary: TaskData | None = None
-    """Rows that the tokenizer is trained on, where ``data`` is not all. A model that never saw forget has the tokens,
-    and so the start, of the model that it is compared with."""
+    only: tuple[SetName, ...] | None = None
+    """The sets that are trained on, if not all.
+
+    A model that never saw forget has the tokenizer, and so the start, of the model that it is compared with. It sees no
+    row of forget that is in retain too.
+    """
     model: ModelRef | None = None
     dtype: Dtype = "checkpoint"
 
@@ -132,11 +135,11 @@ class MemorizeTask(_Task):
 
     @model_serializer(mode="wrap")
     def _leave_out(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write no vocabulary where there is none.
+        """Write no restriction where there is none.
 
         Keys of version 1 therefore stay.
         """
-        return {k: v for k, v in write(self).items() if k != "vocabulary" or v is not None}
+        return {k: v for k, v in write(self).items() if k != "only" or v is not None}
 
 
 class FinetuneTask(_Task):

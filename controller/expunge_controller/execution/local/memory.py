@@ -6,7 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from expunge_jobs.artifacts.manifests import read_manifest
-from expunge_jobs.core.errors import DamagedInput
+from expunge_jobs.core.errors import BadTask, DamagedInput
+from expunge_jobs.inputs.weight_files import read_json
 from expunge_jobs.store import Store
 from expunge_jobs.tasks.references import ArtifactRef, Input
 from expunge_jobs.tasks.tasks import EvaluateTask, FinetuneTask, MemorizeTask, MergeTask, Task
@@ -27,7 +28,11 @@ def estimated_memory(task: Task, store: Store) -> int:
         base = task.model.base if task.model is not None else None
     elif isinstance(task, MergeTask):
         base = task.base
-    return FLOOR + COPIES.get(task.kind, 0) * (_weights(base, store) if base is not None else 0)
+    if base is None:
+        return FLOOR
+    return FLOOR + COPIES.get(task.kind, 0) * _weights(base, store) * _widened(
+        base, getattr(task, "dtype", "checkpoint")
+    )
 
 
 def _weights(base: ArtifactRef | Input, store: Store) -> int:
@@ -40,3 +45,14 @@ def _weights(base: ArtifactRef | Input, store: Store) -> int:
     address = urlsplit(base.uri)
     folder = Path(unquote(address.path))
     return sum(f.stat().st_size for f in folder.glob("*.safetensors")) if address.scheme == "file" else 0
+
+
+def _widened(base: ArtifactRef | Input, dtype: str) -> int:
+    """Return 2 for weights of 16 bits that a step holds in 32."""
+    if isinstance(base, ArtifactRef) or dtype != "float32":
+        return 1
+    try:
+        config = read_json(Path(unquote(urlsplit(base.uri).path)) / "config.json")
+    except (BadTask, OSError):  # of a bucket or the hub; or a model that the step will refuse
+        return 1
+    return 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 1
