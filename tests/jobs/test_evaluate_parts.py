@@ -246,7 +246,7 @@ def test_mmlu_is_the_likeliest_letter_after_five_shots(base: Any, words: Any, wo
         assert row.score == float(likely.index(max(likely)) == asked.answer)
 
 
-@pytest.mark.parametrize(("positions", "cut"), [(8, True), (64, False), (256, False)])
+@pytest.mark.parametrize(("positions", "cut"), [(4, True), (64, False), (256, False)])
 def test_a_model_of_few_positions_is_asked_whole_prompts(
     words: Any, work: StepContext, positions: int, cut: bool
 ) -> None:

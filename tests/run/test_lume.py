@@ -68,8 +68,7 @@ def test_the_example_runs_on_rows_of_lumes_shape(tmp_path: Path, third: int) -> 
         "over",
         "under",
         "merged",
-        "control:over@0.5",
-        "control:under@0.5",
+        *(f"control:{name}@{scale}" for scale in (0.5, 0.75, 1.25, 1.5) for name in ("over", "under")),
     ]
     for model in results["models"]:
         cells = [
