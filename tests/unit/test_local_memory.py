@@ -49,7 +49,6 @@ def test_it_grows_with_the_model(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", ["0", "-1", "two", "1.5"])
 def test_threads_that_are_none_are_refused(threads: str, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     loaded = load_experiment(QUICKSTART)
     backend = Backend(Where(options={"threads": threads}))
     with pytest.raises(ExperimentError, match="--threads: found .* allowed: a whole number from 1"):

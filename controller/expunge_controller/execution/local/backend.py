@@ -37,10 +37,10 @@ class Backend:
         from expunge_controller.errors import ExperimentError
         from expunge_controller.execution.local.executor import LocalExecutor
 
-        if find_spec("torch") is None:
-            raise ExperimentError(["this Python has no torch, which steps need: pip install 'expunge[jobs]'"])
         if self._threads is not None and not (self._threads.isdecimal() and int(self._threads) > 0):
             raise ExperimentError([f"--threads: found '{self._threads}'; allowed: a whole number from 1"])
+        if find_spec("torch") is None:
+            raise ExperimentError(["this Python has no torch, which steps need: pip install 'expunge[jobs]'"])
         threads = int(self._threads) if self._threads is not None else None
         return LocalExecutor(store, resolved.plan.specialists, spec.resources, parallel, threads)
 
