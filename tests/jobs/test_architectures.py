@@ -239,7 +239,9 @@ def test_every_adapted_layer_learns(kind: str, made: Any) -> None:
     assert not any(n.rsplit(".lora_B", 1)[0].endswith(adapters.ROUTERS) for n in learnt if kind in MIXTURES)
     share = adapters.adapted_share(lora.wrapped)
     assert (
-        0.9 < share <= 1 if kind in PACKED or kind in ("opt", "bloom", "falcon", "xglm", "lfm2") else 0 < share < 1.001
+        0.9 < share <= 1
+        if kind in PACKED or kind in ("opt", "bloom", "falcon", "xglm", "lfm2")
+        else 0 < share < (0.7 if kind in MIXTURES else 1.001)
     )
     assert adapters.has_experts(made) == (kind in MIXTURES)
 

@@ -14,6 +14,9 @@ from expunge_jobs.data.rows import Item, Row
 from expunge_jobs.tasks.references import Input, TaskData
 from expunge_jobs.tasks.tasks import FinetuneTask
 
+SPARE = 8
+"""Tokens of a row that stand for no byte of it: a head, a dummy blank, the end."""
+
 
 def tokenizer_file(task: FinetuneTask) -> Path | None:
     """Return the tokenizer of a fine-tune, if it is a file of this machine."""
@@ -39,6 +42,8 @@ def cut_notice(items: Sequence[Item], file: Path, data: TaskData) -> str | None:
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
         texts = [r.input + data.separator + r.output for r in given]
+        # Every verb plans. A token has at least a byte; therefore only long texts are encoded.
+        texts = [t for t in texts if len(t.encode()) + SPARE > data.max_length]
         found = tokenizer.encode_batch(texts, add_special_tokens=False)
         alone, whole = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
         head = whole.index(alone[0]) if alone else 0

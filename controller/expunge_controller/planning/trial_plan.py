@@ -18,7 +18,7 @@ from expunge_jobs.tasks.references import (
     TaskData,
     Template,
 )
-from expunge_jobs.tasks.settings import EvaluateSettings
+from expunge_jobs.tasks.settings import EvaluateSettings, MemorizeSettings
 from expunge_jobs.tasks.tasks import (
     KIND_VERSIONS,
     EvaluateTask,
@@ -45,8 +45,8 @@ from expunge_controller.experiment.schema import (
 
 MEMORIZED: tuple[SetName, ...] = ("forget", "retain", "probe")
 """Sets of the model that is to forget."""
-RANDOM_RATE, PRETRAINED_RATE = 3e-3, 1e-4
-"""Learning rates of ``memorize`` from random weights and from a pretrained model, if the file gives none."""
+PRETRAINED_RATE = 1e-4
+"""Learning rate of ``memorize`` from a pretrained model, if the file gives none."""
 Pins = Mapping[str, str]
 """Digests by address, made by ``resolve``."""
 
@@ -170,10 +170,10 @@ class TrialPlan:
 
     def _memorize(self, role: str, given: Memorize, sets: tuple[SetName, ...]) -> ModelRef:
         start = ModelRef(base=self._input(self.spec.model)) if self.spec.model else None
-        dtype, rate, only = self.spec.dtype, RANDOM_RATE, None
+        dtype, rate, only = self.spec.dtype, MemorizeSettings.model_fields["learning_rate"].default, None
         if self.keys.version(MemorizeTask) > 1:  # records of version 1 keep its plan
             dtype = given.dtype
-            rate = RANDOM_RATE if start is None else PRETRAINED_RATE
+            rate = rate if start is None else PRETRAINED_RATE
             if sets != MEMORIZED:
                 sets, only = MEMORIZED, sets
         key = self._add(
