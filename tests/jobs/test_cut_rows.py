@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 from expunge_controller.experiment.loading import load_experiment
 from expunge_controller.planning.resolve import resolve
 from expunge_jobs.data.selection import load
@@ -30,6 +32,23 @@ def test_the_plan_counts_as_the_step_cuts(base_folder: Path, length: int) -> Non
         assert said[0].startswith(
             f"{cut} of {len(rows)} rows to forget ({cut / len(rows):.0%}) have more than {length} tokens"
         )
+
+
+def test_padding_and_truncation_that_a_tokenizer_was_saved_with_count_nothing(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(base_folder, tmp_path / "m"))
+    saved = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def notices() -> list[str]:
+        sets = [f"model={folder}", "memorize=null", "data.max_length=30", "data.documents=2"]
+        return [n for n in resolve(load_experiment(QUICKSTART, sets)).notices if "have more than" in n]
+
+    plain = notices()
+    saved.enable_padding(length=40)
+    saved.enable_truncation(max_length=10)
+    saved.save(str(folder / "tokenizer.json"))
+    assert notices() == plain != []
 
 
 def test_a_tokenizer_that_cannot_be_read_is_left_to_the_step(base_folder: Path, tmp_path: Path) -> None:

@@ -263,6 +263,15 @@ def test_a_model_of_few_positions_is_asked_whole_prompts(
         assert told[0][0].startswith(words.decode(alone[0][-3:], skip_special_tokens=True)[:3])
 
 
+def test_a_model_that_knows_no_padding_is_asked_one_by_one(words: Any, work: StepContext) -> None:
+    made = tiny.model("rwkv", vocab=len(words), hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+    judge = evaluator(made, words, work, batch_size=4, new=5)
+    together = judge.generate(tiny.FORGET)
+    alone = [evaluator(made, words, work, batch_size=1, new=5).generate([r])[0] for r in tiny.FORGET]
+    assert together == alone
+    assert len({len(words(r.input)["input_ids"]) for r in tiny.FORGET}) > 1, "or there was no padding"
+
+
 def test_letters_that_a_tokenizer_cannot_tell_apart_are_refused(base: Any, work: StepContext) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
