@@ -41,14 +41,15 @@ def test_padding_and_truncation_that_a_tokenizer_was_saved_with_count_nothing(
     saved = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def notices() -> list[str]:
-        sets = [f"model={folder}", "memorize=null", "data.max_length=30", "data.documents=2"]
+        sets = [f"model={folder}", "memorize=null", "data.max_length=80", "data.documents=2"]
         return [n for n in resolve(load_experiment(QUICKSTART, sets)).notices if "have more than" in n]
 
     plain = notices()
-    saved.enable_padding(length=40)
+    saved.enable_padding(length=400)
     saved.enable_truncation(max_length=10)
     saved.save(str(folder / "tokenizer.json"))
     assert notices() == plain != []
+    assert "(100%)" not in plain[0], "or padding could add none"
 
 
 def test_a_tokenizer_that_cannot_be_read_is_left_to_the_step(base_folder: Path, tmp_path: Path) -> None:
