@@ -41,7 +41,7 @@ def test_padding_and_truncation_that_a_tokenizer_was_saved_with_count_nothing(
     saved = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def notices() -> list[str]:
-        sets = [f"model={folder}", "memorize=null", "data.max_length=80", "data.documents=2"]
+        sets = [f"model={folder}", "memorize=null", "data.max_length=140", "data.documents=2"]
         return [n for n in resolve(load_experiment(QUICKSTART, sets)).notices if "have more than" in n]
 
     plain = notices()
